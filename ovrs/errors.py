@@ -1,0 +1,71 @@
+"""Every error `ovrs` raises on purpose. The command line prints the message and maps the class to an exit code."""
+
+from __future__ import annotations
+
+
+class OvrsError(Exception):
+    """Base class. A message says what was asked, what was found, and what to do."""
+
+    exit_code = 1
+
+
+class OptionError(OvrsError, ValueError):
+    """An option has a value that cannot work."""
+
+    exit_code = 2
+
+
+class CatalogError(OvrsError, ValueError):
+    """`data_catalog.yaml` is wrong or does not hold what was asked for."""
+
+    exit_code = 2
+
+
+class VocabularyError(OvrsError, ValueError):
+    """A class list or prompt file cannot be used."""
+
+    exit_code = 2
+
+
+class SceneReadError(OvrsError, OSError):
+    """The input raster cannot be read, or cannot be placed on the ground."""
+
+    exit_code = 3
+
+
+class GridMismatchError(OvrsError, ValueError):
+    """Two things that must share a grid do not."""
+
+    exit_code = 3
+
+
+class WeightsError(OvrsError):
+    """Model weights are missing, of the wrong kind, or unsafe to load."""
+
+    exit_code = 3
+
+
+class StoreError(OvrsError):
+    """The output store cannot be created, opened or finished."""
+
+    exit_code = 3
+
+
+class DigestMismatchError(StoreError):
+    """The store was begun by a run with other inputs or options."""
+
+
+class StoreLockedError(StoreError):
+    """Another run is writing this store."""
+
+
+class IncompleteRunError(StoreError):
+    """Some blocks are missing; the store can be resumed."""
+
+    exit_code = 4
+
+
+class MissingExtraError(OvrsError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    exit_code = 2

@@ -1,0 +1,123 @@
+"""Features of one tile, and their projection onto text: all that heads and adapters work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ovrs.model.dense import DenseVariant, dense_tokens, patch_size
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ovrs.grid import Window
+    from ovrs.model.loading import LoadedModel
+
+VALID_SHARE = 0.5
+"""Patches with less valid ground than this neither give prototypes nor enter the loss (`methods` 6.5)."""
+
+
+@dataclass(frozen=True, eq=False)
+class TileFeatures:
+    """What the frozen encoder says about one tile. B crops of one size, a grid of h × w patches each."""
+
+    patches: Tensor
+    """float32 `(B, N, D)`, unit vectors."""
+    cls: Tensor
+    """float32 `(B, D)`, unit vectors: token 0 of the modified branch."""
+    grid: tuple[int, int]
+    patch: int
+    pad: tuple[int, int]
+    """Rows and columns of padding before the crop's first pixel."""
+    crops: tuple[Window, ...]
+    """Crop windows relative to the tile."""
+    shape: tuple[int, int]
+    """Height and width of the tile."""
+    patch_valid: Tensor
+    """bool `(B, N)`: patches with enough valid ground."""
+    valid: Tensor
+    """bool `(height, width)`."""
+
+    @property
+    def crop_shape(self) -> tuple[int, int]:
+        return self.crops[0].shape
+
+
+@torch.no_grad()  # not inference mode: adapters build graphs on these tensors
+def encode_tile(model: LoadedModel, variant: DenseVariant, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...],
+                batch: int) -> TileFeatures:
+    """Run the vision tower once over the crops of a tile, `batch` at a time.
+
+    The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
+    not depend on what else is computed.
+    """
+    patch = patch_size(model.clip.visual)
+    image = normalise(model, rgb, valid)
+    mask = torch.from_numpy(np.ascontiguousarray(valid)).to(model.device)
+    windows = [(slice(c.row_off, c.row_end), slice(c.col_off, c.col_end)) for c in crops]
+    height, width = crops[0].shape
+    lack = (-height % patch, -width % patch)
+    pad = (lack[0] // 2, lack[1] // 2)
+    sides = (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])
+    stack = F.pad(torch.stack([image[(slice(None), *w)] for w in windows]), sides)
+    share = F.avg_pool2d(F.pad(torch.stack([mask[w] for w in windows]).float()[:, None], sides), patch).flatten(1)
+    patches, cls, grid = [], [], (0, 0)
+    for start in range(0, len(crops), batch):
+        part = stack[start : start + batch]
+        full = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1)]) if len(part) < batch else part
+        tokens = dense_tokens(model.clip.visual, full.to(model.dtype), variant)
+        grid = tokens.grid
+        patches.append(F.normalize(tokens.patches[: len(part)].float(), dim=-1))
+        cls.append(F.normalize(tokens.cls[: len(part)].float(), dim=-1))
+    return TileFeatures(torch.cat(patches), torch.cat(cls), grid, patch, pad, crops, valid.shape, share >= VALID_SHARE, mask)
+
+
+def normalise(model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:
+    """CLIP-normalised float32 `(3, H, W)`; pixels that are not valid get the mean colour, which is 0."""
+    image = torch.from_numpy(rgb).to(model.device, torch.float32) / 255
+    mean = torch.tensor(model.mean, device=model.device)[:, None, None]
+    std = torch.tensor(model.std, device=model.device)[:, None, None]
+    return torch.where(torch.from_numpy(np.ascontiguousarray(valid)).to(model.device), (image - mean) / std, 0.0)
+
+
+def upsample(features: TileFeatures, low: Tensor) -> Tensor:
+    """Bilinear operator: maps on the patch grid `(B, K, N)` to crop pixels `(B, K, crop height, crop width)`.
+
+    Linear in its input, so class scores can be upsampled instead of features.
+    """
+    h, w = features.grid
+    size = (h * features.patch, w * features.patch)
+    full = F.interpolate(low.unflatten(-1, (h, w)), size=size, mode="bilinear", align_corners=False)
+    rows, cols = features.crop_shape
+    return full[..., features.pad[0] : features.pad[0] + rows, features.pad[1] : features.pad[1] + cols]
+
+
+def accumulate(features: TileFeatures, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the crops' maps `(B, K, ch, cw)` on the tile `(K, H, W)`, and how many crops cover each pixel `(H, W)`."""
+    total = maps.new_zeros((maps.shape[1], *features.shape))
+    hits = maps.new_zeros(features.shape)
+    for crop, values in zip(features.crops, maps, strict=True):
+        part = (slice(crop.row_off, crop.row_end), slice(crop.col_off, crop.col_end))
+        total[(slice(None), *part)] += values
+        hits[part] += 1
+    return total, hits
+
+
+def cosines(features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:
+    """Low-resolution logits without temperature `(B, M, N)`: patch · text + λ · (cls · base text).
+
+    Args:
+        features: Of one tile.
+        text: `(M, D)`, or `(B, M, D)` when every crop has its own.
+        base_text: `(M, D)`, the uncalibrated text that the global term uses (`methods` 2.8 and 6.5).
+        cls_weight: λ.
+    """
+    low = text @ features.patches.transpose(1, 2)
+    if cls_weight:
+        low = low + cls_weight * (features.cls @ base_text.T)[:, :, None]
+    return low

@@ -1,0 +1,144 @@
+"""Load a CLIP model: by open_clip's name, from a directory in open_clip's format, or the bundled one. Never unpickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ovrs.errors import OptionError, WeightsError
+from ovrs.model.dense import check_vit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from ovrs.options import ModelOptions
+
+log = logging.getLogger(__name__)
+
+BUNDLED = "bundled"
+CONFIG_FILE = "open_clip_config.json"
+METADATA_FILE = "ovrs.json"
+"""Optional, beside open_clip's files: this model's own defaults (dense variant, logit scale, λ) and its card."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network in evaluation mode with everything needed to feed it."""
+
+    clip: nn.Module
+    tokenize: Callable[[list[str]], Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+    weights_hash: str
+    """SHA-256 over all tensors: names, shapes and float32 bytes."""
+    device: torch.device
+    dtype: torch.dtype
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """`dense`, `cls_weight`, `logit_scale` as the model's makers recommend."""
+
+
+def load(options: ModelOptions) -> LoadedModel:
+    """Load the model that the options name.
+
+    Raises:
+        WeightsError: Unknown, missing or unsafe weights, or no ViT; the message names the ways to get one.
+        OptionError: The device does not exist.
+    """
+    device = _device(options.device)
+    directory = _directory(options)
+    clip, tokenize, preprocess = _from_directory(directory) if directory else _from_name(options)
+    check_vit(clip.visual)
+    clip.eval().requires_grad_(False)
+    weights_hash = hash_weights(clip)
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    clip.visual.to(device=device, dtype=dtype)
+    metadata = directory / METADATA_FILE if directory else None
+    defaults = json.loads(metadata.read_text("utf-8")).get("defaults", {}) if metadata and metadata.is_file() else {}
+    name = options.model if directory is None or options.model == BUNDLED else directory.name
+    label = f"{name}:{options.pretrained}" if options.pretrained else name
+    return LoadedModel(clip, tokenize, tuple(preprocess["mean"]), tuple(preprocess["std"]), label, weights_hash, device, dtype, defaults)
+
+
+def bundled_directory() -> Path:
+    """Where the bundled model lies."""
+    return Path(str(resources.files("ovrs"))) / "bundled"
+
+
+def _directory(options: ModelOptions) -> Path | None:
+    if options.model == BUNDLED:
+        return bundled_directory()
+    path = Path(options.model)
+    return path if path.is_dir() else None
+
+
+def _from_directory(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
+    import open_clip
+    from safetensors.torch import load_file
+
+    config_file, weights = directory / CONFIG_FILE, directory / "open_clip_model.safetensors"
+    for file in (config_file, weights):
+        if not file.is_file():
+            raise WeightsError(f"{directory} is no model directory in open_clip's format: {file.name} is missing")
+    config = json.loads(config_file.read_text("utf-8"))
+    model_config = dict(config["model_cfg"])
+    try:
+        clip = open_clip.CLIP(**model_config)
+        clip.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
+    except (TypeError, RuntimeError, KeyError) as error:
+        raise WeightsError(f"{directory}: weights and {CONFIG_FILE} do not fit each other: {error}") from error
+    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=clip.context_length)
+    preprocess = config.get("preprocess_cfg", {})
+    return clip, tokenizer, {"mean": preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN), "std": preprocess.get("std", open_clip.OPENAI_DATASET_STD)}
+
+
+def _from_name(options: ModelOptions) -> tuple[Any, Any, dict[str, Any]]:
+    import open_clip
+
+    known = open_clip.list_models()
+    if options.model not in known:
+        raise WeightsError(f"model {options.model!r} is neither 'bundled', nor a directory, nor one of open_clip's {len(known)} names "
+                           f"(such as ViT-B-16); `python -c \"import open_clip; print(open_clip.list_pretrained())\"` lists them")
+    if not options.pretrained:
+        tags = open_clip.list_pretrained_tags_by_model(options.model)
+        raise WeightsError(f"model {options.model} needs --pretrained TAG, one of: {', '.join(tags)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # OpenAI tags carry their own activation
+            clip, _, preprocess = open_clip.create_model_and_transforms(options.model, pretrained=options.pretrained, weights_only=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise WeightsError(f"weights {options.pretrained!r} of {options.model} cannot be loaded: {error}. Without internet, point --model "
+                           f"to a local directory that holds {CONFIG_FILE} and open_clip_model.safetensors") from error
+    normalise = preprocess.transforms[-1]
+    return clip, open_clip.get_tokenizer(options.model), {"mean": normalise.mean, "std": normalise.std}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name!r} is unknown; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
+    return device
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of the state dictionary as float32, independent of file format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""Text side: every query of a class, in every template, as one unit vector."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from ovrs.model.loading import LoadedModel
+    from ovrs.vocabulary import Vocabulary
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class TextBank:
+    """The queries of a vocabulary."""
+
+    vectors: Tensor
+    """float32 `(M, D)`, unit rows."""
+    class_of: Tensor
+    """int64 `(M,)`: class index of each query, ascending."""
+    class_count: int
+
+
+def build_text_bank(model: LoadedModel, vocabulary: Vocabulary) -> TextBank:
+    """Embed a vocabulary with the 80 ImageNet templates of CLIP (`methods` 1.5), cached on disk by content."""
+    queries = [clean(q) for entry in vocabulary.classes for q in entry.queries]
+    class_of = [i for i, entry in enumerate(vocabulary.classes) for _ in entry.queries]
+    vectors = _cached(model, queries, imagenet_templates())
+    return TextBank(torch.from_numpy(vectors).to(model.device), torch.tensor(class_of, device=model.device), len(vocabulary.classes))
+
+
+def imagenet_templates() -> list[Callable[[str], str]]:
+    """The 80 prompt templates that came with CLIP, as shipped by open_clip."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return list(OPENAI_IMAGENET_TEMPLATES)
+
+
+def clean(query: str) -> str:
+    """Lower case, no final full stop, hyphens and slashes as blanks: what TMPA's released code does to its prompts."""
+    return " ".join(query.lower().replace("-", " ").replace("/", " ").strip().rstrip(".").split())
+
+
+def embed(clip: torch.nn.Module, tokenize: Callable[[list[str]], Tensor], queries: Sequence[str], templates: Sequence[Callable[[str], str]]) -> Tensor:
+    """Template ensemble: normalise each sentence vector, average per query, normalise again.
+
+    Returns:
+        float32 `(len(queries), D)`, unit rows. Sentences over the context length are cut; the end token is kept.
+    """
+    sentences = [template(query) for query in queries for template in templates]
+    vectors = encode_sentences(clip, tokenize, sentences)
+    return F.normalize(vectors.view(len(queries), len(templates), -1).mean(dim=1), dim=-1)
+
+
+@torch.inference_mode()
+def encode_sentences(clip: torch.nn.Module, tokenize: Callable[[list[str]], Tensor], sentences: Sequence[str]) -> Tensor:
+    """Unit vectors `(n, D)` on the CPU, in the order given."""
+    tokens = tokenize(list(sentences))
+    unique, inverse = torch.unique(tokens, dim=0, return_inverse=True)
+    lengths = unique.argmax(dim=1)
+    order = lengths.argsort(stable=True)  # sentences of like length together: the tail behind the end token is not computed
+    out: Tensor | None = None
+    for rows in order.split(_BATCH):
+        z = F.normalize(_encode(clip, unique[rows]).float(), dim=-1)
+        if out is None:
+            out = torch.empty(len(unique), z.shape[1])
+        out[rows] = z
+    assert out is not None  # there is at least one sentence
+    return out[inverse].clone()
+
+
+def _encode(clip: Any, tokens: Tensor) -> Tensor:
+    import open_clip
+
+    if type(clip) is not open_clip.CLIP or getattr(clip, "text_pool_type", "argmax") != "argmax":
+        return clip.encode_text(tokens)
+    # CLIP's text attention is causal, so positions behind the end token cannot change the result
+    length = int(tokens.argmax(dim=1).max()) + 1
+    tokens = tokens[:, :length]
+    x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+    x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
+    x = clip.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=1)]
+    return x @ clip.text_projection
+
+
+def cache_directory() -> Path:
+    """`$OVRS_CACHE`, else `ovrs` under the user's cache directory."""
+    if own := os.environ.get("OVRS_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovrs"
+
+
+def _cached(model: LoadedModel, queries: list[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:
+    key = hashlib.sha256("\n".join([model.weights_hash, *(t("*") for t in templates), "", *queries]).encode()).hexdigest()
+    file = cache_directory() / "text" / f"{key}.npy"
+    if file.is_file():
+        return np.load(file, allow_pickle=False)
+    vectors = embed(model.clip, model.tokenize, queries, templates).numpy()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{key}.{os.getpid()}.tmp.npy")
+    np.save(temporary, vectors)
+    temporary.replace(file)
+    return vectors

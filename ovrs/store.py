@@ -1,0 +1,176 @@
+"""The output store: Zarr with the georeferencing that every reader looks for. Schema first, then regions.
+
+Layout (level 0 at the root, overview levels in groups `2`, `4`, …):
+
+    label        (y, x)         uint8, 255 = no data (uint16, 65535 above 254 classes)
+    confidence   (y, x)         uint8, 0..200 = 0..1, 255 = no data
+    score        (class, y, x)  uint8 like confidence; only on request
+    x, y         cell centres;  spatial_ref  CF grid mapping
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numcodecs import GZip
+from zarr.codecs import GzipCodec
+
+from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
+from ovrs.errors import GridMismatchError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from odc.geo.geobox import GeoBox
+
+    from ovrs.grid import Window
+
+PYRAMID_FLOOR = 256
+"""Overview levels are added until both sides are at most this many pixels."""
+
+
+def create(path: Path, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int,
+           zarr_format: int = 3, keep_scores: bool = False, attributes: dict[str, Any] | None = None) -> None:
+    """Create the schema of a store at `path`; every pixel is no data.
+
+    Raises:
+        StoreError: `path` exists.
+    """
+    if path.exists():
+        raise StoreError(f"{path} exists already")
+    group = zarr.create_group(path, zarr_format=zarr_format)
+    level(group, geobox, classes=classes, colours=colours, chunk=chunk, keep_scores=keep_scores)
+    group.attrs.update({"Conventions": "CF-1.11", **(attributes or {})})
+
+
+def level(group: zarr.Group, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int, keep_scores: bool) -> None:
+    """Create the arrays of one resolution level and its georeferencing in `group`."""
+    nodata = label_nodata(len(classes))
+    shape = (geobox.height, geobox.width)
+    common = {"grid_mapping": "spatial_ref", **({"_CRS": _crs_object(geobox)} if geobox.crs is not None else {})}
+    # CF gives classes exactly this way; `flag_colors` follows GDAL's and rioxarray's reading of it
+    flags = {"flag_values": list(range(len(classes))), "flag_meanings": " ".join(c.replace(" ", "_") for c in classes),
+             "class_names": list(classes), "flag_colors": " ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours)}
+    _array(group, "label", shape, (chunk, chunk), label_dtype(len(classes)), nodata, ("y", "x"), {"long_name": "class", **flags, **common})
+    meaning = {"long_name": "confidence of the class", "scale_factor": 1 / CONFIDENCE_SCALE, "add_offset": 0.0}
+    _array(group, "confidence", shape, (chunk, chunk), np.dtype(np.uint8), CONFIDENCE_NODATA, ("y", "x"), {**meaning, **common})
+    if keep_scores:
+        _array(group, "score", (len(classes), *shape), (1, chunk, chunk), np.dtype(np.uint8), CONFIDENCE_NODATA, ("class", "y", "x"),
+               {**meaning, "long_name": "score per class", "class_names": list(classes), **common})
+    _georeference(group, geobox)
+
+
+def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any], fill: float | int | None,
+           dims: tuple[str, ...], attributes: dict[str, Any], *, compress: bool = True) -> zarr.Array[Any]:
+    v3 = group.metadata.zarr_format == 3
+    extra: dict[str, Any] = {"dimension_names": dims} if v3 else {}
+    attributes = attributes if v3 else {"_ARRAY_DIMENSIONS": list(dims), **attributes}
+    if compress:  # gzip: some GDAL builds lack zstd and blosc
+        extra["compressors"] = GzipCodec(level=1) if v3 else GZip(level=1)
+    else:
+        extra["compressors"] = None
+    if fill is not None and name in ("label", "confidence", "score"):
+        attributes = {"_FillValue": int(fill), **attributes}
+    return group.create_array(name, shape=shape, chunks=tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)), dtype=dtype, fill_value=fill,
+                              attributes=attributes, **extra)
+
+
+def _crs_object(geobox: GeoBox) -> dict[str, Any]:
+    return {"wkt": geobox.crs.to_wkt(version="WKT2_2019"), "projjson": geobox.crs.proj.to_json_dict()}
+
+
+def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
+    affine, crs = geobox.affine, geobox.crs
+    ys = affine.f + affine.e * (np.arange(geobox.height) + 0.5)
+    xs = affine.c + affine.a * (np.arange(geobox.width) + 0.5)
+    geographic = crs is not None and crs.geographic
+    names = ("latitude", "longitude") if geographic else ("projection_y_coordinate", "projection_x_coordinate")
+    unit = {"units": ("degrees_north" if geographic else crs.proj.axis_info[0].unit_name)} if crs is not None else {}
+    for name, values, standard in (("y", ys, names[0]), ("x", xs, names[1])):
+        attributes = {"standard_name": standard, "axis": name.upper(), **unit} if crs is not None else {"axis": name.upper()}
+        if geographic and name == "x":
+            attributes["units"] = "degrees_east"
+        # uncompressed and one chunk: GDAL builds without the codec would otherwise lose the transform
+        _array(group, name, values.shape, values.shape, np.dtype(np.float64), None, (name,), attributes, compress=False)[:] = values
+    transform = " ".join(repr(float(v)) for v in (affine.c, affine.a, affine.b, affine.f, affine.d, affine.e))
+    mapping: dict[str, Any] = {"GeoTransform": transform}
+    if crs is not None:
+        mapping = {**crs.proj.to_cf(), "crs_wkt": crs.to_wkt(), "spatial_ref": crs.to_wkt(), "GeoTransform": transform}
+    _array(group, "spatial_ref", (), (), np.dtype(np.int64), 0, (), mapping, compress=False)
+    spatial: dict[str, Any] = {
+        "spatial:dimensions": ["y", "x"], "spatial:shape": [geobox.height, geobox.width],
+        "spatial:transform": [float(v) for v in (affine.a, affine.b, affine.c, affine.d, affine.e, affine.f)],
+        "spatial:bbox": [float(v) for v in geobox.boundingbox], "spatial:registration": "pixel",
+    }
+    if crs is not None:
+        code = f"EPSG:{crs.epsg}" if crs.epsg else None
+        spatial |= {"proj:code": code} if code else {"proj:wkt2": crs.to_wkt(version="WKT2_2019")}
+    group.attrs.update(spatial)
+
+
+def write_block(path: Path, window: Window, chunk: int, label: NDArray[Any], confidence: NDArray[np.uint8], score: NDArray[np.uint8] | None) -> None:
+    """Write one block's core. The only writer of these chunks.
+
+    Raises:
+        GridMismatchError: The block does not start on chunk lines: it would share chunks with a neighbour.
+    """
+    if window.row_off % chunk or window.col_off % chunk:
+        raise GridMismatchError(f"block at {window.row_off},{window.col_off} does not start on the {chunk}-pixel chunk grid")
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    region = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
+    array(group, "label")[region] = label
+    array(group, "confidence")[region] = confidence
+    if score is not None:
+        array(group, "score")[(slice(None), *region)] = score
+
+
+def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of the store by name.
+
+    Raises:
+        StoreError: There is none of that name.
+    """
+    member = group.get(name)
+    if not isinstance(member, zarr.Array):
+        raise StoreError(f"store {group.store_path} holds no array {name!r}")
+    return member
+
+
+def open_complete(path: Path) -> zarr.Group:
+    """Open a finished store for reading.
+
+    Raises:
+        StoreError: Missing, unfinished (says how to resume) or not written by `ovrs`.
+    """
+    if not path.exists():
+        partial = partial_path(path)
+        if partial.exists():
+            raise StoreError(f"{path} is not finished; `ovrs status {path}` shows how far it is, `ovrs resume {path}` goes on")
+        raise StoreError(f"no store at {path}")
+    try:
+        group = zarr.open_group(path, mode="r", use_consolidated=False)
+    except (FileNotFoundError, ValueError) as error:
+        raise StoreError(f"{path} is no Zarr group: {error}") from error
+    if "ovrs" not in group.attrs:
+        raise StoreError(f"{path} is a Zarr group, but not one that ovrs wrote (no 'ovrs' attribute)")
+    return group
+
+
+def partial_path(path: Path) -> Path:
+    """Where a store lives until it is committed."""
+    return path.with_name(path.name + ".partial")
+
+
+def geobox_of(group: zarr.Group) -> GeoBox:
+    """The grid of a store, from its own attributes."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox as Box
+
+    attributes = dict(group.attrs)
+    shape: Any = attributes["spatial:shape"]
+    transform: Any = attributes["spatial:transform"]
+    return Box((int(shape[0]), int(shape[1])), Affine(*transform), dict(array(group, "spatial_ref").attrs).get("crs_wkt"))

@@ -1,0 +1,85 @@
+"""Teach the small text tower the sentence vectors of the teacher.
+
+    python -m training.distill_text --work DIR --minutes 25 --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip import get_tokenizer
+
+from training.model import build
+
+
+def tokens_of(phrases: list[str]) -> torch.Tensor:
+    tokenizer = get_tokenizer("ViT-B-32")
+    return torch.cat([tokenizer(phrases[i : i + 4096]) for i in range(0, len(phrases), 4096)]).to(torch.int32)
+
+
+def encode_short(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """`encode_text` on the used positions only: attention is causal, so padding behind the end token cannot matter."""
+    length = int(tokens.argmax(1).max()) + 1
+    tokens = tokens[:, :length].long()
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    x = model.ln_final(x)[torch.arange(len(x)), tokens.argmax(1)]
+    return F.normalize(x @ model.text_projection, dim=-1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    phrases = json.loads((args.work / "texts.json").read_text())
+    target = torch.from_numpy(np.load(args.work / "texts.npy"))
+    tokens = tokens_of(phrases)
+    held = torch.zeros(len(tokens), dtype=torch.bool)
+    held[torch.randperm(len(tokens))[:2000]] = True
+    train_rows, held_rows = (~held).nonzero().flatten(), held.nonzero().flatten()
+    lengths = tokens.argmax(1)
+
+    model = build()
+    del model.visual
+    embedding = [model.token_embedding.weight]
+    rest = [p for p in model.parameters() if p is not embedding[0] and p.ndim > 0]
+    optimiser = torch.optim.AdamW([{"params": embedding, "weight_decay": 0.0, "lr_scale": 2.0},
+                                   {"params": rest, "weight_decay": 0.02, "lr_scale": 1.0}], lr=1e-3, betas=(0.9, 0.98))
+    batch, start, step = 256, time.time(), 0
+    while (used := (time.time() - start) / 60) < args.minutes:
+        progress = used / args.minutes
+        rate = 2e-3 * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-5
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        pool = train_rows[torch.randint(len(train_rows), (batch * 8,))]
+        pool = pool[lengths[pool].argsort()]  # equal lengths together: less padding
+        pick = int(torch.randint(8, ()))
+        rows = pool[pick * batch : (pick + 1) * batch]
+        z, t = encode_short(model, tokens[rows]), target[rows]
+        cosine = 1 - (z * t).sum(-1).mean()
+        relation = F.kl_div((z @ t.T * 20).log_softmax(-1), (t @ t.T * 20).softmax(-1), reduction="batchmean")
+        optimiser.zero_grad()
+        (cosine + 0.5 * relation).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        if step % 100 == 0:
+            with torch.no_grad():
+                cos = (encode_short(model, tokens[held_rows]) * target[held_rows]).sum(-1).mean()
+            print(f"{step} {used:.1f} min  train {1 - cosine.item():.3f}  held-out cosine {cos.item():.3f}", flush=True)
+    torch.save(model.state_dict(), args.work / "text.pt")
+
+
+if __name__ == "__main__":
+    main()

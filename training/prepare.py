@@ -1,0 +1,119 @@
+"""Collect the training material into arrays that the two training scripts map into memory.
+
+    python -m training.prepare --data DIR --work DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ovrs.synth import World
+from training import phrases
+
+SIDE = 176
+HELD_OUT_CZORTHO = ("T22",)
+HELD_OUT_DUBAI = ("tile1_", "tile2_")
+
+DUBAI = {0x3C1098: "building", 0x8429F6: "land", 0x6EC1E4: "road", 0xFEDD3A: "vegetation", 0xE2A929: "water"}
+CZORTHO = {0x32FFA7: "vegetation", 0xA67556: "soil", 0x6D32FF: "paved", 0xFFE132: "building", 0x32A7FF: "water",
+           0xFF8C00: "unpaved_road"}
+SYNTH = ["building", "road", "water", "tree", "field", "soil"]
+CHESAPEAKE = {1: "water", 2: "tree", 3: "low_vegetation", 4: "soil", 5: "paved", 6: "road"}
+
+
+def colour_labels(path: Path, table: dict[int, str], names: list[str]) -> np.ndarray:
+    rgb = np.asarray(Image.open(path).convert("RGB")).astype(np.int64)
+    key = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+    out = np.full(key.shape, 255, np.uint8)
+    for colour, name in table.items():
+        out[key == colour] = names.index(name)
+    return out
+
+
+def dense_pairs(data: Path, split: str) -> list[tuple[str, np.ndarray, np.ndarray, list[str], tuple[float, float]]]:
+    """(set, RGB (h, w, 3), labels (h, w) with 255 ignored, concept names, range of scale augmentation)."""
+    out = []
+    names = list(CZORTHO.values())
+    for image in sorted((data / "czortho/images").glob("*.jpg")):
+        if image.name.startswith(HELD_OUT_CZORTHO) == (split == "held"):
+            mask = next((data / "czortho/masks").glob(image.stem + ".*"))
+            out.append(("czortho", np.asarray(Image.open(image).convert("RGB")), colour_labels(mask, CZORTHO, names), names, (1.0, 4.0)))
+    names = list(DUBAI.values())
+    for image in sorted((data / "dubai/images").glob("*.jpg")):
+        if image.name.startswith(HELD_OUT_DUBAI) == (split == "held"):
+            mask = next((data / "dubai/masks").glob(image.stem + ".*"))
+            rgb, labels = np.asarray(Image.open(image).convert("RGB")), colour_labels(mask, DUBAI, names)
+            if rgb.shape[:2] == labels.shape:
+                out.append(("dubai", rgb, labels, names, (0.5, 1.6)))
+    if split == "held":
+        return out
+    names = list(dict.fromkeys(CHESAPEAKE.values()))
+    for patch in sorted((data / "chesapeake").rglob("*.npz")):
+        rgb, labels = chesapeake(patch, names)
+        out.append(("chesapeake", rgb, labels, names, (0.5, 1.2)))
+    for seed in range(36):
+        gsd = [0.25, 0.4, 0.5, 0.8, 1.0, 1.5][seed % 6]
+        rgb, labels = World(seed=1000 + seed, gsd=gsd, noise=1 + seed % 7).render(700 * seed, 0, 1024, 1024)
+        out.append(("synth", np.moveaxis(rgb, 0, -1), labels, SYNTH, (0.6, 1.6)))
+    return out
+
+
+def chesapeake(path: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    block = np.load(path)["arr_0"].squeeze()
+    block = block if block.shape[0] < block.shape[-1] else np.moveaxis(block, -1, 0)
+    labels = np.full(block.shape[1:], 255, np.uint8)
+    for value, name in CHESAPEAKE.items():
+        labels[block[8].astype(int) == value] = names.index(name)
+    return np.moveaxis(block[:3], 0, -1).clip(0, 255).astype(np.uint8), labels
+
+
+def scenes(data: Path, work: Path) -> None:
+    records = [json.loads(line) for line in (data / "scenes/index.jsonl").read_text().splitlines()]
+    archives = {z.stem: zipfile.ZipFile(z) for z in (data / "scenes").glob("*.zip")}
+    known = {name: set(z.namelist()) for name, z in archives.items()}
+    records = [r for r in records if r["image"] in known[r["image"].split("/")[0]]]
+    pixels = np.lib.format.open_memmap(work / "scenes.npy", "w+", np.uint8, (len(records), SIDE, SIDE, 3))
+    for i, record in enumerate(records):
+        raw = archives[record["image"].split("/")[0]].read(record["image"])
+        pixels[i] = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB").resize((SIDE, SIDE), Image.BICUBIC))
+    (work / "scenes.json").write_text(json.dumps([[phrases.clean(c) for c in r["captions"]] or
+                                                  [phrases.class_name(r["cls"])] for r in records]))
+    (work / "classes.json").write_text(json.dumps([phrases.class_name(r["cls"]) if r["cls"] else "" for r in records]))
+
+
+def texts(data: Path, work: Path) -> None:
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as templates
+
+    rng = np.random.default_rng(0)
+    domain = phrases.captions(data) + phrases.concept_phrases() * 1 + phrases.composed(60_000)
+    names = sorted({w for w in phrases.NOUNS if len(w) > 2} | set(phrases.MULTI) | set(phrases.concept_phrases()))
+    templated = [templates[int(rng.integers(len(templates)))](n) for n in names for _ in range(24)]
+    everything = list(dict.fromkeys(domain + names + templated))
+    vocabulary = phrases.words()
+    templated_words = [templates[int(rng.integers(len(templates)))](w) for w in vocabulary[::3]]
+    everything = list(dict.fromkeys(everything + vocabulary + templated_words))
+    teacher = phrases.Teacher()
+    raw = teacher.raw(everything)
+    in_domain = raw[: len(dict.fromkeys(domain))]
+    teacher.fit(in_domain)
+    np.save(work / "texts.npy", teacher.project(raw))
+    (work / "texts.json").write_text(json.dumps(everything))
+    np.savez(work / "teacher.npz", mean=teacher.mean, axes=teacher.axes)
+    print(len(everything), "phrases")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    texts(args.data, args.work)
+    scenes(args.data, args.work)
