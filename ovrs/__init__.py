@@ -8,8 +8,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "map_scene": "ovrs.pipeline", "resume": "ovrs.pipeline", "load_vocabulary": "ovrs.vocabulary", "Vocabulary": "ovrs.vocabulary",
-    "MapOptions": "ovrs.options", "open_complete": "ovrs.store", "OvrsError": "ovrs.errors", "Segmenter": "ovrs.contract",
+    "map_scene": "ovrs.pipeline",
+    "resume": "ovrs.pipeline",
+    "load_vocabulary": "ovrs.vocabulary",
+    "Vocabulary": "ovrs.vocabulary",
+    "MapOptions": "ovrs.options",
+    "open_complete": "ovrs.store",
+    "OvrsError": "ovrs.errors",
+    "Segmenter": "ovrs.contract",
     "TileScores": "ovrs.contract",
 }
 _RENAMED = {"load_vocabulary": "load"}

@@ -40,7 +40,9 @@ class BlockMap:
     tiles: int
 
 
-def map_block(scene: SceneSource, segmenter: Segmenter, plan: Plan, block: Block, rule: DecisionRule, *, keep_scores: bool = False) -> BlockMap:
+def map_block(
+    scene: SceneSource, segmenter: Segmenter, plan: Plan, block: Block, rule: DecisionRule, *, keep_scores: bool = False
+) -> BlockMap:
     """Read a block with its halo, score every tile that touches it, blend, and decide its core.
 
     Tiles are scene-wide, so a neighbour that needs the same tile computes the same numbers: the two blocks agree at
@@ -63,7 +65,14 @@ def map_block(scene: SceneSource, segmenter: Segmenter, plan: Plan, block: Block
             part = window.slices_in(block.core)
             core.fill(part, scores, valid[part], rule)
     total = time.perf_counter() - started
-    return BlockMap(core.label, core.confidence, core.score, dict(events), {"read": read_seconds, "compute": total - read_seconds}, len(tiles))
+    return BlockMap(
+        core.label,
+        core.confidence,
+        core.score,
+        dict(events),
+        {"read": read_seconds, "compute": total - read_seconds},
+        len(tiles),
+    )
 
 
 def _cut(pixels: Pixels, window: Window, outer: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -105,8 +114,12 @@ class _Blend:
         inside = tile.window.intersect(self.core)
         if inside is None or not valid.any():
             return ()
-        crops = tuple(Window(c.row_off - tile.window.row_off, c.col_off - tile.window.col_off, c.height, c.width) for c in tile.crops)
-        background, events = None, ()
+        crops = tuple(
+            Window(c.row_off - tile.window.row_off, c.col_off - tile.window.col_off, c.height, c.width)
+            for c in tile.crops
+        )
+        background: NDArray[np.float32] | None = None
+        events: tuple[str, ...] = ()
         if self.frozen:
             values, weight = self.frozen.evidence(rgb, valid, crops)
         else:
@@ -114,7 +127,10 @@ class _Blend:
             weight = taper(tile.window, self.ramp)
             values, background, events = result.scores * weight, result.background_evidence, result.events
         source = inside.slices_in(tile.window)
-        band = (slice(inside.row_off - self.top, inside.row_end - self.top), slice(inside.col_off - self.core.col_off, inside.col_end - self.core.col_off))
+        band = (
+            slice(inside.row_off - self.top, inside.row_end - self.top),
+            slice(inside.col_off - self.core.col_off, inside.col_end - self.core.col_off),
+        )
         self._grow(band[0].stop)
         self.total[(slice(None), *band)] += values[(slice(None), *source)]
         self.weight[band] += weight[source]
@@ -150,8 +166,10 @@ class _Blend:
 
     def _finish(self, begin: int, end: int) -> tuple[Window, TileScores]:
         window = Window(self.top + begin, self.core.col_off, end - begin, self.core.width)
-        weight = np.where(self.weight[begin:end] > 0, self.weight[begin:end], 1)
-        mean = self.total[:, begin:end] / weight
+        weight = np.where(self.weight[begin:end] > 0, self.weight[begin:end], np.float32(1))
+        mean = np.divide(self.total[:, begin:end], weight, dtype=np.float32)
         if self.frozen:
             return window, self.frozen.finish(mean)
-        return window, TileScores(mean, None if self.background is None else self.background[begin:end] / weight)
+        return window, TileScores(
+            mean, None if self.background is None else np.divide(self.background[begin:end], weight, dtype=np.float32)
+        )

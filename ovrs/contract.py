@@ -61,7 +61,9 @@ class FrozenSegmenter(Segmenter, Protocol):
     @property
     def channels(self) -> int: ...
 
-    def evidence(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def evidence(
+        self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Sum of the crops' evidence `(channels, height, width)` and the number of crops `(height, width)`."""
         ...
 

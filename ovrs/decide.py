@@ -33,8 +33,12 @@ class DecisionRule:
     threshold: float = 0.0
 
 
-def decide(scores: NDArray[np.float32], valid: NDArray[np.bool_], rule: DecisionRule,
-           background_evidence: NDArray[np.float32] | None = None) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint8]]:
+def decide(
+    scores: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    rule: DecisionRule,
+    background_evidence: NDArray[np.float32] | None = None,
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint8]]:
     """Labels `(y, x)` and confidence uint8 `(y, x)` (0..200 = 0..1, 255 = no data) from scores `(class, y, x)`.
 
     A tie goes to the lower class index. The confidence of a pixel that fell to background is that of the class it

@@ -56,7 +56,9 @@ def _bounded(submit: Callable[[Item], Future[Result]], items: Iterator[Item], li
             future.cancel()
 
 
-def run_dask(fn: Callable[[Item], Result], items: Iterable[Item], workers: int, scheduler: str | None) -> Iterator[Result]:
+def run_dask(
+    fn: Callable[[Item], Result], items: Iterable[Item], workers: int, scheduler: str | None
+) -> Iterator[Result]:
     """On a Dask cluster: a standing one at `scheduler`, else `workers` local processes for the time of the run.
 
     Raises:
@@ -72,7 +74,9 @@ def run_dask(fn: Callable[[Item], Result], items: Iterable[Item], workers: int, 
         try:
             client = Client(cluster or scheduler, timeout="10s")
         except (OSError, ValueError) as error:
-            raise OptionError(f"no Dask scheduler answers at {scheduler}: {error}. Start one with `dask scheduler` and `dask worker {scheduler}`") from error
+            raise OptionError(
+                f"no Dask scheduler answers at {scheduler}: {error}. Start one with `dask scheduler` and `dask worker {scheduler}`"
+            ) from error
         with client:
             slots = max(1, sum(client.nthreads().values()))
             queue = iter(items)

@@ -70,7 +70,7 @@ def pixel_size_m(geobox: GeoBox) -> tuple[float, float]:
     if not geobox.crs.geographic:
         factor = geobox.crs.proj.axis_info[0].unit_conversion_factor or 1.0
         return res_x * factor, res_y * factor
-    _, latitude = geobox.affine * (geobox.width / 2, geobox.height / 2)
+    _, latitude = geobox.affine @ (geobox.width / 2, geobox.height / 2)
     per_x, per_y = metres_per_degree(latitude)
     return res_x * per_x, res_y * per_y
 
@@ -92,7 +92,7 @@ def regrid(geobox: GeoBox, gsd: float) -> GeoBox:
     size_x, size_y = pixel_size_m(geobox)
     height = max(1, math.ceil(geobox.height * size_y / gsd - 1e-6))
     width = max(1, math.ceil(geobox.width * size_x / gsd - 1e-6))
-    affine = geobox.affine * geobox.affine.scale(gsd / size_x, gsd / size_y)
+    affine = geobox.affine @ geobox.affine.scale(gsd / size_x, gsd / size_y)
     return Box((height, width), affine, geobox.crs)
 
 
@@ -106,7 +106,7 @@ def crop_to_bounds(geobox: GeoBox, bounds: tuple[float, float, float, float]) ->
     if not (left < right and bottom < top):
         raise OptionError(f"bounds must be left,bottom,right,top with left < right and bottom < top, got {bounds}")
     inverse = ~geobox.affine
-    corners = [inverse * corner for corner in ((left, top), (right, bottom))]
+    corners = [inverse @ corner for corner in ((left, top), (right, bottom))]
     cols, rows = sorted(c[0] for c in corners), sorted(c[1] for c in corners)
     col0, col1 = max(0, math.floor(cols[0] + 1e-6)), min(geobox.width, math.ceil(cols[1] - 1e-6))
     row0, row1 = max(0, math.floor(rows[0] + 1e-6)), min(geobox.height, math.ceil(rows[1] - 1e-6))
@@ -136,7 +136,8 @@ def _areal_scale(geobox: GeoBox, window: Window) -> float:
     from pyproj import Proj, Transformer
     from pyproj.exceptions import ProjError
 
-    x, y = geobox.affine * (window.col_off + window.width / 2, window.row_off + window.height / 2)
+    x, y = geobox.affine @ (window.col_off + window.width / 2, window.row_off + window.height / 2)
+    assert geobox.crs is not None  # the caller has looked
     crs = geobox.crs.proj
     try:
         lon, lat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)

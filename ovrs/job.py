@@ -12,24 +12,24 @@ import time
 import uuid
 import zlib
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 
-from ovrs import __version__, pyramid, segmenters, store
+from ovrs import pyramid, segmenters, store
 from ovrs.block import BlockMap, map_block
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule, label_nodata
-from ovrs.errors import DigestMismatchError, IncompleteRunError, StoreError
-from ovrs.grid import pixel_size_m, row_areas_m2
+from ovrs.errors import IncompleteRunError, OptionError, StoreError
+from ovrs.grid import row_areas_m2
+from ovrs.opening import open_scene
 from ovrs.options import MapOptions
-from ovrs.provenance import digest, require_same, versions
-from ovrs.rundir import BlockRecord, RunDir, write_json
-from ovrs.scene import open_scene
+from ovrs.provenance import require_same
+from ovrs.record import describe, summarise
+from ovrs.rundir import BlockRecord, RunDir
 from ovrs.segmenters import SegmenterSpec
-from ovrs.tiling import Plan
+from ovrs.tiling import Plan, TileGeometry
 from ovrs.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -56,14 +56,15 @@ class Job:
     def run_dir(self) -> RunDir:
         return RunDir(self.out)
 
-    @property
-    def blocks(self) -> dict[str, Block]:
-        return {block.name: block for block in self.plan.blocks()}
+    def block(self, name: str) -> Block:
+        """The block of a name made by `Block.name`."""
+        row, col = map(int, name.split("_"))
+        return self.plan.block(row, col)
 
     def missing(self) -> list[str]:
         """Names of the blocks without a finished marker, in plan order."""
         records = self.run_dir.records()
-        return [name for name in self.blocks if name not in records or not records[name].finished]
+        return [name for name in self.plan.block_names() if name not in records or not records[name].finished]
 
     def __call__(self, name: str) -> BlockRecord:
         return run_block(self, name)
@@ -80,9 +81,14 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     scene = open_scene(uri, options.scene)
     spec = SegmenterSpec(options.model, options.method, vocabulary)
     segmenter = segmenters.build(spec)
-    plan = Plan(height=scene.geobox.height, width=scene.geobox.width, geometry=segmenter.geometry, block_pitches=options.run.block_pitches)
+    plan = Plan(
+        height=scene.geobox.height,
+        width=scene.geobox.width,
+        geometry=segmenter.geometry,
+        block_pitches=options.run.block_pitches,
+    )
     job = Job(scene, spec, plan, _rule(options, vocabulary), out, options)
-    return job, _describe(job, uri, segmenter.describe())
+    return job, describe(job, uri, segmenter.describe())
 
 
 def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions, *, overwrite: bool = False) -> Job:
@@ -99,7 +105,9 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     if run.exists:
         require_same(run.description()["digest"], description["digest"], str(out))
     elif out.exists():
-        raise StoreError(f"{out} exists and has no run directory {run.path.name} beside it; remove it, choose another output, or pass --overwrite")
+        raise StoreError(
+            f"{out} exists and has no run directory {run.path.name} beside it; remove it, choose another output, or pass --overwrite"
+        )
     if run.exists and (out.exists() or store.partial_path(out).exists()):
         return job
     shutil.rmtree(store.partial_path(out), ignore_errors=True)  # a beginning that was cut off before its run.json
@@ -132,19 +140,26 @@ def _create_store(job: Job) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     vocabulary = job.spec.vocabulary
-    store.create(temporary, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk,
-                 zarr_format=job.options.run.zarr_format, keep_scores=job.options.run.store_scores)
+    store.create(
+        temporary,
+        job.scene.geobox,
+        classes=vocabulary.class_names,
+        colours=vocabulary.colours,
+        chunk=job.plan.chunk,
+        zarr_format=job.options.run.zarr_format,
+        keep_scores=job.options.run.store_scores,
+    )
     temporary.rename(out)
 
 
 def run_block(job: Job, name: str) -> BlockRecord:
     """Compute and write one block, then its marker. A failure becomes a marker with the reason, never a hole."""
-    before = job.run_dir.records_of(name)
+    before = job.run_dir.record_of(name)
     attempt = before.attempt + 1 if before else 1
     started = time.perf_counter()
     try:
         record = _compute(job, name)
-    except Exception as error:  # noqa: BLE001 - the boundary of a block: recorded, reported at the end, resumable
+    except Exception as error:
         log.exception("block %s failed", name)
         record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {error}")
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
@@ -153,23 +168,35 @@ def run_block(job: Job, name: str) -> BlockRecord:
 
 
 def _compute(job: Job, name: str) -> BlockRecord:
-    block = job.blocks[name]
+    block = job.block(name)
     segmenter = segmenters.build(job.spec)
     result = map_block(job.scene, segmenter, job.plan, block, job.rule, keep_scores=job.options.run.store_scores)
-    store.write_block(store.partial_path(job.out), block.core, job.plan.chunk, result.label, result.confidence, result.score)
+    store.write_block(
+        store.partial_path(job.out), block.core, job.plan.chunk, result.label, result.confidence, result.score
+    )
     return _record(job, block, result)
 
 
 def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
     classes = len(job.spec.vocabulary.classes)
-    counts = np.stack([np.bincount(row, minlength=classes)[:classes] for row in np.where(result.label == label_nodata(classes), classes, result.label)])
+    counts = np.stack(
+        [
+            np.bincount(row, minlength=classes)[:classes]
+            for row in np.where(result.label == label_nodata(classes), classes, result.label)
+        ]
+    )
     areas = row_areas_m2(job.scene.geobox, block.core) @ counts
     histogram = {str(i): int(n) for i, n in enumerate(counts.sum(axis=0)) if n}
     valid = result.confidence != CONFIDENCE_NODATA
     return BlockRecord(
-        name=block.name, status="done" if histogram else "empty", tiles=result.tiles, histogram=histogram,
-        areas_m2={k: float(areas[int(k)]) for k in histogram}, confidence_sum=int(result.confidence[valid].sum(dtype=np.int64)),
-        crc=block_crc(result.label, result.confidence), events=result.events,
+        name=block.name,
+        status="done" if histogram else "empty",
+        tiles=result.tiles,
+        histogram=histogram,
+        areas_m2={k: float(areas[int(k)]) for k in histogram},
+        confidence_sum=int(result.confidence[valid].sum(dtype=np.int64)),
+        crc=block_crc(result.label, result.confidence),
+        events=result.events,
     )
 
 
@@ -188,7 +215,7 @@ def finish(job: Job) -> dict[str, Any]:
         IncompleteRunError: Blocks are missing or failed and holes were not allowed.
     """
     if job.out.exists():
-        return dict(store.open_complete(job.out).attrs)["ovrs"]  # type: ignore[return-value]
+        return store.facts(store.open_complete(job.out))
     records = job.run_dir.records()
     holes = job.missing()
     if holes and not job.options.run.allow_holes:
@@ -198,8 +225,10 @@ def finish(job: Job) -> dict[str, Any]:
     partial = store.partial_path(job.out)
     vocabulary = job.spec.vocabulary
     if job.options.run.pyramid:
-        pyramid.build(partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk)
-    attributes = _summary(job, records, holes)
+        pyramid.build(
+            partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk
+        )
+    attributes = summarise(job, records, holes)
     group = zarr.open_group(partial, mode="r+", use_consolidated=False)
     group.attrs["ovrs"] = attributes
     if job.options.run.zarr_format == 2:
@@ -211,28 +240,12 @@ def finish(job: Job) -> dict[str, Any]:
 def _hole_message(job: Job, holes: list[str], records: dict[str, BlockRecord]) -> str:
     reasons = [f"  {name}: {records[name].reason if name in records else 'not computed yet'}" for name in holes[:10]]
     more = f"\n  … and {len(holes) - 10} more" if len(holes) > 10 else ""
-    return (f"{len(holes)} of {len(job.blocks)} blocks of {job.out} are missing:\n" + "\n".join(reasons) + more +
-            f"\n`ovrs resume {job.out}` tries them again; --allow-holes finishes with no data there")
-
-
-def _summary(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> dict[str, Any]:
-    names = job.spec.vocabulary.class_names
-    pixels, areas, events = [0] * len(names), [0.0] * len(names), {}
-    for record in records.values():
-        for key, count in record.histogram.items():
-            pixels[int(key)] += count
-            areas[int(key)] += record.areas_m2[key]
-        for event, count in record.events.items():
-            events[event] = events.get(event, 0) + count
-    total, ground = sum(pixels), sum(areas)
-    confidence = sum(r.confidence_sum for r in records.values())
-    return {
-        **job.run_dir.description(), "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(sum(r.seconds for r in records.values()), 1), "blocks": len(job.blocks), "holes": holes, "tile_events": events,
-        "valid_pixels": total, "mean_confidence": round(confidence / (200 * total), 4) if total else None,
-        "classes": [{"name": n, "pixels": p, "hectares": round(a / 1e4, 4), "percent": round(100 * a / ground, 3) if ground else 0.0}
-                    for n, p, a in zip(names, pixels, areas, strict=True)],
-    }
+    return (
+        f"{len(holes)} of {job.plan.block_count} blocks of {job.out} are missing:\n"
+        + "\n".join(reasons)
+        + more
+        + f"\n`ovrs resume {job.out}` tries them again; --allow-holes finishes with no data there"
+    )
 
 
 def _rule(options: MapOptions, vocabulary: Vocabulary) -> DecisionRule:
@@ -240,51 +253,34 @@ def _rule(options: MapOptions, vocabulary: Vocabulary) -> DecisionRule:
     own = vocabulary.background.threshold if vocabulary.background else 0.0
     threshold = own if options.method.threshold is None else options.method.threshold
     if options.method.threshold is not None and background is None:
-        from ovrs.errors import OptionError
-
-        raise OptionError("--threshold needs a vocabulary with a background rule: which class should uncertain pixels get?")
+        raise OptionError(
+            "--threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
+        )
     return DecisionRule(background, threshold)
 
 
-def _describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]:
-    box, scene, vocabulary = job.scene.geobox, job.scene, job.spec.vocabulary
-    grid = {"crs": None if box.crs is None else box.crs.to_wkt(), "epsg": None if box.crs is None else box.crs.epsg,
-            "shape": list(box.shape), "transform": [float(v) for v in box.affine[:6]], "aoi": scene.aoi}
-    radiometry = {"bands": scene.bands, "nodata": None if scene.nodata is None else repr(scene.nodata), "stretch": vars(scene.stretch) if scene.stretch else None}
-    plan = {"crop": job.plan.geometry.crop, "stride": job.plan.geometry.stride, "crops_per_tile": job.plan.geometry.crops_per_tile,
-            "block_pitches": job.plan.block_pitches, "zarr_format": job.options.run.zarr_format, "scores": job.options.run.store_scores}
-    parts = {"scene": scene.source, "grid": grid, "radiometry": radiometry, "vocabulary": vocabulary.digest(), "model": model,
-             "rule": vars(job.rule), "plan": plan, "code": __version__}
-    own = scene.source["transform"]
-    note = "pixels resampled onto a north-up grid" if scene.warp else "the source's own pixels"
-    return {
-        "version": __version__, "uri": str(uri), "begun": datetime.now(UTC).isoformat(timespec="seconds"), "scene": scene.source, "grid": grid,
-        "grid_note": note + (f" ({scene.resampling})" if scene.warp else ""), "pixel_size_m": [round(v, 6) for v in pixel_size_m(box)],
-        "source_rotated": bool(own[1] or own[3]), "radiometry": radiometry, "plan": plan, "model": model, "rule": vars(job.rule),
-        "composed_prompts": list(vocabulary.composed_classes), "vocabulary": vocabulary.model_dump(mode="json"),
-        "options": job.options.model_dump(mode="json"), "versions": versions(), "digest": digest(parts),
-    }
+def plan_of(description: dict[str, Any]) -> Plan:
+    """The plan of a run from its `run.json`."""
+    plan, shape = description["plan"], description["grid"]["shape"]
+    geometry = TileGeometry(crop=plan["crop"], stride=plan["stride"], crops_per_tile=plan["crops_per_tile"])
+    return Plan(height=shape[0], width=shape[1], geometry=geometry, block_pitches=plan["block_pitches"])
 
 
 def verify(out: Path) -> list[str]:
-    """Recompute the checksum of every block of a finished or running store; returns the names that differ."""
-    description = RunDir(out).description()
-    path = out if out.exists() else store.partial_path(out)
-    group = zarr.open_group(path, mode="r", use_consolidated=False)
-    shape, plan = description["grid"]["shape"], description["plan"]
-    from ovrs.tiling import TileGeometry
+    """Recompute the checksum of every block of a finished or running store; returns the names that differ.
 
-    geometry = TileGeometry(crop=plan["crop"], stride=plan["stride"], crops_per_tile=plan["crops_per_tile"])
-    blocks = {b.name: b for b in Plan(height=shape[0], width=shape[1], geometry=geometry, block_pitches=plan["block_pitches"]).blocks()}
+    Raises:
+        StoreError: No run was begun for `out`.
+    """
+    plan = plan_of(RunDir(out).description())
+    group = zarr.open_group(out if out.exists() else store.partial_path(out), mode="r", use_consolidated=False)
+    label, confidence = store.array(group, "label"), store.array(group, "confidence")
     wrong = []
     for name, record in RunDir(out).records().items():
         if record.finished:
-            core = blocks[name].core
+            row, col = map(int, name.split("_"))
+            core = plan.block(row, col).core
             region = (slice(core.row_off, core.row_end), slice(core.col_off, core.col_end))
-            found = block_crc(np.asarray(store.array(group, "label")[region]), np.asarray(store.array(group, "confidence")[region]))
-            if found != record.crc:
+            if block_crc(np.asarray(label[region]), np.asarray(confidence[region])) != record.crc:
                 wrong.append(name)
     return wrong
-
-
-__all__ = ["DigestMismatchError", "Job", "build_job", "discard", "finish", "prepare", "resume", "run_block", "verify", "write_json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -104,14 +105,16 @@ class MapOptions(_Options):
     run: RunOptions = RunOptions()
 
 
-def build(**sections: dict[str, object]) -> MapOptions:
+def build(**sections: Mapping[str, object]) -> MapOptions:
     """Validate nested dictionaries into options.
 
     Raises:
         OptionError: Names each wrong field, its value and the limit.
     """
     try:
-        return MapOptions.model_validate({k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()})
+        return MapOptions.model_validate(
+            {k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()}
+        )
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
         raise OptionError(faults) from error

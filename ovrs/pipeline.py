@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ovrs import execute, job
@@ -22,8 +23,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def map_scene(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions, *, overwrite: bool = False,
-              progress: Progress | None = None) -> dict[str, Any]:
+def map_scene(
+    uri: str | Path,
+    vocabulary: Vocabulary,
+    out: Path,
+    options: MapOptions,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Map one scene into a Zarr store.
 
     Opens the scene, plans its blocks, builds the segmenter, creates the store, runs the missing blocks with the chosen
@@ -63,7 +71,7 @@ def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
 
 def compute(this: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:
     """Run the named blocks with the job's executor; failures are recorded, not raised."""
-    total = len(this.blocks)
+    total = this.plan.block_count
     done = total - len(names)
     records = []
     for record in execute.run(this.options.run, this, names):
@@ -79,4 +87,4 @@ def batches(names: list[str], count: int) -> list[list[str]]:
     count = max(1, min(count, len(names)))
     size, extra = divmod(len(names), count)
     bounds = [i * size + min(i, extra) for i in range(count + 1)]
-    return [names[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    return [names[a:b] for a, b in pairwise(bounds) if b > a]

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 
-def build(path: Path, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int) -> list[int]:
+def build(
+    path: Path, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int
+) -> list[int]:
     """Write levels 2, 4, … into their groups, each from the one before; returns the factors.
 
     Starts from clean groups, so a second call after an interruption gives the same bytes.
@@ -35,7 +37,7 @@ def build(path: Path, geobox: GeoBox, *, classes: Sequence[str], colours: Sequen
         _reduce(source, target, len(classes), chunk)
         factors.append(factor)
         source = target
-    root.attrs["multiscales"] = _describe(geobox, factors)
+    root.attrs["multiscales"] = _describe(factors)
     return factors
 
 
@@ -43,7 +45,7 @@ def _halved(source: zarr.Group, geobox: GeoBox, factor: int) -> GeoBox:
     from odc.geo.geobox import GeoBox as Box
 
     height, width = store.array(source, "label").shape
-    return Box((-(-height // 2), -(-width // 2)), geobox.affine * geobox.affine.scale(factor), geobox.crs)
+    return Box((-(-height // 2), -(-width // 2)), geobox.affine @ geobox.affine.scale(factor), geobox.crs)
 
 
 def _reduce(source: zarr.Group, target: zarr.Group, classes: int, chunk: int) -> None:
@@ -87,10 +89,16 @@ def _quads(values: NDArray[Any], fill: int) -> list[NDArray[Any]]:
     return [even[i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
-def _describe(geobox: GeoBox, factors: list[int]) -> dict[str, Any]:
+def _describe(factors: list[int]) -> dict[str, Any]:
     """GeoZarr `multiscales`: which group holds which level, derived from which."""
     layout: list[dict[str, Any]] = [{"asset": ".", "transform": {"scale": [1.0, 1.0], "translation": [0.0, 0.0]}}]
     for i, factor in enumerate(factors):
-        layout.append({"asset": str(factor), "derived_from": "." if i == 0 else str(factors[i - 1]), "resampling_method": "mode",
-                       "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}})
+        layout.append(
+            {
+                "asset": str(factor),
+                "derived_from": "." if i == 0 else str(factors[i - 1]),
+                "resampling_method": "mode",
+                "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]},
+            }
+        )
     return {"layout": layout, "resampling_method": "mode"}

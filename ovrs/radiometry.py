@@ -28,7 +28,8 @@ class Stretch:
         low = np.asarray(self.low, np.float32)[:, None, None]
         span = np.maximum(np.asarray(self.high, np.float32)[:, None, None] - low, np.float32(1e-12))
         scaled = (bands.astype(np.float32) - low) * (np.float32(255) / span)
-        return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0), 0, 255)).astype(np.uint8)
+        finite = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)
+        return np.asarray(np.rint(np.clip(finite, 0, 255)), np.uint8)
 
 
 def measure_stretch(bands: NDArray[np.generic], valid: NDArray[np.bool_], percentiles: tuple[float, float]) -> Stretch:
@@ -46,10 +47,14 @@ def measure_stretch(bands: NDArray[np.generic], valid: NDArray[np.bool_], percen
     for band in bands.astype(np.float64):
         values = band[valid & np.isfinite(band)]
         if values.size == 0:
-            raise SceneReadError("the scene holds no valid pixel to take stretch limits from; check its nodata value and bands")
+            raise SceneReadError(
+                "the scene holds no valid pixel to take stretch limits from; check its nodata value and bands"
+            )
         low, high = np.percentile(values, percentiles)
         limits.append((float(low), float(high) if high > low else float(low) + 1.0))
-    return Stretch(tuple(v[0] for v in limits), tuple(v[1] for v in limits), percentiles, (bands.shape[1], bands.shape[2]))
+    return Stretch(
+        tuple(v[0] for v in limits), tuple(v[1] for v in limits), percentiles, (bands.shape[1], bands.shape[2])
+    )
 
 
 def to_rgb(bands: NDArray[np.uint8]) -> NDArray[np.uint8]:

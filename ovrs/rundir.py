@@ -1,8 +1,8 @@
 """The run directory `NAME.run/` beside a store: what the run is, which blocks are done, and who is working.
 
-    run.json        options, digest and provenance, written once
-    blocks/R_C.json one marker per block: done with its numbers, or failed with the reason
-    lock.json       owner and heartbeat of the process that runs
+run.json        options, digest and provenance, written once
+blocks/R_C.json one marker per block: done with its numbers, or failed with the reason
+lock.json       owner and heartbeat of the process that runs
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class RunDir:
         """Write a marker; call only after the block's data are in the store."""
         write_json(self.blocks / f"{record.name}.json", asdict(record))
 
-    def records_of(self, name: str) -> BlockRecord | None:
+    def record_of(self, name: str) -> BlockRecord | None:
         """The marker of one block, if there is one."""
         file = self.blocks / f"{name}.json"
         return BlockRecord(**json.loads(file.read_text("utf-8"))) if file.is_file() else None
@@ -125,7 +125,9 @@ class Lock:
         self._beat.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._beat.join()
         if _content(self.file).get("token") == self.owner["token"]:
@@ -143,8 +145,10 @@ class Lock:
     def _take_over(self) -> None:
         holder = _content(self.file)
         if not _expired(self.file, holder):
-            raise StoreLockedError(f"{self.file.parent} is being written by process {holder.get('pid')} on {holder.get('host')}; "
-                                   f"wait for it, or end it and try again ({EXPIRY_SECONDS:.0f} s after its last sign of life)")
+            raise StoreLockedError(
+                f"{self.file.parent} is being written by process {holder.get('pid')} on {holder.get('host')}; "
+                f"wait for it, or end it and try again ({EXPIRY_SECONDS:.0f} s after its last sign of life)"
+            )
         aside = self.file.with_name(f"lock.{self.owner['token']}.stale")
         with contextlib.suppress(FileNotFoundError):  # its owner ended properly in this moment
             self.file.rename(aside)
@@ -153,7 +157,9 @@ class Lock:
             if taken.get("token") != holder.get("token"):  # somebody else was faster and this is his live lock
                 os.link(aside, self.file)
                 aside.unlink()
-                raise StoreLockedError(f"{self.file.parent} was just taken over by process {taken.get('pid')} on {taken.get('host')}")
+                raise StoreLockedError(
+                    f"{self.file.parent} was just taken over by process {taken.get('pid')} on {taken.get('host')}"
+                )
             aside.unlink()
         if not self._create():
             raise StoreLockedError(f"{self.file.parent} was just taken over by another process")
@@ -178,7 +184,9 @@ def _expired(file: Path, holder: dict[str, Any]) -> bool:
         return True
     if silent > EXPIRY_SECONDS:
         return True
-    return holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int) and not _alive(holder["pid"])
+    return (
+        holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int) and not _alive(holder["pid"])
+    )
 
 
 def _alive(pid: int) -> bool:

@@ -27,7 +27,9 @@ class SegmenterSpec:
 
     @property
     def key(self) -> str:
-        return canonical([self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), self.vocabulary.digest()])
+        return canonical(
+            [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), self.vocabulary.digest()]
+        )
 
 
 def build(spec: SegmenterSpec) -> Segmenter:

@@ -11,11 +11,12 @@ Layout (level 0 at the root, overview levels in groups `2`, `4`, …):
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
 from numcodecs import GZip
+from pyproj.enums import WktVersion
 from zarr.codecs import GzipCodec
 
 from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
@@ -33,8 +34,17 @@ PYRAMID_FLOOR = 256
 """Overview levels are added until both sides are at most this many pixels."""
 
 
-def create(path: Path, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int,
-           zarr_format: int = 3, keep_scores: bool = False, attributes: dict[str, Any] | None = None) -> None:
+def create(
+    path: Path,
+    geobox: GeoBox,
+    *,
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    chunk: int,
+    zarr_format: Literal[2, 3] = 3,
+    keep_scores: bool = False,
+    attributes: dict[str, Any] | None = None,
+) -> None:
     """Create the schema of a store at `path`; every pixel is no data.
 
     Raises:
@@ -47,25 +57,73 @@ def create(path: Path, geobox: GeoBox, *, classes: Sequence[str], colours: Seque
     group.attrs.update({"Conventions": "CF-1.11", **(attributes or {})})
 
 
-def level(group: zarr.Group, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int, keep_scores: bool) -> None:
+def level(
+    group: zarr.Group,
+    geobox: GeoBox,
+    *,
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    chunk: int,
+    keep_scores: bool,
+) -> None:
     """Create the arrays of one resolution level and its georeferencing in `group`."""
     nodata = label_nodata(len(classes))
     shape = (geobox.height, geobox.width)
     common = {"grid_mapping": "spatial_ref", **({"_CRS": _crs_object(geobox)} if geobox.crs is not None else {})}
     # CF gives classes exactly this way; `flag_colors` follows GDAL's and rioxarray's reading of it
-    flags = {"flag_values": list(range(len(classes))), "flag_meanings": " ".join(c.replace(" ", "_") for c in classes),
-             "class_names": list(classes), "flag_colors": " ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours)}
-    _array(group, "label", shape, (chunk, chunk), label_dtype(len(classes)), nodata, ("y", "x"), {"long_name": "class", **flags, **common})
+    flags = {
+        "flag_values": list(range(len(classes))),
+        "flag_meanings": " ".join(c.replace(" ", "_") for c in classes),
+        "class_names": list(classes),
+        "flag_colors": " ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours),
+    }
+    _array(
+        group,
+        "label",
+        shape,
+        (chunk, chunk),
+        label_dtype(len(classes)),
+        nodata,
+        ("y", "x"),
+        {"long_name": "class", **flags, **common},
+    )
     meaning = {"long_name": "confidence of the class", "scale_factor": 1 / CONFIDENCE_SCALE, "add_offset": 0.0}
-    _array(group, "confidence", shape, (chunk, chunk), np.dtype(np.uint8), CONFIDENCE_NODATA, ("y", "x"), {**meaning, **common})
+    _array(
+        group,
+        "confidence",
+        shape,
+        (chunk, chunk),
+        np.dtype(np.uint8),
+        CONFIDENCE_NODATA,
+        ("y", "x"),
+        {**meaning, **common},
+    )
     if keep_scores:
-        _array(group, "score", (len(classes), *shape), (1, chunk, chunk), np.dtype(np.uint8), CONFIDENCE_NODATA, ("class", "y", "x"),
-               {**meaning, "long_name": "score per class", "class_names": list(classes), **common})
+        _array(
+            group,
+            "score",
+            (len(classes), *shape),
+            (1, chunk, chunk),
+            np.dtype(np.uint8),
+            CONFIDENCE_NODATA,
+            ("class", "y", "x"),
+            {**meaning, "long_name": "score per class", "class_names": list(classes), **common},
+        )
     _georeference(group, geobox)
 
 
-def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any], fill: float | int | None,
-           dims: tuple[str, ...], attributes: dict[str, Any], *, compress: bool = True) -> zarr.Array[Any]:
+def _array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill: float | int | None,
+    dims: tuple[str, ...],
+    attributes: dict[str, Any],
+    *,
+    compress: bool = True,
+) -> zarr.Array[Any]:
     v3 = group.metadata.zarr_format == 3
     extra: dict[str, Any] = {"dimension_names": dims} if v3 else {}
     attributes = attributes if v3 else {"_ARRAY_DIMENSIONS": list(dims), **attributes}
@@ -75,12 +133,20 @@ def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[i
         extra["compressors"] = None
     if fill is not None and name in ("label", "confidence", "score"):
         attributes = {"_FillValue": int(fill), **attributes}
-    return group.create_array(name, shape=shape, chunks=tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)), dtype=dtype, fill_value=fill,
-                              attributes=attributes, **extra)
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)),
+        dtype=dtype,
+        fill_value=fill,
+        attributes=attributes,
+        **extra,
+    )
 
 
 def _crs_object(geobox: GeoBox) -> dict[str, Any]:
-    return {"wkt": geobox.crs.to_wkt(version="WKT2_2019"), "projjson": geobox.crs.proj.to_json_dict()}
+    assert geobox.crs is not None  # the caller has looked
+    return {"wkt": geobox.crs.to_wkt(version=WktVersion.WKT2_2019), "projjson": geobox.crs.proj.to_json_dict()}
 
 
 def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
@@ -91,35 +157,50 @@ def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
     names = ("latitude", "longitude") if geographic else ("projection_y_coordinate", "projection_x_coordinate")
     unit = {"units": ("degrees_north" if geographic else crs.proj.axis_info[0].unit_name)} if crs is not None else {}
     for name, values, standard in (("y", ys, names[0]), ("x", xs, names[1])):
-        attributes = {"standard_name": standard, "axis": name.upper(), **unit} if crs is not None else {"axis": name.upper()}
+        attributes = (
+            {"standard_name": standard, "axis": name.upper(), **unit} if crs is not None else {"axis": name.upper()}
+        )
         if geographic and name == "x":
             attributes["units"] = "degrees_east"
         # uncompressed and one chunk: GDAL builds without the codec would otherwise lose the transform
-        _array(group, name, values.shape, values.shape, np.dtype(np.float64), None, (name,), attributes, compress=False)[:] = values
+        _array(
+            group, name, values.shape, values.shape, np.dtype(np.float64), None, (name,), attributes, compress=False
+        )[:] = values
     transform = " ".join(repr(float(v)) for v in (affine.c, affine.a, affine.b, affine.f, affine.d, affine.e))
     mapping: dict[str, Any] = {"GeoTransform": transform}
     if crs is not None:
         mapping = {**crs.proj.to_cf(), "crs_wkt": crs.to_wkt(), "spatial_ref": crs.to_wkt(), "GeoTransform": transform}
     _array(group, "spatial_ref", (), (), np.dtype(np.int64), 0, (), mapping, compress=False)
     spatial: dict[str, Any] = {
-        "spatial:dimensions": ["y", "x"], "spatial:shape": [geobox.height, geobox.width],
+        "spatial:dimensions": ["y", "x"],
+        "spatial:shape": [geobox.height, geobox.width],
         "spatial:transform": [float(v) for v in (affine.a, affine.b, affine.c, affine.d, affine.e, affine.f)],
-        "spatial:bbox": [float(v) for v in geobox.boundingbox], "spatial:registration": "pixel",
+        "spatial:bbox": [float(v) for v in geobox.boundingbox],
+        "spatial:registration": "pixel",
     }
     if crs is not None:
         code = f"EPSG:{crs.epsg}" if crs.epsg else None
-        spatial |= {"proj:code": code} if code else {"proj:wkt2": crs.to_wkt(version="WKT2_2019")}
+        spatial |= {"proj:code": code} if code else {"proj:wkt2": crs.to_wkt(version=WktVersion.WKT2_2019)}
     group.attrs.update(spatial)
 
 
-def write_block(path: Path, window: Window, chunk: int, label: NDArray[Any], confidence: NDArray[np.uint8], score: NDArray[np.uint8] | None) -> None:
+def write_block(
+    path: Path,
+    window: Window,
+    chunk: int,
+    label: NDArray[Any],
+    confidence: NDArray[np.uint8],
+    score: NDArray[np.uint8] | None,
+) -> None:
     """Write one block's core. The only writer of these chunks.
 
     Raises:
         GridMismatchError: The block does not start on chunk lines: it would share chunks with a neighbour.
     """
     if window.row_off % chunk or window.col_off % chunk:
-        raise GridMismatchError(f"block at {window.row_off},{window.col_off} does not start on the {chunk}-pixel chunk grid")
+        raise GridMismatchError(
+            f"block at {window.row_off},{window.col_off} does not start on the {chunk}-pixel chunk grid"
+        )
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
     region = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
     array(group, "label")[region] = label
@@ -149,7 +230,9 @@ def open_complete(path: Path) -> zarr.Group:
     if not path.exists():
         partial = partial_path(path)
         if partial.exists():
-            raise StoreError(f"{path} is not finished; `ovrs status {path}` shows how far it is, `ovrs resume {path}` goes on")
+            raise StoreError(
+                f"{path} is not finished; `ovrs status {path}` shows how far it is, `ovrs resume {path}` goes on"
+            )
         raise StoreError(f"no store at {path}")
     try:
         group = zarr.open_group(path, mode="r", use_consolidated=False)
@@ -165,12 +248,18 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def facts(group: zarr.Group) -> dict[str, Any]:
+    """The `ovrs` attribute: provenance and results of the run."""
+    found: Any = group.attrs["ovrs"]
+    return dict(found)
+
+
 def geobox_of(group: zarr.Group) -> GeoBox:
     """The grid of a store, from its own attributes."""
     from affine import Affine
     from odc.geo.geobox import GeoBox as Box
 
-    attributes = dict(group.attrs)
-    shape: Any = attributes["spatial:shape"]
-    transform: Any = attributes["spatial:transform"]
-    return Box((int(shape[0]), int(shape[1])), Affine(*transform), dict(array(group, "spatial_ref").attrs).get("crs_wkt"))
+    attributes: dict[str, Any] = dict(group.attrs)
+    height, width = attributes["spatial:shape"]
+    crs: Any = dict(array(group, "spatial_ref").attrs).get("crs_wkt")
+    return Box((int(height), int(width)), Affine(*attributes["spatial:transform"]), crs)

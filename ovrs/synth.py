@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Float = NDArray[np.float32]
+    Float = NDArray[np.floating]
 
 CLASS_NAMES = ("building", "road", "water", "tree", "field", "bare soil")
 """Label values 0..5, in the order of the shipped `demo` vocabulary."""
@@ -45,7 +45,9 @@ class World:
     noise: float = 3.0
     """Standard deviation of the sensor noise in 8-bit counts."""
 
-    def render(self, row_off: int, col_off: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def render(
+        self, row_off: int, col_off: int, height: int, width: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Render one window.
 
         Returns:
@@ -92,8 +94,17 @@ class World:
         self._roads(labels, rgb, x, y, d2 - d1, town, s)
         return labels, rgb
 
-    def _houses(self, labels: NDArray[np.uint8], rgb: Float, u: Float, v: Float, ix: Float, iy: Float,
-                town: NDArray[np.bool_], s: int) -> None:
+    def _houses(
+        self,
+        labels: NDArray[np.uint8],
+        rgb: Float,
+        u: Float,
+        v: Float,
+        ix: Float,
+        iy: Float,
+        town: NDArray[np.bool_],
+        s: int,
+    ) -> None:
         lot = np.where(_hash01(ix, iy, s + 20) < 0.25, 48.0, 26.0).astype(np.float32)  # halls or houses
         cu, cv = np.floor(u / lot), np.floor(v / lot)
         key_u, key_v = cu + 977 * ix, cv + 613 * iy
@@ -110,7 +121,9 @@ class World:
         rgb[:, roof] = colour[:, roof]
         labels[roof] = BUILDING
 
-    def _trees(self, labels: NDArray[np.uint8], rgb: Float, x: Float, y: Float, where: NDArray[np.bool_], s: int) -> None:
+    def _trees(
+        self, labels: NDArray[np.uint8], rgb: Float, x: Float, y: Float, where: NDArray[np.bool_], s: int
+    ) -> None:
         ix, iy, d1, _ = _voronoi(x, y, 6.5, s + 30)  # one crown per cell, lit from the north-west
         crown = np.clip(1 - d1 / 4.6, 0, 1)
         light = 0.5 + 0.75 * crown + 0.12 * (_hash01(ix, iy, s + 31) - 0.5)
@@ -118,7 +131,9 @@ class World:
         rgb[:, where] = (green * light)[:, where]
         labels[where] = TREE
 
-    def _water(self, labels: NDArray[np.uint8], rgb: Float, x: Float, y: Float, lake: NDArray[np.bool_], s: int) -> None:
+    def _water(
+        self, labels: NDArray[np.uint8], rgb: Float, x: Float, y: Float, lake: NDArray[np.bool_], s: int
+    ) -> None:
         phase = 6.28 * float(_hash01(np.array([3]), np.array([5]), s + 40)[0])
         course = 620 + 170 * np.sin(x / 410 + phase) + 60 * np.sin(x / 137 + 2 * phase)
         slope = 170 / 410 * np.cos(x / 410 + phase) + 60 / 137 * np.cos(x / 137 + 2 * phase)
@@ -129,7 +144,9 @@ class World:
         rgb[:, water] = (tone + 3 * (_noise(x, y, 3, s + 43) - 0.5))[:, water]
         labels[water] = WATER
 
-    def _roads(self, labels: NDArray[np.uint8], rgb: Float, x: Float, y: Float, gap: Float, town: NDArray[np.bool_], s: int) -> None:
+    def _roads(
+        self, labels: NDArray[np.uint8], rgb: Float, x: Float, y: Float, gap: Float, town: NDArray[np.bool_], s: int
+    ) -> None:
         street = town & (gap < 8)
         course = 300 + 120 * np.sin(y / 520 + s) + 35 * np.sin(y / 190)
         across = np.mod(x - course + 550, 1100) - 550  # a trunk road every 1.1 km, over bridges
@@ -149,8 +166,16 @@ def windows(height: int, width: int, size: int = 1024) -> Iterator[tuple[int, in
             yield row, col, min(size, height - row), min(size, width - col)
 
 
-def write_scene(path: Path, *, height: int, width: int, world: World, labels_path: Path | None = None,
-                crs: str = "EPSG:32633", origin: tuple[float, float] = (500_000.0, 5_600_000.0)) -> None:
+def write_scene(
+    path: Path,
+    *,
+    height: int,
+    width: int,
+    world: World,
+    labels_path: Path | None = None,
+    crs: str = "EPSG:32633",
+    origin: tuple[float, float] = (500_000.0, 5_600_000.0),
+) -> None:
     """Write a georeferenced RGB GeoTIFF and, if asked, its exact labels (uint8, 255 never occurs), window by window.
 
     `origin` is the outer corner of the first pixel in units of `crs` (easting, northing).
@@ -161,9 +186,18 @@ def write_scene(path: Path, *, height: int, width: int, world: World, labels_pat
     from rasterio.transform import from_origin
     from rasterio.windows import Window
 
-    profile = {"driver": "GTiff", "height": height, "width": width, "crs": crs, "dtype": "uint8", "tiled": True,
-               "transform": from_origin(*origin, world.gsd, world.gsd), "compress": "deflate",
-               "blockxsize": 512, "blockysize": 512}
+    profile = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "crs": crs,
+        "dtype": "uint8",
+        "tiled": True,
+        "transform": from_origin(*origin, world.gsd, world.gsd),
+        "compress": "deflate",
+        "blockxsize": 512,
+        "blockysize": 512,
+    }
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(rasterio.open(path, "w", count=3, photometric="RGB", **profile))
         truth = None

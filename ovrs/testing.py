@@ -24,13 +24,17 @@ class ColourSegmenter:
         rng = np.random.default_rng(7)
         self.colours = rng.uniform(40, 215, (classes, 3)).astype(np.float32)
 
-    def evidence(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def evidence(
+        self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         total = np.zeros((self.channels, *valid.shape), np.float32)
         hits = np.zeros(valid.shape, np.float32)
         for crop in crops:
             part = (slice(crop.row_off, crop.row_end), slice(crop.col_off, crop.col_end))
             pixels = rgb[(slice(None), *part)].astype(np.float32)
-            pixels += 0.1 * (pixels.mean(axis=(1, 2), keepdims=True) - pixels)  # depends on the whole crop, as a network does
+            pixels += 0.1 * (
+                pixels.mean(axis=(1, 2), keepdims=True) - pixels
+            )  # depends on the whole crop, as a network does
             for index, colour in enumerate(self.colours):
                 total[(index, *part)] -= np.abs(pixels - colour[:, None, None]).sum(axis=0) / 765
             hits[part] += 1

@@ -78,7 +78,12 @@ class Block:
 
     @property
     def name(self) -> str:
-        return f"{self.row:05d}_{self.col:05d}"
+        return block_name(self.row, self.col)
+
+
+def block_name(row: int, col: int) -> str:
+    """`00003_00012`: sorts in plan order."""
+    return f"{row:05d}_{col:05d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,16 @@ class Plan:
         size = self.block_size
         return -(-self.height // size), -(-self.width // size)
 
+    @property
+    def block_count(self) -> int:
+        rows, cols = self.block_shape
+        return rows * cols
+
+    def block_names(self) -> list[str]:
+        """Names of all blocks, row by row; cheap also for scenes of many thousands."""
+        rows, cols = self.block_shape
+        return [block_name(r, c) for r in range(rows) for c in range(cols)]
+
     def blocks(self) -> list[Block]:
         rows, cols = self.block_shape
         return [self.block(r, c) for r in range(rows) for c in range(cols)]
@@ -134,13 +149,20 @@ class Plan:
     def _groups(self, length: int, begin: int, end: int) -> list[tuple[int, list[int]]]:
         g = self.geometry
         starts = crop_starts(length, g.crop, g.stride)
-        groups = [(i // g.crops_per_tile, starts[i : i + g.crops_per_tile]) for i in range(0, len(starts), g.crops_per_tile)]
+        groups = [
+            (i // g.crops_per_tile, starts[i : i + g.crops_per_tile]) for i in range(0, len(starts), g.crops_per_tile)
+        ]
         return [(i, group) for i, group in groups if group[0] < end and group[-1] + min(g.crop, length) > begin]
 
     def _tile(self, row: int, row_starts: list[int], col: int, col_starts: list[int]) -> Tile:
         height, width = min(self.geometry.crop, self.height), min(self.geometry.crop, self.width)
         crops = tuple(Window(r, c, height, width) for r in row_starts for c in col_starts)
-        box = Window(row_starts[0], col_starts[0], row_starts[-1] - row_starts[0] + height, col_starts[-1] - col_starts[0] + width)
+        box = Window(
+            row_starts[0],
+            col_starts[0],
+            row_starts[-1] - row_starts[0] + height,
+            col_starts[-1] - col_starts[0] + width,
+        )
         return Tile(row, col, box, crops)
 
 

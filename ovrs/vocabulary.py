@@ -76,7 +76,9 @@ class Vocabulary(_Model):
         if doubles:
             raise ValueError(f"class names must differ, found twice: {', '.join(doubles)}")
         if self.background and self.background.class_name not in self.class_names:
-            raise ValueError(f"background class {self.background.class_name!r} is not among the classes {', '.join(self.class_names)}")
+            raise ValueError(
+                f"background class {self.background.class_name!r} is not among the classes {', '.join(self.class_names)}"
+            )
         if len(self.classes) > 65534:
             raise ValueError(f"at most 65534 classes fit a label array, got {len(self.classes)}")
         return self
@@ -93,7 +95,9 @@ class Vocabulary(_Model):
             if entry.colour:
                 out.append((int(entry.colour[1:3], 16), int(entry.colour[3:5], 16), int(entry.colour[5:7], 16)))
             else:
-                red, green, blue = colorsys.hsv_to_rgb((0.61803 * i) % 1, 0.55 + 0.35 * (i % 2), 0.85 - 0.2 * (i % 3) / 2)
+                red, green, blue = colorsys.hsv_to_rgb(
+                    (0.61803 * i) % 1, 0.55 + 0.35 * (i % 2), 0.85 - 0.2 * (i % 3) / 2
+                )
                 out.append((round(red * 255), round(green * 255), round(blue * 255)))
         return tuple(out)
 
@@ -115,7 +119,9 @@ class Vocabulary(_Model):
 
 def shipped() -> list[str]:
     """Names of the vocabularies in the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("ovrs.vocabularies").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("ovrs.vocabularies").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load(source: str | Path) -> Vocabulary:
@@ -129,7 +135,9 @@ def load(source: str | Path) -> Vocabulary:
         return parse(resources.files("ovrs.vocabularies").joinpath(f"{text}.yaml").read_text("utf-8"), text)
     path = Path(source)
     if not path.is_file():
-        raise VocabularyError(f"no vocabulary {text!r}: neither a file nor one of the shipped ones ({', '.join(shipped())})")
+        raise VocabularyError(
+            f"no vocabulary {text!r}: neither a file nor one of the shipped ones ({', '.join(shipped())})"
+        )
     return parse(path.read_text("utf-8"), text)
 
 
@@ -157,7 +165,9 @@ def from_names(names: Sequence[str]) -> Vocabulary:
     """
     wanted = [n.strip() for n in names if n.strip()]
     if not wanted:
-        raise VocabularyError("no class names given; write them separated by commas, as in --classes \"building, road, water\"")
+        raise VocabularyError(
+            'no class names given; write them separated by commas, as in --classes "building, road, water"'
+        )
     library = {q.lower(): entry for entry in load("landcover").classes for q in (entry.name, *entry.synonyms)}
     entries = []
     for name in wanted:

@@ -1,6 +1,6 @@
 """Teach the small text tower the sentence vectors of the teacher.
 
-    python -m training.distill_text --work DIR --minutes 25 --threads 1
+python -m training.distill_text --work DIR --minutes 25 --threads 1
 """
 
 from __future__ import annotations
@@ -54,8 +54,14 @@ def main() -> None:
     del model.visual
     embedding = [model.token_embedding.weight]
     rest = [p for p in model.parameters() if p is not embedding[0] and p.ndim > 0]
-    optimiser = torch.optim.AdamW([{"params": embedding, "weight_decay": 0.0, "lr_scale": 2.0},
-                                   {"params": rest, "weight_decay": 0.02, "lr_scale": 1.0}], lr=1e-3, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": embedding, "weight_decay": 0.0, "lr_scale": 2.0},
+            {"params": rest, "weight_decay": 0.02, "lr_scale": 1.0},
+        ],
+        lr=1e-3,
+        betas=(0.9, 0.98),
+    )
     batch, start, step = 256, time.time(), 0
     while (used := (time.time() - start) / 60) < args.minutes:
         progress = used / args.minutes

@@ -21,22 +21,119 @@ basketball court swimming pool storage tank silo solar panel wind turbine power 
 land barren land impervious surface pavement concrete asphalt vegetation low vegetation clutter background person people
 shadow roundabout intersection overpass viaduct airport terminal container crane pier levee dam ditch fence wall courtyard
 driveway sidewalk path track trail clearing burnt area flood glacier volcano""".replace("\n", " ").split()
-MULTI = ["parking lot", "golf course", "sports field", "tennis court", "baseball diamond", "swimming pool", "storage tank",
-         "solar panel", "bare soil", "bare land", "low vegetation", "impervious surface", "construction site", "crop field",
-         "dense residential area", "sparse residential area", "mobile home park", "industrial area", "railway station",
-         "agricultural land", "tree canopy", "water body", "paved road", "dirt road", "large vehicle", "small vehicle"]
-COLOURS = ["green", "dark green", "light green", "brown", "dark brown", "grey", "white", "red", "blue", "dark blue", "yellow",
-           "pale", "bright", "orange", "black", "turquoise", "golden", "reddish", "beige"]
-TEXTURES = ["smooth", "rough", "striped", "patchy", "even", "grainy", "bumpy", "regular", "irregular", "dense", "sparse",
-            "shiny", "matte", "furrowed", "speckled", "fine", "coarse"]
-SHAPES = ["rectangular", "round", "long narrow", "winding", "straight", "square", "irregular", "oval", "linear", "compact",
-          "L shaped", "curved", "small", "large", "scattered", "clustered"]
+MULTI = [
+    "parking lot",
+    "golf course",
+    "sports field",
+    "tennis court",
+    "baseball diamond",
+    "swimming pool",
+    "storage tank",
+    "solar panel",
+    "bare soil",
+    "bare land",
+    "low vegetation",
+    "impervious surface",
+    "construction site",
+    "crop field",
+    "dense residential area",
+    "sparse residential area",
+    "mobile home park",
+    "industrial area",
+    "railway station",
+    "agricultural land",
+    "tree canopy",
+    "water body",
+    "paved road",
+    "dirt road",
+    "large vehicle",
+    "small vehicle",
+]
+COLOURS = [
+    "green",
+    "dark green",
+    "light green",
+    "brown",
+    "dark brown",
+    "grey",
+    "white",
+    "red",
+    "blue",
+    "dark blue",
+    "yellow",
+    "pale",
+    "bright",
+    "orange",
+    "black",
+    "turquoise",
+    "golden",
+    "reddish",
+    "beige",
+]
+TEXTURES = [
+    "smooth",
+    "rough",
+    "striped",
+    "patchy",
+    "even",
+    "grainy",
+    "bumpy",
+    "regular",
+    "irregular",
+    "dense",
+    "sparse",
+    "shiny",
+    "matte",
+    "furrowed",
+    "speckled",
+    "fine",
+    "coarse",
+]
+SHAPES = [
+    "rectangular",
+    "round",
+    "long narrow",
+    "winding",
+    "straight",
+    "square",
+    "irregular",
+    "oval",
+    "linear",
+    "compact",
+    "L shaped",
+    "curved",
+    "small",
+    "large",
+    "scattered",
+    "clustered",
+]
 SEASONS = ["in summer", "in winter", "in spring", "in autumn", "after rain", "in dry season", "in haze", "in low sun"]
-PLACES = ["in a city", "in a village", "in the countryside", "near the coast", "in a suburb", "in a valley", "in the desert",
-          "on a hill", "along a river", "in an industrial zone", "between fields"]
+PLACES = [
+    "in a city",
+    "in a village",
+    "in the countryside",
+    "near the coast",
+    "in a suburb",
+    "in a valley",
+    "in the desert",
+    "on a hill",
+    "along a river",
+    "in an industrial zone",
+    "between fields",
+]
 RELATIONS = ["next to", "surrounded by", "between", "along", "in front of", "behind", "crossed by", "beside", "near"]
-VIEWS = ["a satellite image of {}", "an aerial photograph of {}", "{} seen from above", "an orthophoto showing {}", "{}",
-         "remote sensing image with {}", "there is {}", "a piece of {}", "many {}", "this is {} from the air"]
+VIEWS = [
+    "a satellite image of {}",
+    "an aerial photograph of {}",
+    "{} seen from above",
+    "an orthophoto showing {}",
+    "{}",
+    "remote sensing image with {}",
+    "there is {}",
+    "a piece of {}",
+    "many {}",
+    "this is {} from the air",
+]
 
 
 def composed(count: int, seed: int = 0) -> list[str]:
@@ -81,11 +178,21 @@ def clean(caption: str) -> str:
 
 def class_name(folder: str) -> str:
     """`dense_residential`, `AnnualCrop`, `denseresidential` as words."""
-    joined = {"denseresidential": "dense residential", "mediumresidential": "medium residential", "golfcourse": "golf course",
-              "sparseresidential": "sparse residential", "mobilehomepark": "mobile home park", "parkinglot": "parking lot",
-              "storagetanks": "storage tanks", "tenniscourt": "tennis court", "baseballdiamond": "baseball diamond",
-              "railwaystation": "railway station", "footballfield": "football field", "bareland": "bare land",
-              "sealake": "sea or lake"}
+    joined = {
+        "denseresidential": "dense residential",
+        "mediumresidential": "medium residential",
+        "golfcourse": "golf course",
+        "sparseresidential": "sparse residential",
+        "mobilehomepark": "mobile home park",
+        "parkinglot": "parking lot",
+        "storagetanks": "storage tanks",
+        "tenniscourt": "tennis court",
+        "baseballdiamond": "baseball diamond",
+        "railwaystation": "railway station",
+        "footballfield": "football field",
+        "bareland": "bare land",
+        "sealake": "sea or lake",
+    }
     name = joined.get(folder.lower(), folder)
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower()
 
@@ -110,7 +217,9 @@ class Teacher:
         self.dim = dim
 
     def raw(self, phrases: list[str]) -> np.ndarray:
-        return self.model.encode(phrases, batch_size=256, normalize_embeddings=True, show_progress_bar=False).astype(np.float32)
+        return self.model.encode(phrases, batch_size=256, normalize_embeddings=True, show_progress_bar=False).astype(
+            np.float32
+        )
 
     def fit(self, raw: np.ndarray) -> None:
         self.mean = raw.mean(0)

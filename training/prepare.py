@@ -1,6 +1,6 @@
 """Collect the training material into arrays that the two training scripts map into memory.
 
-    python -m training.prepare --data DIR --work DIR
+python -m training.prepare --data DIR --work DIR
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ HELD_OUT_CZORTHO = ("T22",)
 HELD_OUT_DUBAI = ("tile1_", "tile2_")
 
 DUBAI = {0x3C1098: "building", 0x8429F6: "land", 0x6EC1E4: "road", 0xFEDD3A: "vegetation", 0xE2A929: "water"}
-CZORTHO = {0x32FFA7: "vegetation", 0xA67556: "soil", 0x6D32FF: "paved", 0xFFE132: "building", 0x32A7FF: "water",
-           0xFF8C00: "unpaved_road"}
+CZORTHO = {
+    0x32FFA7: "vegetation",
+    0xA67556: "soil",
+    0x6D32FF: "paved",
+    0xFFE132: "building",
+    0x32A7FF: "water",
+    0xFF8C00: "unpaved_road",
+}
 SYNTH = ["building", "road", "water", "tree", "field", "soil"]
 CHESAPEAKE = {1: "water", 2: "tree", 3: "low_vegetation", 4: "soil", 5: "paved", 6: "road"}
 
@@ -44,7 +50,15 @@ def dense_pairs(data: Path, split: str) -> list[tuple[str, np.ndarray, np.ndarra
     for image in sorted((data / "czortho/images").glob("*.jpg")):
         if image.name.startswith(HELD_OUT_CZORTHO) == (split == "held"):
             mask = next((data / "czortho/masks").glob(image.stem + ".*"))
-            out.append(("czortho", np.asarray(Image.open(image).convert("RGB")), colour_labels(mask, CZORTHO, names), names, (1.0, 4.0)))
+            out.append(
+                (
+                    "czortho",
+                    np.asarray(Image.open(image).convert("RGB")),
+                    colour_labels(mask, CZORTHO, names),
+                    names,
+                    (1.0, 4.0),
+                )
+            )
     names = list(DUBAI.values())
     for image in sorted((data / "dubai/images").glob("*.jpg")):
         if image.name.startswith(HELD_OUT_DUBAI) == (split == "held"):
@@ -83,21 +97,22 @@ def scenes(data: Path, work: Path) -> None:
     for i, record in enumerate(records):
         raw = archives[record["image"].split("/")[0]].read(record["image"])
         pixels[i] = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB").resize((SIDE, SIDE), Image.BICUBIC))
-    (work / "scenes.json").write_text(json.dumps([[phrases.clean(c) for c in r["captions"]] or
-                                                  [phrases.class_name(r["cls"])] for r in records]))
+    (work / "scenes.json").write_text(
+        json.dumps([[phrases.clean(c) for c in r["captions"]] or [phrases.class_name(r["cls"])] for r in records])
+    )
     (work / "classes.json").write_text(json.dumps([phrases.class_name(r["cls"]) if r["cls"] else "" for r in records]))
 
 
 def texts(data: Path, work: Path) -> None:
-    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as templates
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as TEMPLATES
 
     rng = np.random.default_rng(0)
     domain = phrases.captions(data) + phrases.concept_phrases() * 1 + phrases.composed(60_000)
     names = sorted({w for w in phrases.NOUNS if len(w) > 2} | set(phrases.MULTI) | set(phrases.concept_phrases()))
-    templated = [templates[int(rng.integers(len(templates)))](n) for n in names for _ in range(24)]
+    templated = [TEMPLATES[int(rng.integers(len(TEMPLATES)))](n) for n in names for _ in range(24)]
     everything = list(dict.fromkeys(domain + names + templated))
     vocabulary = phrases.words()
-    templated_words = [templates[int(rng.integers(len(templates)))](w) for w in vocabulary[::3]]
+    templated_words = [TEMPLATES[int(rng.integers(len(TEMPLATES)))](w) for w in vocabulary[::3]]
     everything = list(dict.fromkeys(everything + vocabulary + templated_words))
     teacher = phrases.Teacher()
     raw = teacher.raw(everything)

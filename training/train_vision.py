@@ -154,7 +154,9 @@ def main() -> None:
         dense_scale.data, image_scale.data = saved["dense_scale"], saved["image_scale"]
     decay = [p for p in visual.parameters() if p.ndim > 1]
     plain = [p for p in visual.parameters() if p.ndim <= 1] + [dense_scale, image_scale]
-    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
     parameters = decay + plain
     n_dense, n_scene = 22, 22
     start, step = time.time(), 0
@@ -186,11 +188,15 @@ def main() -> None:
         dense_loss = dense_loss / n_dense
 
         said = [classes[r] if classes[r] and rng.random() < 0.3 else rng.choice(captions[r]) for r in rows]
-        text = torch.stack([texts[s] if s in texts.row else texts[rng.choice(captions[r])] for s, r in zip(said, rows, strict=True)])
+        text = torch.stack(
+            [texts[s] if s in texts.row else texts[rng.choice(captions[r])] for s, r in zip(said, rows, strict=True)]
+        )
         same = (text @ text.T > 0.98).float()
         same = same / same.sum(-1, keepdim=True)
         pooled = F.normalize(z[n_dense:].mean(1), dim=-1)
-        image_loss = contrast(F.normalize(whole, dim=-1), text, same, image_scale) + contrast(pooled, text, same, image_scale)
+        image_loss = contrast(F.normalize(whole, dim=-1), text, same, image_scale) + contrast(
+            pooled, text, same, image_scale
+        )
 
         optimiser.zero_grad()
         (dense_loss + 0.3 * image_loss).backward()
@@ -201,10 +207,19 @@ def main() -> None:
             image_scale.clamp_(max=math.log(50))
         step += 1
         if step % 100 == 0:
-            print(f"{step} {used:.1f} min  dense {dense_loss.item():.3f} image {image_loss.item():.3f} "
-                  f"scale {dense_scale.exp().item():.1f} {image_scale.exp().item():.1f}  {held_score(visual, held_crops, concepts, texts)}", flush=True)
-            torch.save({"visual": visual.state_dict(), "dense_scale": dense_scale.data, "image_scale": image_scale.data}, args.work / "vision.pt")
-    torch.save({"visual": visual.state_dict(), "dense_scale": dense_scale.data, "image_scale": image_scale.data}, args.work / "vision.pt")
+            print(
+                f"{step} {used:.1f} min  dense {dense_loss.item():.3f} image {image_loss.item():.3f} "
+                f"scale {dense_scale.exp().item():.1f} {image_scale.exp().item():.1f}  {held_score(visual, held_crops, concepts, texts)}",
+                flush=True,
+            )
+            torch.save(
+                {"visual": visual.state_dict(), "dense_scale": dense_scale.data, "image_scale": image_scale.data},
+                args.work / "vision.pt",
+            )
+    torch.save(
+        {"visual": visual.state_dict(), "dense_scale": dense_scale.data, "image_scale": image_scale.data},
+        args.work / "vision.pt",
+    )
     print("done", step, flush=True)
 
 
@@ -237,7 +252,11 @@ def held_score(visual: torch.nn.Module, crops: list, concepts: dict, texts: Text
         guess = (last_block(visual, x, grid, "segearth").patches @ text.T).argmax(-1).flatten()
         target = [patch_targets(c[2], len(text)) for c in mine]
         truth, known = torch.cat([t[0] for t in target]).argmax(-1), torch.cat([t[1] for t in target]) > 0.5
-        matrix = torch.bincount(truth[known] * len(text) + guess[known], minlength=len(text) ** 2).view(len(text), -1).float()
+        matrix = (
+            torch.bincount(truth[known] * len(text) + guess[known], minlength=len(text) ** 2)
+            .view(len(text), -1)
+            .float()
+        )
         union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
         iou = (matrix.diag() / union)[matrix.sum(1) > 0]
         out.append(f"{name} {100 * iou.mean():.1f}")

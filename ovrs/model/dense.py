@@ -7,7 +7,7 @@ Only the last transformer block differs between the variants; everything before 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DenseVariant = Literal["vanilla", "maskclip", "sclip", "clearclip", "naclip", "segearth"]
 DENSE_VARIANTS: tuple[str, ...] = get_args(DenseVariant)
+
+Visual: TypeAlias = Any
+"""open_clip's `VisionTransformer`: its attributes are what `check_vit` looks for, but nn.Module hides their types."""
 
 _NACLIP_SIGMA = 5.0
 """Standard deviation of NACLIP's Gaussian neighbourhood, in patches, whatever the window size."""
@@ -37,7 +40,7 @@ class DenseTokens(NamedTuple):
     """Rows and columns of patches, `h * w == N`."""
 
 
-def check_vit(visual: nn.Module) -> None:
+def check_vit(visual: Visual) -> None:
     """Refuse towers whose layout the dense variants do not fit.
 
     Raises:
@@ -52,10 +55,12 @@ def check_vit(visual: nn.Module) -> None:
             f"lacks {', '.join(missing) or 'standard attention blocks'}. Choose a ViT such as 'ViT-B-16'."
         )
     if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", "tok") != "tok":
-        raise WeightsError("Dense features need a tower that pools by its class token; this one pools by attention or mean.")
+        raise WeightsError(
+            "Dense features need a tower that pools by its class token; this one pools by attention or mean."
+        )
 
 
-def encode_prelude(visual: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def encode_prelude(visual: Visual, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Run everything before the last block.
 
     Args:
@@ -76,7 +81,7 @@ def encode_prelude(visual: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int
     return x, grid
 
 
-def position_embedding(visual: nn.Module, grid: tuple[int, int]) -> Tensor:
+def position_embedding(visual: Visual, grid: tuple[int, int]) -> Tensor:
     """Position embeddings for another patch grid, `(1 + N, d)`.
 
     The DINO recipe, which all the reproduced code bases use: bicubic with the scale factor (size + 0.1) / native
@@ -88,21 +93,22 @@ def position_embedding(visual: nn.Module, grid: tuple[int, int]) -> Tensor:
         return stored
     square = stored[1:].reshape(1, native_h, native_w, -1).permute(0, 3, 1, 2)
     factor = ((grid[0] + 0.1) / native_h, (grid[1] + 0.1) / native_w)
-    resized = F.interpolate(square.float(), scale_factor=factor, mode="bicubic", align_corners=False,
-                            recompute_scale_factor=False)
+    resized = F.interpolate(
+        square.float(), scale_factor=factor, mode="bicubic", align_corners=False, recompute_scale_factor=False
+    )
     if resized.shape[-2:] != torch.Size(grid):
         raise WeightsError(f"position grid came out as {tuple(resized.shape[-2:])}, expected {grid}")
     patches = resized.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
     return torch.cat([stored[:1], patches.to(stored.dtype)], dim=0)
 
 
-def dense_tokens(visual: nn.Module, images: Tensor, variant: DenseVariant = "segearth") -> DenseTokens:
+def dense_tokens(visual: Visual, images: Tensor, variant: DenseVariant = "segearth") -> DenseTokens:
     """Patch features of a batch of crops through the chosen last block (arguments as `encode_prelude`)."""
     x, grid = encode_prelude(visual, images)
     return last_block(visual, x, grid, variant)
 
 
-def last_block(visual: nn.Module, x: Tensor, grid: tuple[int, int], variant: DenseVariant) -> DenseTokens:
+def last_block(visual: Visual, x: Tensor, grid: tuple[int, int], variant: DenseVariant) -> DenseTokens:
     """Apply the modified last block, `ln_post` and the projection to every token."""
     block = visual.transformer.resblocks[-1]
     if variant == "vanilla":
@@ -111,7 +117,9 @@ def last_block(visual: nn.Module, x: Tensor, grid: tuple[int, int], variant: Den
         try:
             mix, reduced = _VARIANTS[variant]
         except KeyError:
-            raise OptionError(f"dense variant {variant!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}") from None
+            raise OptionError(
+                f"dense variant {variant!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}"
+            ) from None
         attended = _attend(block.attn, block.ln_1(x), grid, mix)
         if reduced:  # no skip connection and no feed-forward: the skip carries a few huge channels (ClearCLIP)
             out = attended
@@ -122,8 +130,12 @@ def last_block(visual: nn.Module, x: Tensor, grid: tuple[int, int], variant: Den
     return DenseTokens(patches=out[:, 1:], cls=out[:, 0], grid=grid)
 
 
-def _attend(attn: nn.MultiheadAttention, x: Tensor, grid: tuple[int, int],
-            mix: Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]) -> Tensor:
+def _attend(
+    attn: nn.MultiheadAttention,
+    x: Tensor,
+    grid: tuple[int, int],
+    mix: Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor],
+) -> Tensor:
     batch, length, width = x.shape
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.reshape(batch, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -175,7 +187,7 @@ def gaussian_prior(grid: tuple[int, int], sigma: float, device: torch.device, dt
     return prior.to(device=device, dtype=dtype)
 
 
-def patch_size(visual: nn.Module) -> int:
+def patch_size(visual: Visual) -> int:
     """Side of a patch in pixels (square patches only)."""
     height, width = visual.conv1.kernel_size
     if height != width:
@@ -183,6 +195,6 @@ def patch_size(visual: nn.Module) -> int:
     return int(height)
 
 
-def native_size(visual: nn.Module) -> int:
+def native_size(visual: Visual) -> int:
     """Side of the tower's training image in pixels."""
     return int(math.sqrt(visual.grid_size[0] * visual.grid_size[1])) * patch_size(visual)

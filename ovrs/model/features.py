@@ -49,8 +49,14 @@ class TileFeatures:
 
 
 @torch.no_grad()  # not inference mode: adapters build graphs on these tensors
-def encode_tile(model: LoadedModel, variant: DenseVariant, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...],
-                batch: int) -> TileFeatures:
+def encode_tile(
+    model: LoadedModel,
+    variant: DenseVariant,
+    rgb: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    crops: tuple[Window, ...],
+    batch: int,
+) -> TileFeatures:
     """Run the vision tower once over the crops of a tile, `batch` at a time.
 
     The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
@@ -74,7 +80,9 @@ def encode_tile(model: LoadedModel, variant: DenseVariant, rgb: NDArray[np.uint8
         grid = tokens.grid
         patches.append(F.normalize(tokens.patches[: len(part)].float(), dim=-1))
         cls.append(F.normalize(tokens.cls[: len(part)].float(), dim=-1))
-    return TileFeatures(torch.cat(patches), torch.cat(cls), grid, patch, pad, crops, valid.shape, share >= VALID_SHARE, mask)
+    return TileFeatures(
+        torch.cat(patches), torch.cat(cls), grid, patch, pad, crops, valid.shape, share >= VALID_SHARE, mask
+    )
 
 
 def normalise(model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Load a CLIP model: by open_clip's name, from a directory in open_clip's format, or the bundled one. Never unpickles."""
+"""Load a CLIP model by open_clip's name, from a directory in its format, or the bundled one. Never unpickles."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ METADATA_FILE = "ovrs.json"
 class LoadedModel:
     """A network in evaluation mode with everything needed to feed it."""
 
-    clip: nn.Module
+    clip: Any
+    """open_clip's CLIP: `visual`, and the text tower's parts."""
     tokenize: Callable[[list[str]], Tensor]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -67,7 +68,17 @@ def load(options: ModelOptions) -> LoadedModel:
     defaults = json.loads(metadata.read_text("utf-8")).get("defaults", {}) if metadata and metadata.is_file() else {}
     name = options.model if directory is None or options.model == BUNDLED else directory.name
     label = f"{name}:{options.pretrained}" if options.pretrained else name
-    return LoadedModel(clip, tokenize, tuple(preprocess["mean"]), tuple(preprocess["std"]), label, weights_hash, device, dtype, defaults)
+    return LoadedModel(
+        clip,
+        tokenize,
+        tuple(preprocess["mean"]),
+        tuple(preprocess["std"]),
+        label,
+        weights_hash,
+        device,
+        dtype,
+        defaults,
+    )
 
 
 def bundled_directory() -> Path:
@@ -99,7 +110,14 @@ def _from_directory(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
         raise WeightsError(f"{directory}: weights and {CONFIG_FILE} do not fit each other: {error}") from error
     tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=clip.context_length)
     preprocess = config.get("preprocess_cfg", {})
-    return clip, tokenizer, {"mean": preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN), "std": preprocess.get("std", open_clip.OPENAI_DATASET_STD)}
+    return (
+        clip,
+        tokenizer,
+        {
+            "mean": preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN),
+            "std": preprocess.get("std", open_clip.OPENAI_DATASET_STD),
+        },
+    )
 
 
 def _from_name(options: ModelOptions) -> tuple[Any, Any, dict[str, Any]]:
@@ -107,18 +125,24 @@ def _from_name(options: ModelOptions) -> tuple[Any, Any, dict[str, Any]]:
 
     known = open_clip.list_models()
     if options.model not in known:
-        raise WeightsError(f"model {options.model!r} is neither 'bundled', nor a directory, nor one of open_clip's {len(known)} names "
-                           f"(such as ViT-B-16); `python -c \"import open_clip; print(open_clip.list_pretrained())\"` lists them")
+        raise WeightsError(
+            f"model {options.model!r} is neither 'bundled', nor a directory, nor one of open_clip's {len(known)} names "
+            f'(such as ViT-B-16); `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them'
+        )
     if not options.pretrained:
         tags = open_clip.list_pretrained_tags_by_model(options.model)
         raise WeightsError(f"model {options.model} needs --pretrained TAG, one of: {', '.join(tags)}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # OpenAI tags carry their own activation
-            clip, _, preprocess = open_clip.create_model_and_transforms(options.model, pretrained=options.pretrained, weights_only=True)
+            clip, _, preprocess = open_clip.create_model_and_transforms(
+                options.model, pretrained=options.pretrained, weights_only=True
+            )
     except (RuntimeError, OSError, ValueError) as error:
-        raise WeightsError(f"weights {options.pretrained!r} of {options.model} cannot be loaded: {error}. Without internet, point --model "
-                           f"to a local directory that holds {CONFIG_FILE} and open_clip_model.safetensors") from error
+        raise WeightsError(
+            f"weights {options.pretrained!r} of {options.model} cannot be loaded: {error}. Without internet, point --model "
+            f"to a local directory that holds {CONFIG_FILE} and open_clip_model.safetensors"
+        ) from error
     normalise = preprocess.transforms[-1]
     return clip, open_clip.get_tokenizer(options.model), {"mean": normalise.mean, "std": normalise.std}
 

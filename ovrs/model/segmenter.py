@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
 import torch
 
 from ovrs.contract import TileScores
@@ -19,6 +18,7 @@ from ovrs.model.text import TextBank, build_text_bank
 from ovrs.tiling import TileGeometry
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from ovrs.grid import Window
@@ -47,12 +47,16 @@ class Settings:
 class ClipSegmenter:
     """Frozen dense CLIP: no adaptation. Evidence is cosines, summed over crops; softmax comes after the division."""
 
-    def __init__(self, model: LoadedModel, bank: TextBank, settings: Settings, geometry: TileGeometry, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, model: LoadedModel, bank: TextBank, settings: Settings, geometry: TileGeometry, facts: dict[str, Any]
+    ) -> None:
         self.model, self.bank, self.settings, self.geometry, self.facts = model, bank, settings, geometry, facts
         self.class_count, self.channels = bank.class_count, len(bank.vectors)
 
     @torch.no_grad()
-    def evidence(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def evidence(
+        self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         features = encode_tile(self.model, self.settings.dense, rgb, valid, crops, BATCH)
         low = cosines(features, self.bank.vectors, self.bank.vectors, self.settings.cls_weight)
         total, hits = accumulate(features, upsample(features, low))
@@ -60,7 +64,9 @@ class ClipSegmenter:
 
     @torch.no_grad()
     def finish(self, evidence: NDArray[np.float32]) -> TileScores:
-        scores = class_scores(torch.from_numpy(evidence), _on_cpu(self.bank), self.settings.scale, self.settings.aggregate)
+        scores = class_scores(
+            torch.from_numpy(evidence), _on_cpu(self.bank), self.settings.scale, self.settings.aggregate
+        )
         return TileScores(scores.numpy())
 
     def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
@@ -113,7 +119,9 @@ class TmpaCompatSegmenter(_Episodic):
         return TileScores(result.scores.cpu().numpy(), events=("adapted",))
 
 
-def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -> ClipSegmenter | TmpaSegmenter | TmpaCompatSegmenter:
+def build_clip_segmenter(
+    model_options: ModelOptions, method: MethodOptions, vocabulary: Vocabulary
+) -> ClipSegmenter | TmpaSegmenter | TmpaCompatSegmenter:
     """Load the model, embed the vocabulary, and put the chosen method in front.
 
     Raises:
@@ -123,26 +131,63 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     if method.method not in METHODS:
         raise OptionError(f"method {method.method!r} is unknown; choose one of {', '.join(METHODS)}")
     if len(vocabulary.classes) < 2:
-        raise OptionError("a map needs at least two classes: with one, its probability is 1 everywhere. Add what else is there, "
-                          'for instance --classes "building, background"')
+        raise OptionError(
+            "a map needs at least two classes: with one, its probability is 1 everywhere. Add what else is there, "
+            'for instance --classes "building, background"'
+        )
     model = load(model_options)
     settings = _settle(method, model)
     geometry = _geometry(model_options, model)
     bank = build_text_bank(model, vocabulary)
-    facts = {"model": model.name, "weights": model.weights_hash, "device": model.device.type, "dtype": model_options.dtype, "method": method.method,
-             "dense": settings.dense, "cls_weight": settings.cls_weight, "logit_scale": settings.scale, "aggregate": settings.aggregate,
-             "upsampler": "bilinear", "batch": BATCH, "queries": len(bank.vectors), "threads": torch.get_num_threads(), **_method_facts(method)}
+    facts = {
+        "model": model.name,
+        "weights": model.weights_hash,
+        "device": model.device.type,
+        "dtype": model_options.dtype,
+        "method": method.method,
+        "dense": settings.dense,
+        "cls_weight": settings.cls_weight,
+        "logit_scale": settings.scale,
+        "aggregate": settings.aggregate,
+        "upsampler": "bilinear",
+        "batch": BATCH,
+        "queries": len(bank.vectors),
+        "threads": torch.get_num_threads(),
+        **_method_facts(method),
+    }
     frozen = ClipSegmenter(model, bank, settings, geometry, facts)
     if method.method == "none":
         return frozen
     if method.method == "tmpa_compat":
         rule = vocabulary.background
-        return TmpaCompatSegmenter(frozen, tmpa_compat.CompatSettings(
-            scale=settings.scale, cls_weight=settings.cls_weight, aggregate=settings.aggregate, steps=method.steps, lr=method.lr_shift,
-            alpha_init=method.alpha_init, background=vocabulary.background_index or 0, threshold=rule.threshold if rule else 0.0))
-    return TmpaSegmenter(frozen, tmpa.TmpaSettings(
-        scale=settings.scale, cls_weight=settings.cls_weight, aggregate=settings.aggregate, shift=method.method == "tmpa_shift", steps=method.steps,
-        lr=method.lr, lr_shift=method.lr_shift, alpha_init=method.alpha_init, alpha_max=method.alpha_max, anchors=method.anchors))
+        return TmpaCompatSegmenter(
+            frozen,
+            tmpa_compat.CompatSettings(
+                scale=settings.scale,
+                cls_weight=settings.cls_weight,
+                aggregate=settings.aggregate,
+                steps=method.steps,
+                lr=method.lr_shift,
+                alpha_init=method.alpha_init,
+                background=vocabulary.background_index or 0,
+                threshold=rule.threshold if rule else 0.0,
+            ),
+        )
+    return TmpaSegmenter(
+        frozen,
+        tmpa.TmpaSettings(
+            scale=settings.scale,
+            cls_weight=settings.cls_weight,
+            aggregate=settings.aggregate,
+            shift=method.method == "tmpa_shift",
+            steps=method.steps,
+            lr=method.lr,
+            lr_shift=method.lr_shift,
+            alpha_init=method.alpha_init,
+            alpha_max=method.alpha_max,
+            anchors=method.anchors,
+        ),
+    )
 
 
 def _settle(method: MethodOptions, model: LoadedModel) -> Settings:
@@ -159,14 +204,20 @@ def _geometry(options: ModelOptions, model: LoadedModel) -> TileGeometry:
     patch = patch_size(model.clip.visual)
     crop = options.crop or native_size(model.clip.visual)
     if crop % patch:
-        raise OptionError(f"--crop must be a multiple of the model's patch size {patch}, got {crop}; the nearest is {round(crop / patch) * patch or patch}")
+        raise OptionError(
+            f"--crop must be a multiple of the patch size {patch}, got {crop}; the nearest is {round(crop / patch) * patch or patch}"
+        )
     return TileGeometry(crop=crop, stride=options.stride or crop // 2, crops_per_tile=CROPS_PER_TILE)
 
 
 def _method_facts(method: MethodOptions) -> dict[str, Any]:
     if method.method == "none":
         return {}
-    names = ("steps", "alpha_init", "lr_shift") if method.method == "tmpa_compat" else ("steps", "lr", "lr_shift", "alpha_init", "alpha_max", "anchors")
+    names = (
+        ("steps", "alpha_init", "lr_shift")
+        if method.method == "tmpa_compat"
+        else ("steps", "lr", "lr_shift", "alpha_init", "alpha_max", "anchors")
+    )
     return {name: getattr(method, name) for name in names}
 
 

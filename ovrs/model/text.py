@@ -39,7 +39,9 @@ def build_text_bank(model: LoadedModel, vocabulary: Vocabulary) -> TextBank:
     queries = [clean(q) for entry in vocabulary.classes for q in entry.queries]
     class_of = [i for i, entry in enumerate(vocabulary.classes) for _ in entry.queries]
     vectors = _cached(model, queries, imagenet_templates())
-    return TextBank(torch.from_numpy(vectors).to(model.device), torch.tensor(class_of, device=model.device), len(vocabulary.classes))
+    return TextBank(
+        torch.from_numpy(vectors).to(model.device), torch.tensor(class_of, device=model.device), len(vocabulary.classes)
+    )
 
 
 def imagenet_templates() -> list[Callable[[str], str]]:
@@ -54,7 +56,12 @@ def clean(query: str) -> str:
     return " ".join(query.lower().replace("-", " ").replace("/", " ").strip().rstrip(".").split())
 
 
-def embed(clip: torch.nn.Module, tokenize: Callable[[list[str]], Tensor], queries: Sequence[str], templates: Sequence[Callable[[str], str]]) -> Tensor:
+def embed(
+    clip: torch.nn.Module,
+    tokenize: Callable[[list[str]], Tensor],
+    queries: Sequence[str],
+    templates: Sequence[Callable[[str], str]],
+) -> Tensor:
     """Template ensemble: normalise each sentence vector, average per query, normalise again.
 
     Returns:
@@ -66,12 +73,16 @@ def embed(clip: torch.nn.Module, tokenize: Callable[[list[str]], Tensor], querie
 
 
 @torch.inference_mode()
-def encode_sentences(clip: torch.nn.Module, tokenize: Callable[[list[str]], Tensor], sentences: Sequence[str]) -> Tensor:
+def encode_sentences(
+    clip: torch.nn.Module, tokenize: Callable[[list[str]], Tensor], sentences: Sequence[str]
+) -> Tensor:
     """Unit vectors `(n, D)` on the CPU, in the order given."""
     tokens = tokenize(list(sentences))
     unique, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     lengths = unique.argmax(dim=1)
-    order = lengths.argsort(stable=True)  # sentences of like length together: the tail behind the end token is not computed
+    order = lengths.argsort(
+        stable=True
+    )  # sentences of like length together: the tail behind the end token is not computed
     out: Tensor | None = None
     for rows in order.split(_BATCH):
         z = F.normalize(_encode(clip, unique[rows]).float(), dim=-1)
@@ -104,7 +115,9 @@ def cache_directory() -> Path:
 
 
 def _cached(model: LoadedModel, queries: list[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:
-    key = hashlib.sha256("\n".join([model.weights_hash, *(t("*") for t in templates), "", *queries]).encode()).hexdigest()
+    key = hashlib.sha256(
+        "\n".join([model.weights_hash, *(t("*") for t in templates), "", *queries]).encode()
+    ).hexdigest()
     file = cache_directory() / "text" / f"{key}.npy"
     if file.is_file():
         return np.load(file, allow_pickle=False)

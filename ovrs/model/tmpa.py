@@ -149,7 +149,11 @@ class _Problem:
             text = F.normalize(self.bank.vectors + delta, dim=-1)
             text_map, cls_map = self.patches @ text.T, self.settings.cls_weight * (self.cls @ text.T)
         cosine = (text * self.target).sum(dim=-1)
-        norm = ((1 - alpha).square() + self.anchored * (alpha.square() + 2 * alpha * (1 - alpha) * cosine)).clamp(min=1e-12).sqrt()
+        norm = (
+            ((1 - alpha).square() + self.anchored * (alpha.square() + 2 * alpha * (1 - alpha) * cosine))
+            .clamp(min=1e-12)
+            .sqrt()
+        )
         return (((1 - alpha) * text_map + alpha * self.prototype_map) / norm + cls_map).T
 
     def probabilities(self, theta: Tensor, delta: Tensor | None) -> Tensor:
@@ -169,7 +173,9 @@ class _Problem:
 
 def _optimise(problem: _Problem, settings: TmpaSettings) -> tuple[Tensor, Tensor | None, list[float]]:
     vectors = problem.bank.vectors
-    theta = torch.full((len(vectors),), min(settings.alpha_init, settings.alpha_max), device=vectors.device, requires_grad=True)
+    theta = torch.full(
+        (len(vectors),), min(settings.alpha_init, settings.alpha_max), device=vectors.device, requires_grad=True
+    )
     delta = torch.zeros_like(vectors, requires_grad=True) if settings.shift else None
     groups = [{"params": [theta], "lr": settings.lr}]
     if delta is not None:
@@ -195,5 +201,7 @@ def _harm(problem: _Problem, theta: Tensor, delta: Tensor | None) -> str | None:
     after = problem.probabilities(theta, delta)
     if not entropy(after).mean() < entropy(before).mean():
         return "reverted_entropy"
-    present = [int((p.argmax(dim=0).bincount(minlength=len(p)) > COLLAPSE_SHARE * p.shape[1]).sum()) for p in (before, after)]
+    present = [
+        int((p.argmax(dim=0).bincount(minlength=len(p)) > COLLAPSE_SHARE * p.shape[1]).sum()) for p in (before, after)
+    ]
     return "reverted_collapse" if present[0] > 1 and present[1] == 1 else None

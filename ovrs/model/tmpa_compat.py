@@ -54,7 +54,9 @@ class CompatResult:
 
 
 @torch.no_grad()
-def window_prototypes(features: TileFeatures, text: Tensor, bank: TextBank, settings: CompatSettings) -> tuple[Tensor, Tensor]:
+def window_prototypes(
+    features: TileFeatures, text: Tensor, bank: TextBank, settings: CompatSettings
+) -> tuple[Tensor, Tensor]:
     """Prototypes of each window.
 
     Returns:
@@ -77,8 +79,14 @@ def window_prototypes(features: TileFeatures, text: Tensor, bank: TextBank, sett
     return prototypes, anchors
 
 
-def forward(features: TileFeatures, bank: TextBank, alpha: Tensor, shift: Tensor, settings: CompatSettings,
-            out_shape: tuple[int, int] | None = None) -> Tensor:
+def forward(
+    features: TileFeatures,
+    bank: TextBank,
+    alpha: Tensor,
+    shift: Tensor,
+    settings: CompatSettings,
+    out_shape: tuple[int, int] | None = None,
+) -> Tensor:
     """Aggregated class scores `(C, H, W)` of the whole tile for the given parameters."""
     text = F.normalize(bank.vectors + shift, dim=-1)
     prototypes, _ = window_prototypes(features, text.detach(), bank, settings)
@@ -91,7 +99,9 @@ def forward(features: TileFeatures, bank: TextBank, alpha: Tensor, shift: Tensor
     return class_scores(logits, bank, settings.scale, settings.aggregate)
 
 
-def adapt(features: TileFeatures, bank: TextBank, settings: CompatSettings, out_shape: tuple[int, int] | None = None) -> CompatResult:
+def adapt(
+    features: TileFeatures, bank: TextBank, settings: CompatSettings, out_shape: tuple[int, int] | None = None
+) -> CompatResult:
     """Run the released optimisation on one image; `out_shape` is the size at which loss and scores are taken."""
     alpha = torch.full((len(bank.vectors), 1), settings.alpha_init, device=bank.vectors.device, requires_grad=True)
     shift = torch.zeros_like(bank.vectors, requires_grad=not settings.alpha_only)

@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow check lint types clean bench
+
+demo: $(VENV)/installed
+	$(BIN)/ovrs demo -o demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# minutes each: kill -9 and resume, seams of real adaptation at 8192 px, memory
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+check: lint types test
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/accuracy.py
+
+# constraints.txt holds the tested versions; remove `-c constraints.txt` to try newer ones
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,311 @@
+"""The command line: `ovrs map SCENE.tif --classes "…" -o out.zarr`. Thin: every command calls one library function."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ovrs.errors import OptionError, OvrsError
+
+if TYPE_CHECKING:
+    from ovrs.vocabulary import Vocabulary
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time.",
+)
+vocabularies = typer.Typer(no_args_is_help=True, help="Classes and their prompts.")
+catalogs = typer.Typer(no_args_is_help=True, help="Scenes, vocabularies and outputs by name.")
+app.add_typer(vocabularies, name="vocabulary")
+app.add_typer(catalogs, name="catalog")
+
+Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=False)]
+
+
+@app.callback()
+def _global(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False) -> None:
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not debug:
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+
+
+@app.command("map")
+def map_command(
+    scene: Annotated[str, typer.Argument(help="A raster GDAL can open, or with --catalog the name of a scene.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The store to write, NAME.zarr. With --catalog: its output root.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help='Class names in plain words: "building, road, water".')] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(help="A shipped vocabulary (`ovrs vocabulary list`) or a YAML file.")
+    ] = None,
+    catalog: Annotated[Path | None, typer.Option(help="A data_catalog.yaml that names the scene.")] = None,
+    bands: Annotated[str | None, typer.Option(help="One or three band numbers used as RGB: 4,3,2.")] = None,
+    gsd: Annotated[
+        float | None, typer.Option(help="Metres per pixel of the grid to work on (the models know 0.1 to 1 m).")
+    ] = None,
+    bbox: Annotated[str | None, typer.Option(help="left,bottom,right,top in the scene's CRS.")] = None,
+    aoi: Annotated[Path | None, typer.Option(help="Vector file; only inside its polygons is mapped.")] = None,
+    stretch: Annotated[
+        str | None, typer.Option(help="Percentiles that become 0 and 255: 2,98. Default for all types but uint8.")
+    ] = None,
+    nodata: Annotated[float | None, typer.Option(help="Overrides the source's nodata value.")] = None,
+    allow_ungeoreferenced: Annotated[
+        bool, typer.Option("--allow-ungeoreferenced", help="Map a raster that has no place on the ground.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="bundled, an open_clip name, or a directory in open_clip's format.")
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="open_clip's pretrained tag.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 for the vision tower.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of the model's window in pixels.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Distance between windows.")] = None,
+    method: Annotated[str | None, typer.Option(help="none, tmpa, tmpa_shift or tmpa_compat.")] = None,
+    dense: Annotated[
+        str | None, typer.Option(help="Last block: segearth, vanilla, maskclip, sclip, clearclip, naclip.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps per tile.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Initial visual bias of TMPA.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Background probability threshold.")] = None,
+    executor: Annotated[str | None, typer.Option(help="serial, threads or dask.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads, or local Dask processes.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:8786; implies --executor dask.")
+    ] = None,
+    block: Annotated[int | None, typer.Option(help="Side of a block in tile pitches.")] = None,
+    zarr_format: Annotated[int | None, typer.Option(help="3, or 2 for GIS with GDAL before 3.11.")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Also store every class's score.")] = False,
+    allow_holes: Annotated[bool, typer.Option("--allow-holes", help="Finish although blocks failed.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard what is at the output and begin anew.")
+    ] = False,
+) -> None:
+    """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
+    from ovrs import options, pipeline
+
+    reading = {
+        "bands": _numbers(bands, "--bands", int),
+        "gsd": gsd,
+        "bbox": _numbers(bbox, "--bbox", float, 4),
+        "aoi": aoi,
+        "stretch": _numbers(stretch, "--stretch", float, 2),
+        "nodata": nodata,
+        "allow_ungeoreferenced": allow_ungeoreferenced or None,
+    }
+    uri, words, target = scene, None, out
+    if catalog is not None:
+        from ovrs import catalog as catalog_room
+
+        known = catalog_room.load(catalog)
+        entry = known.scene(scene)
+        uri, target = known.uri(entry), out or known.output(scene)
+        reading = {**entry.read.model_dump(exclude_unset=True), **{k: v for k, v in reading.items() if v is not None}}
+        if classes is None and vocabulary is None:
+            words = known.vocabulary(entry.vocabulary)
+    if target is None:
+        raise OptionError("name the store to write: -o NAME.zarr")
+    words = words or _vocabulary(classes, vocabulary)
+    chosen = options.build(
+        scene=reading,
+        model={
+            "model": model,
+            "pretrained": pretrained,
+            "device": device,
+            "dtype": dtype,
+            "crop": crop,
+            "stride": stride,
+        },
+        method={"method": method, "dense": dense, "steps": steps, "alpha_init": alpha, "threshold": threshold},
+        run={
+            "block_pitches": block,
+            "zarr_format": zarr_format,
+            "store_scores": scores or None,
+            "executor": executor or ("dask" if scheduler else None),
+            "workers": workers,
+            "scheduler": scheduler,
+            "allow_holes": allow_holes or None,
+        },
+    )
+    if words.composed_classes:
+        typer.echo(
+            f"note: no prompt library entry for {', '.join(words.composed_classes)}; composed prompts are used (recorded in the map)",
+            err=True,
+        )
+    with _progress() as show:
+        facts = pipeline.map_scene(uri, words, target, chosen, overwrite=overwrite, progress=show)
+    _print_areas(facts)
+    typer.echo(f"map: {target}")
+
+
+@app.command()
+def resume(store: Store) -> None:
+    """Go on with an interrupted run."""
+    from ovrs import pipeline
+
+    with _progress() as show:
+        facts = pipeline.resume(store, progress=show)
+    _print_areas(facts)
+    typer.echo(f"map: {store}")
+
+
+@app.command()
+def status(store: Store) -> None:
+    """How far a run is; lists failed blocks. Loads no model."""
+    from ovrs.report import status_of
+
+    report = status_of(store)
+    typer.echo(report.text)
+    if not report.complete:
+        raise typer.Exit(4)
+
+
+@app.command()
+def verify(store: Store) -> None:
+    """Recompute the checksum of every finished block."""
+    from ovrs import job
+
+    wrong = job.verify(store)
+    if wrong:
+        typer.echo(f"{len(wrong)} blocks differ from their markers: {', '.join(wrong)}", err=True)
+        raise typer.Exit(3)
+    typer.echo("all blocks match their checksums")
+
+
+@app.command()
+def info(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """What made a map, and what is in it."""
+    from ovrs.report import info_of
+
+    typer.echo(info_of(store, as_json=as_json))
+
+
+@app.command()
+def export(
+    store: Store,
+    cog: Annotated[
+        Path | None, typer.Option(help="Cloud Optimized GeoTIFF with colours, class names and a QGIS style.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Picture of scene, map and legend.")] = None,
+) -> None:
+    """Write GIS products of a finished map."""
+    if cog is None and png is None:
+        raise OptionError("nothing to export: name --cog FILE.tif, --png FILE.png or both")
+    if cog is not None:
+        from ovrs.export.cog import write_cog
+        from ovrs.export.qml import write_qml
+
+        typer.echo(f"cog: {write_cog(store, cog)}")
+        typer.echo(f"style: {write_qml(store, cog)}")
+    if png is not None:
+        from ovrs.export.quicklook import write_quicklook
+
+        typer.echo(f"picture: {write_quicklook(store, png)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory for scene, map and products.")] = Path("demo"),
+) -> None:
+    """Generate a scene, map it with the bundled model, export it, and compare with the exact labels."""
+    from ovrs.demo import run_demo
+
+    with _progress() as show:
+        lines = run_demo(out, progress=show)
+    typer.echo("\n".join(lines))
+
+
+@vocabularies.command("list")
+def vocabulary_list() -> None:
+    """The shipped vocabularies."""
+    from ovrs import vocabulary as room
+
+    for name in room.shipped():
+        found = room.load(name)
+        typer.echo(f"{name:14} {len(found.classes):3} classes  {found.title}")
+
+
+@vocabularies.command("show")
+def vocabulary_show(name: Annotated[str, typer.Argument(help="A shipped name or a YAML file.")]) -> None:
+    """Classes and prompts of one vocabulary."""
+    from ovrs import vocabulary as room
+
+    for entry in room.load(name).classes:
+        typer.echo(f"{entry.name} ({', '.join(entry.synonyms) or 'no synonyms'}), {entry.prompt_source}")
+        for sentence in entry.descriptions:
+            typer.echo(f"    {sentence}")
+
+
+@catalogs.command("check")
+def catalog_check(path: Annotated[Path, typer.Argument()] = Path("data_catalog.yaml")) -> None:
+    """Check a catalog; every fault is named with its line."""
+    from ovrs import catalog as room
+
+    found = room.load(path)
+    typer.echo(f"{path}: {len(found.scenes)} scenes, {len(found.vocabularies)} vocabularies, in order")
+
+
+@catalogs.command("list")
+def catalog_list(path: Annotated[Path, typer.Argument()] = Path("data_catalog.yaml")) -> None:
+    """The scenes of a catalog."""
+    from ovrs import catalog as room
+
+    found = room.load(path)
+    for name, entry in sorted(found.scenes.items()):
+        typer.echo(f"{name:16} {entry.vocabulary:12} {found.uri(entry)}  {entry.title}")
+
+
+def _vocabulary(classes: str | None, vocabulary: str | None) -> Vocabulary:
+    from ovrs import vocabulary as room
+
+    if (classes is None) == (vocabulary is None):
+        raise OptionError('name the classes, either --classes "building, road, water" or --vocabulary NAME|FILE.yaml')
+    return room.load(vocabulary) if vocabulary is not None else room.from_names((classes or "").split(","))
+
+
+def _numbers(
+    text: str | None, option: str, kind: type[int] | type[float], count: int | None = None
+) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"{option} takes numbers separated by commas, got {text!r}") from error
+    if count is not None and len(values) != count:
+        raise OptionError(f"{option} takes {count} numbers, got {len(values)}: {text!r}")
+    return values
+
+
+def _print_areas(facts: dict[str, Any]) -> None:
+    from ovrs.report import area_lines
+
+    typer.echo("\n".join(area_lines(facts)))
+
+
+def _progress() -> Any:
+    from ovrs.report import progress_bar
+
+    return progress_bar()
+
+
+def main() -> None:
+    """Entry point: errors of ours become one message and their exit code."""
+    try:
+        app(standalone_mode=True)
+    except OvrsError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A picture for people: the scene, its map and a legend with areas, side by side."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from PIL import Image, ImageDraw, ImageFont
+
+from ovrs import store
+from ovrs.decide import label_nodata
+from ovrs.errors import OvrsError
+from ovrs.export.cog import legend
+from ovrs.opening import open_scene
+from ovrs.options import SceneOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+_MARGIN, _LINE = 16, 26
+
+
+def write_quicklook(path: Path, out: Path, side: int = 900) -> Path:
+    """Draw a finished store as a PNG, each panel at most `side` pixels.
+
+    The scene panel is left out, with a warning, when the source raster is no longer where it was.
+    """
+    group = store.open_complete(path)
+    facts = store.facts(group)
+    names, colours = legend(group)
+    map_panel = colourise(_small_labels(group, side), colours, label_nodata(len(names)))
+    panels = [map_panel]
+    try:
+        scene = open_scene(facts["uri"], SceneOptions.model_validate(facts["options"]["scene"]))
+        rgb = np.moveaxis(scene.decimated(max(map_panel.shape[:2])).rgb, 0, -1)
+        panels.insert(0, np.asarray(Image.fromarray(rgb).resize((map_panel.shape[1], map_panel.shape[0]))))
+    except OvrsError as error:
+        log.warning("the quicklook shows the map alone: %s", error)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.partial")
+    _compose(panels, names, colours, facts).save(temporary, format="PNG")
+    temporary.replace(out)
+    return out
+
+
+def colourise(labels: NDArray[Any], colours: list[tuple[int, int, int]], nodata: int) -> NDArray[np.uint8]:
+    """Labels `(y, x)` to RGB `(y, x, 3)`; no data is white."""
+    table = np.full((nodata + 1, 3), 255, np.uint8)
+    table[: len(colours)] = colours
+    return table[labels]
+
+
+def _small_labels(group: zarr.Group, side: int) -> NDArray[Any]:
+    """The finest overview that is at most `side` pixels, else the smallest one decimated."""
+    levels = [group, *(group[str(2**k)] for k in range(1, 20) if str(2**k) in group)]
+    arrays = [store.array(g, "label") for g in levels if isinstance(g, zarr.Group)]
+    fitting = [a for a in arrays if max(a.shape) <= side]
+    if fitting:
+        return np.asarray(fitting[0][:])
+    step = -(-max(arrays[-1].shape) // side)
+    rows = [np.asarray(arrays[-1][r, ::step]) for r in range(0, arrays[-1].shape[0], step)]
+    return np.stack(rows)
+
+
+def _compose(
+    panels: list[NDArray[np.uint8]], names: list[str], colours: list[tuple[int, int, int]], facts: dict[str, Any]
+) -> Image.Image:
+    font, bold = ImageFont.load_default(15), ImageFont.load_default(18)
+    height, width = panels[0].shape[:2]
+    legend_width = 290
+    total = _MARGIN + sum(p.shape[1] + _MARGIN for p in panels) + legend_width
+    canvas = Image.new("RGB", (total, max(height, 130 + _LINE * len(names)) + 2 * _MARGIN + 24), "white")
+    draw = ImageDraw.Draw(canvas)
+    x = _MARGIN
+    for title, panel in zip(("scene", "map") if len(panels) == 2 else ("map",), panels, strict=True):
+        draw.text((x, 8), title, fill="black", font=bold)
+        canvas.paste(Image.fromarray(panel), (x, _MARGIN + 20))
+        x += width + _MARGIN
+    y = _MARGIN + 20
+    areas = {c["name"]: c for c in facts.get("classes", [])}
+    for name, colour in zip(names, colours, strict=True):
+        draw.rectangle((x, y, x + 22, y + 16), fill=colour, outline="black")
+        area = areas.get(name)
+        text = f"{name}  {area['percent']:.1f} %  {area['hectares']:.2f} ha" if area else name
+        draw.text((x + 30, y), text, fill="black", font=font)
+        y += _LINE
+    lines = [
+        facts["scene"]["name"],
+        f"grid {facts['pixel_size_m'][0]:.3g} m  EPSG:{facts['grid']['epsg'] or '-'}",
+        f"{facts['model']['model']}, {facts['model']['method']}",
+    ]
+    if facts.get("composed_prompts"):
+        lines.append("composed prompts: " + ", ".join(facts["composed_prompts"]))
+    if facts.get("holes"):
+        lines.append(f"INCOMPLETE: {len(facts['holes'])} blocks missing")
+    for i, line in enumerate(lines):
+        draw.text((x, y + 12 + 22 * i), line[:40], fill="#444444", font=font)
+    return canvas

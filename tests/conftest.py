@@ -1,0 +1,114 @@
+"""Builders, not files: every raster a test needs is made here."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import Affine, from_origin
+
+from ovrs import options, vocabulary
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Text vectors are cached per session, never in the user's home."""
+    monkeypatch.setenv("OVRS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def write_raster(tmp_path):
+    """`write_raster(array, **profile)` writes `(band, y, x)` and returns the path."""
+
+    def write(array: np.ndarray, name: str = "scene.tif", mask: np.ndarray | None = None, **profile) -> Path:
+        path = tmp_path / name
+        settings = {"crs": "EPSG:32633", "transform": from_origin(500000, 5600000, 0.5, 0.5), "driver": "GTiff", **profile}
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(
+            path, "w", height=array.shape[1], width=array.shape[2], count=array.shape[0], dtype=array.dtype, **settings
+        ) as target:
+            target.write(array)
+            if mask is not None:
+                target.write_mask(mask)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def noise_scene(write_raster):
+    """A smooth random RGB scene of the given size."""
+
+    def make(height: int, width: int, seed: int = 0, **profile) -> Path:
+        return write_raster(smooth(height, width, seed), **profile)
+
+    return make
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Random but smooth RGB uint8 `(3, height, width)`."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (3, height // 16 + 3, width // 16 + 3))
+    fine = np.repeat(np.repeat(coarse, 16, axis=1), 16, axis=2)
+    box = sum(np.roll(np.roll(fine, i, 1), j, 2) for i in range(0, 16, 3) for j in range(0, 16, 3)) / 36
+    return np.clip(box[:, 16 : 16 + height, 16 : 16 + width], 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def words():
+    """Six classes of the demo."""
+    return vocabulary.load("demo")
+
+
+@pytest.fixture
+def trivial():
+    """Options for the shipped segmenter without a network."""
+
+    def make(**run) -> options.MapOptions:
+        scene = run.pop("scene", {})
+        return options.build(model={"model": "trivial"}, scene=scene, run={"block_pitches": 1, **run})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Arrays computed by the authors' code, see `tests/data/make_golden.py`."""
+    with np.load(DATA / "golden.npz") as arrays:
+        found = dict(arrays)
+    return found | json.loads((DATA / "golden.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    """The random CLIP that the golden arrays belong to (patch 16, width 128, 4 layers, D 32)."""
+    import open_clip
+    import torch
+    from safetensors.torch import load_file
+
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(DATA / "tiny_clip_p16.safetensors").items()}
+    table = torch.zeros(49408, 64)
+    table[state.pop("token_embedding.ids").long()] = state.pop("token_embedding.rows")
+    model = open_clip.CLIP(
+        32,
+        {"image_size": 64, "layers": 4, "width": 128, "patch_size": 16},
+        {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+        quick_gelu=True,
+    )
+    model.load_state_dict({**state, "token_embedding.weight": table}, strict=True)
+    return model.eval().requires_grad_(False)
+
+
+def rotated(angle: float = 20.0, size: float = 0.5) -> Affine:
+    """A georeference turned by `angle` degrees."""
+    return Affine.translation(500000, 5600000) @ Affine.rotation(angle) @ Affine.scale(size, -size)
+
+
+def environment(tmp: Path) -> dict[str, str]:
+    """For subprocesses: the same cache, no colours."""
+    return {**os.environ, "OVRS_CACHE": str(tmp / "cache"), "NO_COLOR": "1", "PYTHONWARNINGS": "error"}

@@ -1,0 +1,55 @@
+"""Cut the golden arrays down to what the tests compare (about 3 MB).
+
+    python tests/data/make_golden.py GOLDEN_DIRECTORY
+
+The full set was computed by running the authors' public code on a tiny random CLIP: SegEarth-OV (likyoo/SegEarth-OV
+@3e22a96), ClearCLIP's fork for vanilla (mc-lan/ClearCLIP@ad68a40), the text tower of dosowiechi/MLMP@2a887de, and for
+TMPA a transcription of the path stored as dawndaa/TMPA@660b5b2. Float32, CPU; tolerance 1e-4.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+HERE = Path(__file__).parent
+
+
+def main(golden: Path) -> None:
+    weights = load_file(golden / "common/tiny_clip_p16.safetensors")
+    # every value is exactly representable in float16 (README of the full set)
+    small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in weights.items()}
+    assert all((small[k].astype(v.dtype) == v).all() for k, v in weights.items())
+    save_file(small, HERE / "tiny_clip_p16.safetensors")
+    common = json.loads((golden / "common/common.json").read_text())
+    (HERE / "golden.json").write_text(json.dumps({k: common[k] for k in ("queries", "query_idx")}, indent=1) + "\n")
+
+    inputs, text = np.load(golden / "common/inputs.npz"), np.load(golden / "common/text_p16.npz")
+    arrays = {"img64": inputs["img64"][:1], "img80x112": inputs["img80x112"], "img150x130": inputs["img150x130"], "queries_avg80": text["queries_avg80"]}
+    for variant in ("vanilla", "MaskCLIP", "SCLIP", "ClearCLIP", "SegEarth"):
+        tokens = np.load(golden / f"segearth/tokens_{variant}_p16.npz")
+        kind = "noresid" if variant in ("ClearCLIP", "SegEarth") else "resid"
+        for image in ("img64", "img80x112"):
+            for part in ("tokens", "cls"):
+                arrays[f"{variant.lower()}_{image}_{part}"] = tokens[f"{kind}_{image}_{part}"]
+    segmentor = np.load(golden / "segearth/segmentor_noup_lam-0.3.npz")
+    arrays["segmentor_slide"] = segmentor["forward_slide"][0, :, ::3, ::3]
+    arrays["segmentor_probs"] = segmentor["final_probs"][:, ::3, ::3]
+    for name in ("noup_max_alpha_only_lr1e-2", "noup_max_lr1e-3"):
+        run = np.load(golden / f"tmpa/{name}.npz")
+        tag = "tmpa_alpha" if "alpha" in name else "tmpa_shift"
+        for key in ("losses", "alpha_after", "shift_after", "anchors_first_window", "prototypes_first_window", "params", "ori_shape"):
+            arrays[f"{tag}_{key}"] = run[key]
+        arrays[f"{tag}_probs_before"], arrays[f"{tag}_probs_after"] = run["probs_before"][:, ::5, ::5], run["probs_after"][:, ::5, ::5]
+        arrays["tmpa_image"] = run["image"]
+    miou = np.load(golden / "metrics/miou.npz")
+    arrays |= {"miou_pred": miou["pred"].astype(np.uint8), "miou_label": miou["label"].astype(np.uint8), "miou": miou["mIoU"], "aacc": miou["aAcc"]}
+    np.savez_compressed(HERE / "golden.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

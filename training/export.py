@@ -1,0 +1,51 @@
+"""Join both towers into a directory in open_clip's format (float16 safetensors): the bundled model.
+
+python -m training.export --work DIR --out ovrs/bundled
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from training.model import CONFIG, build
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    model = build()
+    text = torch.load(args.work / "text.pt", weights_only=True)
+    vision = torch.load(args.work / "vision.pt", weights_only=True)
+    missing, unexpected = model.load_state_dict(text, strict=False)
+    if unexpected or any(not name.startswith("visual.") for name in missing):
+        raise SystemExit(f"text tower does not fit: {unexpected or missing}")
+    model.visual.load_state_dict(vision["visual"])
+    model.logit_scale.data = vision["image_scale"].clone()
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"},
+        args.out / "open_clip_model.safetensors",
+    )
+    config = {
+        "model_cfg": CONFIG,
+        "preprocess_cfg": {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)},
+    }
+    (args.out / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    scale = round(math.exp(float(vision["dense_scale"])), 2)
+    (args.out / "ovrs.json").write_text(
+        json.dumps({"defaults": {"dense": "segearth", "cls_weight": 0.0, "logit_scale": scale}}, indent=1) + "\n"
+    )
+    print(sum(p.numel() for p in model.parameters()) / 1e6, "M parameters, dense logit scale", scale)
+
+
+if __name__ == "__main__":
+    main()
