@@ -17,7 +17,7 @@ from rasterio.windows import Window as RasterWindow
 from ovrs.errors import OptionError, SceneReadError
 from ovrs.grid import crop_to_bounds, pixel_size_m, regrid
 from ovrs.radiometry import measure_stretch
-from ovrs.scene import GDAL_SETTINGS, RasterScene, decimated_shape, read_valid
+from ovrs.scene import GDAL_SETTINGS, RasterScene, decimated_shape, ground_points_vrt, read_valid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,12 +113,11 @@ def _choose_bands(source: Any, wanted: tuple[int, ...] | None) -> tuple[tuple[in
 
 def _settle_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool]:
     """The north-up grid to work on, and whether pixels must be resampled to get there."""
-    gcps, gcp_crs = source.gcps
     transform, crs = source.transform, source.crs
     ungeoreferenced = crs is None or transform.is_identity
-    if ungeoreferenced and gcps and gcp_crs is not None:
-        with WarpedVRT(source, src_crs=gcp_crs, crs=gcp_crs) as warped:
-            geobox, warp = GeoBox(warped.shape, warped.transform, gcp_crs.to_wkt()), True
+    if ungeoreferenced and (placed := ground_points_vrt(source, options.nodata)) is not None:
+        with placed:
+            geobox, warp = GeoBox(placed.shape, placed.transform, placed.crs.to_wkt()), True
     elif ungeoreferenced:
         if not options.allow_ungeoreferenced:
             lacking = "CRS" if crs is None else "transform"

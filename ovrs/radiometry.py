@@ -27,7 +27,8 @@ class Stretch:
         """`(band, y, x)` of any real type to uint8; values that are not finite become 0."""
         low = np.asarray(self.low, np.float32)[:, None, None]
         span = np.maximum(np.asarray(self.high, np.float32)[:, None, None] - low, np.float32(1e-12))
-        scaled = (bands.astype(np.float32) - low) * (np.float32(255) / span)
+        with np.errstate(over="ignore", invalid="ignore"):  # nodata values such as 3.4e38; masked by the caller
+            scaled = (bands.astype(np.float32) - low) * (np.float32(255) / span)
         finite = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)
         return np.asarray(np.rint(np.clip(finite, 0, 255)), np.uint8)
 

@@ -99,14 +99,16 @@ class RasterScene:
         handle = getattr(self._local, "handle", None)
         if handle is None:
             source = rasterio.open(self.uri)
-            handle = source
+            base = ground_points_vrt(source, self.nodata) or source
+            handle = base
             if self.warp or self.nodata_override:
-                handle = WarpedVRT(
-                    source, **_vrt_options(source, self.geobox, self.resampling, self.nodata, self.nodata_override)
-                )
+                if not _same_grid(base, self.geobox) or self.nodata_override:
+                    handle = WarpedVRT(
+                        base, **_vrt_options(base, self.geobox, self.resampling, self.nodata, self.nodata_override)
+                    )
             elif self.geobox.shape != source.shape:
                 handle = _Offset(source, self.geobox)
-            self._local.handle, self._local.source = handle, source
+            self._local.handle, self._local.source = handle, (source, base)
         return handle
 
     def _inside(self, window: Window) -> NDArray[np.bool_]:
@@ -149,8 +151,22 @@ class _Offset:
         return self._source.read_masks(indexes, window=self._shift(window), **kwargs)
 
 
+def ground_points_vrt(source: Any, nodata: float | None) -> WarpedVRT | None:
+    """North-up view of a source that is placed by ground control points alone; None for every other source.
+
+    GDAL uses the points only when it may choose the grid itself, so other grids are made from this view.
+    """
+    points, crs = source.gcps
+    if not points or crs is None or not (source.crs is None or source.transform.is_identity):
+        return None
+    return WarpedVRT(source, src_crs=crs, crs=crs, **_outside(source, nodata))
+
+
+def _same_grid(source: Any, geobox: GeoBox) -> bool:
+    return bool(source.shape == tuple(geobox.shape) and source.transform.almost_equals(geobox.affine))
+
+
 def _vrt_options(source: Any, geobox: GeoBox, resampling: str, nodata: float | None, override: bool) -> dict[str, Any]:
-    gcps, gcp_crs = source.gcps
     options: dict[str, Any] = {
         "crs": None if geobox.crs is None else geobox.crs.to_wkt(),
         "transform": geobox.affine,
@@ -158,16 +174,16 @@ def _vrt_options(source: Any, geobox: GeoBox, resampling: str, nodata: float | N
         "width": geobox.width,
         "resampling": Resampling[resampling],
         "warp_mem_limit": 64,
+        **_outside(source, nodata),
     }
-    if source.crs is None and gcps:
-        options["src_crs"] = gcp_crs
-    if override:
-        options["src_nodata"] = nodata
+    return options | ({"src_nodata": nodata} if override else {})
+
+
+def _outside(source: Any, nodata: float | None) -> dict[str, Any]:
+    """How pixels outside the source are told apart from valid zeros."""
     if nodata is not None:
-        options["nodata"] = nodata
-    elif ColorInterp.alpha not in source.colorinterp:
-        options["add_alpha"] = True  # otherwise pixels outside the source would be valid zeros
-    return options
+        return {"nodata": nodata}
+    return {} if ColorInterp.alpha in source.colorinterp else {"add_alpha": True}
 
 
 def read_valid(

@@ -28,10 +28,24 @@ def write_raster(tmp_path):
 
     def write(array: np.ndarray, name: str = "scene.tif", mask: np.ndarray | None = None, **profile) -> Path:
         path = tmp_path / name
-        settings = {"crs": "EPSG:32633", "transform": from_origin(500000, 5600000, 0.5, 0.5), "driver": "GTiff", **profile}
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(
-            path, "w", height=array.shape[1], width=array.shape[2], count=array.shape[0], dtype=array.dtype, **settings
-        ) as target:
+        settings = {
+            "crs": "EPSG:32633",
+            "transform": from_origin(500000, 5600000, 0.5, 0.5),
+            "driver": "GTiff",
+            **profile,
+        }
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(
+                path,
+                "w",
+                height=array.shape[1],
+                width=array.shape[2],
+                count=array.shape[0],
+                dtype=array.dtype,
+                **settings,
+            ) as target,
+        ):
             target.write(array)
             if mask is not None:
                 target.write_mask(mask)
@@ -91,7 +105,9 @@ def tiny_clip():
     import torch
     from safetensors.torch import load_file
 
-    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(DATA / "tiny_clip_p16.safetensors").items()}
+    state = {
+        k: v.float() if v.is_floating_point() else v for k, v in load_file(DATA / "tiny_clip_p16.safetensors").items()
+    }
     table = torch.zeros(49408, 64)
     table[state.pop("token_embedding.ids").long()] = state.pop("token_embedding.rows")
     model = open_clip.CLIP(

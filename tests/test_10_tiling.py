@@ -12,9 +12,17 @@ from ovrs.tiling import Plan, TileGeometry, crop_starts, taper
 
 plans = st.builds(
     lambda h, w, stride, double, k, n: Plan(
-        height=h, width=w, geometry=TileGeometry(crop=stride * (1 + double), stride=stride, crops_per_tile=k), block_pitches=n
+        height=h,
+        width=w,
+        geometry=TileGeometry(crop=stride * (1 + double), stride=stride, crops_per_tile=k),
+        block_pitches=n,
     ),
-    st.integers(1, 260), st.integers(1, 260), st.integers(4, 24), st.booleans(), st.integers(1, 4), st.integers(1, 4),
+    st.integers(1, 260),
+    st.integers(1, 260),
+    st.integers(4, 24),
+    st.booleans(),
+    st.integers(1, 4),
+    st.integers(1, 4),
 )
 
 
@@ -47,7 +55,9 @@ def test_a_tile_is_the_same_whichever_block_asks(plan):
             assert whole[(tile.row, tile.col)] == tile
 
 
-@pytest.mark.parametrize(("length", "expected"), [(224, [0]), (100, [0]), (225, [0, 1]), (336, [0, 112]), (400, [0, 112, 176])])
+@pytest.mark.parametrize(
+    ("length", "expected"), [(224, [0]), (100, [0]), (225, [0, 1]), (336, [0, 112]), (400, [0, 112, 176])]
+)
 def test_crop_positions_follow_the_papers_rule(length, expected):
     assert crop_starts(length, 224, 112) == expected
 

@@ -12,7 +12,16 @@ from ovrs.pyramid import mean2, mode2
 from ovrs.radiometry import measure_stretch
 from ovrs.synth import World
 
-BENCHMARKS = {"openearthmap": 9, "loveda": 7, "isaid": 16, "potsdam": 6, "vaihingen": 6, "uavid": 7, "udd5": 5, "vdd": 7}
+BENCHMARKS = {
+    "openearthmap": 9,
+    "loveda": 7,
+    "isaid": 16,
+    "potsdam": 6,
+    "vaihingen": 6,
+    "uavid": 7,
+    "udd5": 5,
+    "vdd": 7,
+}
 
 
 @pytest.mark.parametrize(("name", "classes"), [*BENCHMARKS.items(), ("landcover", 10), ("demo", 6)])
@@ -66,7 +75,9 @@ def test_vocabulary_round_trip_and_digest():
     words = vocabulary.load("loveda")
     again = vocabulary.parse(yaml.safe_dump(words.model_dump(mode="json")), "dump")
     assert again == words
-    recoloured = words.model_copy(update={"classes": tuple(c.model_copy(update={"colour": "#000000"}) for c in words.classes)})
+    recoloured = words.model_copy(
+        update={"classes": tuple(c.model_copy(update={"colour": "#000000"}) for c in words.classes)}
+    )
     assert recoloured.digest() == words.digest()
     renamed = words.model_copy(update={"classes": words.classes[:-1]})
     assert renamed.digest() != words.digest()

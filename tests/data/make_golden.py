@@ -29,7 +29,12 @@ def main(golden: Path) -> None:
     (HERE / "golden.json").write_text(json.dumps({k: common[k] for k in ("queries", "query_idx")}, indent=1) + "\n")
 
     inputs, text = np.load(golden / "common/inputs.npz"), np.load(golden / "common/text_p16.npz")
-    arrays = {"img64": inputs["img64"][:1], "img80x112": inputs["img80x112"], "img150x130": inputs["img150x130"], "queries_avg80": text["queries_avg80"]}
+    arrays = {
+        "img64": inputs["img64"][:1],
+        "img80x112": inputs["img80x112"],
+        "img150x130": inputs["img150x130"],
+        "queries_avg80": text["queries_avg80"],
+    }
     for variant in ("vanilla", "MaskCLIP", "SCLIP", "ClearCLIP", "SegEarth"):
         tokens = np.load(golden / f"segearth/tokens_{variant}_p16.npz")
         kind = "noresid" if variant in ("ClearCLIP", "SegEarth") else "resid"
@@ -42,12 +47,28 @@ def main(golden: Path) -> None:
     for name in ("noup_max_alpha_only_lr1e-2", "noup_max_lr1e-3"):
         run = np.load(golden / f"tmpa/{name}.npz")
         tag = "tmpa_alpha" if "alpha" in name else "tmpa_shift"
-        for key in ("losses", "alpha_after", "shift_after", "anchors_first_window", "prototypes_first_window", "params", "ori_shape"):
+        for key in (
+            "losses",
+            "alpha_after",
+            "shift_after",
+            "anchors_first_window",
+            "prototypes_first_window",
+            "params",
+            "ori_shape",
+        ):
             arrays[f"{tag}_{key}"] = run[key]
-        arrays[f"{tag}_probs_before"], arrays[f"{tag}_probs_after"] = run["probs_before"][:, ::5, ::5], run["probs_after"][:, ::5, ::5]
+        arrays[f"{tag}_probs_before"], arrays[f"{tag}_probs_after"] = (
+            run["probs_before"][:, ::5, ::5],
+            run["probs_after"][:, ::5, ::5],
+        )
         arrays["tmpa_image"] = run["image"]
     miou = np.load(golden / "metrics/miou.npz")
-    arrays |= {"miou_pred": miou["pred"].astype(np.uint8), "miou_label": miou["label"].astype(np.uint8), "miou": miou["mIoU"], "aacc": miou["aAcc"]}
+    arrays |= {
+        "miou_pred": miou["pred"].astype(np.uint8),
+        "miou_label": miou["label"].astype(np.uint8),
+        "miou": miou["mIoU"],
+        "aacc": miou["aAcc"],
+    }
     np.savez_compressed(HERE / "golden.npz", **arrays)
 
 

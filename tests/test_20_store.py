@@ -1,0 +1,149 @@
+"""The store: what each reader sees, one writer per chunk, markers and locks."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import rasterio
+import rioxarray  # noqa: F401 - registers the accessor
+import xarray as xr
+import zarr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from ovrs import pyramid, rundir, store
+from ovrs.errors import GridMismatchError, StoreError, StoreLockedError
+from ovrs.grid import Window
+from ovrs.rundir import BlockRecord, Lock, RunDir
+
+UTM = GeoBox((70, 90), Affine(0.5, 0, 500000, 0, -0.5, 5600000), "EPSG:32633")
+DEGREES = GeoBox((70, 90), Affine(2.7e-6, 0, -115.2, 0, -2.7e-6, 36.1), "EPSG:4326")
+CLASSES, COLOURS = ("building", "bare soil"), ((200, 0, 0), (150, 120, 80))
+
+
+def filled(path, box, zarr_format):
+    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format)
+    label = (np.arange(70 * 90).reshape(70, 90) % 2).astype(np.uint8)
+    label[5:9, 5:9] = 255
+    store.write_block(path, Window(0, 0, 70, 90), 32, label, np.full((70, 90), 100, np.uint8), None)
+    return label
+
+
+@pytest.mark.parametrize("box", [UTM, DEGREES], ids=["projected", "geographic"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_xarray_and_rioxarray_see_crs_and_transform(tmp_path, box, zarr_format):
+    label = filled(tmp_path / "a.zarr", box, zarr_format)
+    with xr.open_zarr(tmp_path / "a.zarr", consolidated=False, decode_coords="all", mask_and_scale=False) as data:
+        assert data.rio.crs.to_epsg() == box.crs.epsg
+        np.testing.assert_allclose(tuple(data.rio.transform())[:6], tuple(box.affine)[:6], rtol=0, atol=1e-9)
+        np.testing.assert_array_equal(data["label"].values, label)
+    with xr.open_zarr(tmp_path / "a.zarr", consolidated=False, decode_coords="all") as data:
+        assert np.isnan(data["label"].values[6, 6])
+        assert float(data["confidence"].values[0, 0]) == 0.5
+
+
+@pytest.mark.parametrize("box", [UTM, DEGREES], ids=["projected", "geographic"])
+def test_gdal_3_10_reads_format_2_and_only_format_2(tmp_path, box):
+    """The matrix of what GIS can open: rasterio 1.4's GDAL 3.10 reads our format 2 whole, and no format 3."""
+    label = filled(tmp_path / "two.zarr", box, 2)
+    with rasterio.open(f'ZARR:"{tmp_path}/two.zarr":/label') as source:
+        assert source.crs.to_epsg() == box.crs.epsg
+        np.testing.assert_allclose(tuple(source.transform)[:6], tuple(box.affine)[:6], rtol=0, atol=1e-9)
+        assert source.nodata == 255
+        np.testing.assert_array_equal(source.read(1), label)
+    filled(tmp_path / "three.zarr", box, 3)
+    if tuple(map(int, rasterio.__gdal_version__.split(".")[:2])) < (3, 11):
+        with pytest.raises(rasterio.errors.RasterioIOError):
+            rasterio.open(f'ZARR:"{tmp_path}/three.zarr":/label')
+
+
+def test_coordinates_and_scalars_are_uncompressed_and_unsharded(tmp_path):
+    filled(tmp_path / "a.zarr", UTM, 3)
+    for name in ("x", "y", "spatial_ref"):
+        assert [c["name"] for c in json.loads((tmp_path / f"a.zarr/{name}/zarr.json").read_text())["codecs"]] == [
+            "bytes"
+        ]
+    codecs = json.loads((tmp_path / "a.zarr/label/zarr.json").read_text())["codecs"]
+    assert [c["name"] for c in codecs] == ["bytes", "gzip"]
+
+
+def test_geobox_survives_the_store(tmp_path):
+    filled(tmp_path / "a.zarr", UTM, 3)
+    assert store.geobox_of(zarr.open_group(tmp_path / "a.zarr")) == UTM
+
+
+def test_blocks_off_the_chunk_grid_are_refused(tmp_path):
+    store.create(tmp_path / "a.zarr", UTM, classes=CLASSES, colours=COLOURS, chunk=32)
+    with pytest.raises(GridMismatchError, match="chunk grid"):
+        store.write_block(
+            tmp_path / "a.zarr",
+            Window(8, 0, 32, 32),
+            32,
+            np.zeros((32, 32), np.uint8),
+            np.zeros((32, 32), np.uint8),
+            None,
+        )
+
+
+def test_pyramid_levels_and_repeatability(tmp_path):
+    box = GeoBox((1030, 700), UTM.affine, UTM.crs)
+    store.create(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=64)
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, (1030, 700)).astype(np.uint8)
+    store.write_block(tmp_path / "a.zarr", Window(0, 0, 1030, 700), 64, label, label, None)
+    for _ in range(2):
+        assert pyramid.build(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=64) == [2, 4, 8]
+        group = zarr.open_group(tmp_path / "a.zarr")
+        np.testing.assert_array_equal(group["2/label"][:], pyramid.mode2(label, 255))
+        assert group["8/label"].shape == (129, 88)
+        assert store.geobox_of(group["4"]).affine.a == 2.0
+        assert [e["asset"] for e in group.attrs["multiscales"]["layout"]] == [".", "2", "4", "8"]
+
+
+def test_unfinished_and_foreign_stores_are_refused(tmp_path):
+    with pytest.raises(StoreError, match="no store"):
+        store.open_complete(tmp_path / "a.zarr")
+    filled(tmp_path / "a.zarr.partial", UTM, 3)
+    with pytest.raises(StoreError, match="ovrs resume"):
+        store.open_complete(tmp_path / "a.zarr")
+    zarr.create_group(tmp_path / "b.zarr")
+    with pytest.raises(StoreError, match="not one that ovrs wrote"):
+        store.open_complete(tmp_path / "b.zarr")
+
+
+def test_markers_round_trip(tmp_path):
+    run = RunDir(tmp_path / "a.zarr")
+    run.begin({"x": 1})
+    record = BlockRecord(name="00000_00001", status="done", histogram={"0": 5}, areas_m2={"0": 1.25}, crc="00ff")
+    run.record(record)
+    assert run.records() == {"00000_00001": record}
+    assert run.record_of("00000_00002") is None
+    assert run.path.name == "a.run"
+
+
+def test_a_second_run_is_locked_out_and_a_dead_owner_is_taken_over(tmp_path):
+    run = RunDir(tmp_path / "a.zarr")
+    with Lock(run), pytest.raises(StoreLockedError, match=str(os.getpid())), Lock(run):
+        pass
+    assert not (run.path / "lock.json").exists()
+    code = f"import os; from pathlib import Path; from ovrs.rundir import *; Lock(RunDir(Path({str(run.store)!r}))).__enter__(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert (run.path / "lock.json").exists()
+    with Lock(run):
+        pass
+
+
+def test_a_silent_owner_elsewhere_expires(tmp_path, monkeypatch):
+    run = RunDir(tmp_path / "a.zarr")
+    run.path.mkdir()
+    (run.path / "lock.json").write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
+    with pytest.raises(StoreLockedError, match="elsewhere"), Lock(run):
+        pass
+    old = time.time() - rundir.EXPIRY_SECONDS - 1
+    os.utime(run.path / "lock.json", (old, old))
+    with Lock(run):
+        assert json.loads((run.path / "lock.json").read_text())["pid"] == os.getpid()

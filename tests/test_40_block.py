@@ -1,0 +1,133 @@
+"""The engine on segmenters without a network: blending, exactness, seams, failures."""
+
+import numpy as np
+import pytest
+from affine import Affine
+from conftest import smooth
+from odc.geo.geobox import GeoBox
+
+from ovrs.block import map_block
+from ovrs.contract import FrozenSegmenter, Segmenter, TileScores
+from ovrs.decide import DecisionRule
+from ovrs.grid import Window
+from ovrs.scene import Pixels
+from ovrs.testing import ColourSegmenter, TileMeanSegmenter
+from ovrs.tiling import Plan, TileGeometry, crop_starts
+
+SMALL = TileGeometry(crop=32, stride=16, crops_per_tile=3)
+
+
+class ArrayScene:
+    """A scene held in memory."""
+
+    def __init__(self, rgb, valid=None):
+        self.rgb = rgb
+        self.valid = np.ones(rgb.shape[1:], bool) if valid is None else valid
+        self.geobox = GeoBox(rgb.shape[1:], Affine.scale(1, -1), "EPSG:32633")
+
+    def read(self, window):
+        rows, cols = slice(window.row_off, window.row_end), slice(window.col_off, window.col_end)
+        return Pixels(self.rgb[:, rows, cols].copy(), self.valid[rows, cols].copy())
+
+
+def run(scene, segmenter, pitches, rule=DecisionRule()):  # noqa: B008 - frozen
+    height, width = scene.rgb.shape[1:]
+    plan = Plan(height=height, width=width, geometry=segmenter.geometry, block_pitches=pitches)
+    label, confidence = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
+    for block in plan.blocks():
+        result = map_block(scene, segmenter, plan, block, rule)
+        part = block.core.slices_in(Window(0, 0, height, width))
+        label[part], confidence[part] = result.label, result.confidence
+    return label, confidence
+
+
+@pytest.mark.parametrize("shape", [(150, 203), (31, 20), (96, 97), (48, 300)])
+def test_a_frozen_map_does_not_depend_on_its_blocks(shape):
+    scene, segmenter = ArrayScene(smooth(*shape)), ColourSegmenter(5, SMALL)
+    whole = run(scene, segmenter, 64)
+    for pitches in (1, 2, 3):
+        np.testing.assert_array_equal(run(scene, segmenter, pitches), whole)
+
+
+@pytest.mark.parametrize("shape", [(150, 203), (31, 20)])
+def test_a_frozen_map_equals_plain_sliding_windows(shape):
+    """Independent of the engine: every crop of the scene summed into one array, divided once."""
+    scene, segmenter = ArrayScene(smooth(*shape)), ColourSegmenter(5, SMALL)
+    height, width = shape
+    total, hits = np.zeros((5, *shape)), np.zeros(shape)
+    for r in crop_starts(height, 32, 16):
+        for c in crop_starts(width, 32, 16):
+            h, w = min(32, height), min(32, width)
+            values, _ = segmenter.evidence(scene.rgb[:, r : r + h, c : c + w], np.ones((h, w), bool), (Window(0, 0, h, w),))
+            total[:, r : r + h, c : c + w] += values
+            hits[r : r + h, c : c + w] += 1
+    label, confidence = run(scene, segmenter, 2)
+    scores = segmenter.finish((total / hits).astype(np.float32)).scores
+    np.testing.assert_array_equal(label, scores.argmax(axis=0))
+    assert np.abs(confidence.astype(int) - np.rint(scores.max(axis=0) * 200)).max() <= 1
+
+
+def test_an_adapted_map_is_the_same_whatever_the_blocks():
+    """Neighbours compute the same tiles, so no shared state is needed."""
+    scene, segmenter = ArrayScene(smooth(200, 230, 3)), TileMeanSegmenter(3, SMALL)
+    whole = run(scene, segmenter, 64)
+    for pitches in (1, 2):
+        np.testing.assert_array_equal(run(scene, segmenter, pitches), whole)
+
+
+def test_constant_scores_blend_to_the_same_constant():
+    class Constant(TileMeanSegmenter):
+        def segment(self, rgb, valid, crops):
+            return TileScores(np.broadcast_to(np.float32([0.2, 0.5, 0.3])[:, None, None], (3, *valid.shape)).copy())
+
+    label, confidence = run(ArrayScene(smooth(130, 75)), Constant(3, SMALL), 2)
+    assert (label == 1).all()
+    assert (confidence == 100).all()
+
+
+def test_invalid_pixels_are_no_data_and_empty_tiles_cost_nothing():
+    valid = np.zeros((150, 150), bool)
+    valid[:40, :40] = True
+    scene, segmenter = ArrayScene(smooth(150, 150), valid), TileMeanSegmenter(3, SMALL)
+    calls = []
+    original = segmenter.segment
+    segmenter.segment = lambda *args: calls.append(args) or original(*args)
+    label, confidence = run(scene, segmenter, 1)
+    assert ((label == 255) == ~valid).all()
+    assert ((confidence == 255) == ~valid).all()
+    assert len(calls) == 1
+
+
+def test_background_evidence_is_blended_and_used():
+    class Evidence(TileMeanSegmenter):
+        def segment(self, rgb, valid, crops):
+            scores = super().segment(rgb, valid, crops).scores
+            evidence = np.zeros(valid.shape, np.float32)
+            evidence[:, : valid.shape[1] // 2] = 2
+            return TileScores(scores, evidence)
+
+    label, _ = run(ArrayScene(smooth(60, 60)), Evidence(3, TileGeometry(crop=64, stride=32)), 1, DecisionRule(background=2, threshold=0.0))
+    assert (label[:, :30] == 2).all()
+    assert (label[:, 30:] != 2).any()
+
+
+def test_shipped_segmenters_fulfil_the_contract():
+    assert isinstance(ColourSegmenter(3), FrozenSegmenter)
+    assert isinstance(TileMeanSegmenter(), Segmenter)
+    assert not isinstance(TileMeanSegmenter(), FrozenSegmenter)
+
+
+def test_the_band_is_a_tile_high_whatever_the_block():
+    """Peak memory of blending: channels × tile height × core width, not the block."""
+    import tracemalloc
+
+    scene, segmenter = ArrayScene(smooth(1600, 320)), ColourSegmenter(12, SMALL)
+    peaks = []
+    for height in (400, 1600):
+        part = ArrayScene(scene.rgb[:, :height])
+        plan = Plan(height=height, width=320, geometry=SMALL, block_pitches=64)
+        tracemalloc.start()
+        map_block(part, segmenter, plan, plan.block(0, 0), DecisionRule())
+        peaks.append(tracemalloc.get_traced_memory()[1] - 8 * height * 320)
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
