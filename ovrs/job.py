@@ -160,8 +160,9 @@ def run_block(job: Job, name: str) -> BlockRecord:
     try:
         record = _compute(job, name)
     except Exception as error:
-        log.exception("block %s failed", name)
         record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {error}")
+        log.warning("block %s failed: %s", name, record.reason)
+        log.debug("block %s", name, exc_info=True)
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
     job.run_dir.record(record)
     return record

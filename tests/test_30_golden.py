@@ -24,14 +24,23 @@ def tile_features(clip, image, crop, stride, variant="segearth"):
     image = torch.from_numpy(image)
     height, width = image.shape[-2:]
     crops = tuple(
-        Window(r, c, min(crop, height), min(crop, width)) for r in crop_starts(height, crop, stride) for c in crop_starts(width, crop, stride)
+        Window(r, c, min(crop, height), min(crop, width))
+        for r in crop_starts(height, crop, stride)
+        for c in crop_starts(width, crop, stride)
     )
     stack = torch.stack([image[:, c.row_off : c.row_end, c.col_off : c.col_end] for c in crops])
     with torch.no_grad():
         tokens = dense_tokens(clip.visual, stack, variant)
     return TileFeatures(
-        F.normalize(tokens.patches, dim=-1), F.normalize(tokens.cls, dim=-1), tokens.grid, 16, (0, 0), crops, (height, width),
-        torch.ones(tokens.patches.shape[:2], dtype=torch.bool), torch.ones(height, width, dtype=torch.bool),
+        F.normalize(tokens.patches, dim=-1),
+        F.normalize(tokens.cls, dim=-1),
+        tokens.grid,
+        16,
+        (0, 0),
+        crops,
+        (height, width),
+        torch.ones(tokens.patches.shape[:2], dtype=torch.bool),
+        torch.ones(height, width, dtype=torch.bool),
     )
 
 
@@ -96,20 +105,29 @@ def test_segearth_segmentor_without_upsampler(golden, tiny_clip, bank):
     logits = total / hits
     np.testing.assert_allclose(logits.numpy()[:, ::3, ::3], golden["segmentor_slide"], atol=1e-4, rtol=0)
     logits = F.interpolate(logits[None], size=(180, 156), mode="bilinear")[0]
-    np.testing.assert_allclose(class_scores(logits, bank, 50)[:, ::3, ::3].numpy(), golden["segmentor_probs"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        class_scores(logits, bank, 50)[:, ::3, ::3].numpy(), golden["segmentor_probs"], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("run", ["tmpa_alpha", "tmpa_shift"])
 def test_tmpa_compat(golden, tiny_clip, bank, run):
     weight, scale, threshold, background, by_max, lr, alpha_only, _ = golden[f"{run}_params"]
     settings = tmpa_compat.CompatSettings(
-        scale=float(scale), cls_weight=float(weight), threshold=float(threshold), background=int(background),
-        aggregate="max" if by_max == 1 else "mean", lr=float(lr), alpha_only=bool(alpha_only),
+        scale=float(scale),
+        cls_weight=float(weight),
+        threshold=float(threshold),
+        background=int(background),
+        aggregate="max" if by_max == 1 else "mean",
+        lr=float(lr),
+        alpha_only=bool(alpha_only),
     )
     features = tile_features(tiny_clip, golden["tmpa_image"][0], 224, 112)
     prototypes, anchors = tmpa_compat.window_prototypes(features, bank.vectors, bank, settings)
     np.testing.assert_array_equal(np.sort(anchors[0].numpy()), np.sort(golden[f"{run}_anchors_first_window"]))
-    np.testing.assert_allclose(prototypes[0][bank.class_of].numpy(), golden[f"{run}_prototypes_first_window"], atol=1e-4)
+    np.testing.assert_allclose(
+        prototypes[0][bank.class_of].numpy(), golden[f"{run}_prototypes_first_window"], atol=1e-4
+    )
     shape = tuple(int(v) for v in golden[f"{run}_ori_shape"])
     with torch.no_grad():
         before = tmpa_compat.forward(features, bank, torch.full((8, 1), 0.02), torch.zeros(8, 32), settings, shape)

@@ -55,10 +55,14 @@ def test_the_two_precomputed_maps_equal_the_feature_product(features, bank):
     problem = tmpa._Problem(features, bank, prototypes, SETTINGS)
     theta = torch.linspace(0.01, 0.5, len(bank.vectors))
     text = problem.calibration(theta, None, ()).text
-    assert float(problem.loss(theta, None)) == pytest.approx(float(loss_of(features, bank, text, bank.vectors)), abs=1e-6)
+    assert float(problem.loss(theta, None)) == pytest.approx(
+        float(loss_of(features, bank, text, bank.vectors)), abs=1e-6
+    )
     delta = 0.01 * torch.randn(bank.vectors.shape, generator=torch.Generator().manual_seed(0))
     shifted = problem.calibration(theta, delta, ())
-    assert float(problem.loss(theta, delta)) == pytest.approx(float(loss_of(features, bank, shifted.text, shifted.base_text)), abs=1e-6)
+    assert float(problem.loss(theta, delta)) == pytest.approx(
+        float(loss_of(features, bank, shifted.text, shifted.base_text)), abs=1e-6
+    )
 
 
 def test_gradient_of_alpha_against_finite_differences(features, bank):
@@ -89,7 +93,7 @@ def test_alpha_stays_inside_its_bounds(features, bank):
     wild = TmpaSettings(scale=40.0, cls_weight=-0.3, lr=5.0, steps=5, alpha_max=0.3)
     prototypes = find_prototypes(features, bank, wild)
     theta, _, _ = tmpa._optimise(tmpa._Problem(features, bank, prototypes, wild), wild)
-    assert 0 <= theta.min()
+    assert theta.min() >= 0
     assert theta.max() <= 0.3
 
 
@@ -117,7 +121,10 @@ def test_class_absent_from_the_tile_keeps_its_text(features, bank):
 
 
 def test_no_class_with_prototype_skips_the_optimisation(features, bank):
-    flat = changed(features, patches=features.patches[:, :1].expand_as(features.patches).clone()[:1].expand(len(features.patches), -1, -1))
+    flat = changed(
+        features,
+        patches=features.patches[:, :1].expand_as(features.patches).clone()[:1].expand(len(features.patches), -1, -1),
+    )
     result = calibrate(flat, bank, SETTINGS)  # equal entropies everywhere: nothing lies below the mean
     assert result.events == ("no_prototype",)
     assert torch.equal(result.text, bank.vectors)
@@ -152,7 +159,9 @@ def clear_tile(sure: int, doubtful: int):
     side = len(patches[0])
     valid = torch.ones(1, side, dtype=torch.bool)
     pixels = torch.ones(16, 16 * side, dtype=torch.bool)
-    tile = TileFeatures(patches, patches[:, -1], (1, side), 16, (0, 0), (Window(0, 0, 16, 16 * side),), (16, 16 * side), valid, pixels)
+    tile = TileFeatures(
+        patches, patches[:, -1], (1, side), 16, (0, 0), (Window(0, 0, 16, 16 * side),), (16, 16 * side), valid, pixels
+    )
     return tile, words, certain
 
 
@@ -174,7 +183,9 @@ def test_fewer_candidates_than_wanted_are_used_as_they_are():
 
 def test_uphill_steps_are_reverted_and_logged(features, bank, monkeypatch):
     """Driven towards higher entropy, the run ends with the plain text."""
-    monkeypatch.setattr(tmpa._Problem, "loss", lambda self, theta, delta: -entropy(self.probabilities(theta, delta)).mean())
+    monkeypatch.setattr(
+        tmpa._Problem, "loss", lambda self, theta, delta: -entropy(self.probabilities(theta, delta)).mean()
+    )
     result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=3))
     assert result.events == ("reverted_entropy",)
     assert torch.equal(result.text, bank.vectors)

@@ -58,7 +58,9 @@ def test_a_frozen_map_equals_plain_sliding_windows(shape):
     for r in crop_starts(height, 32, 16):
         for c in crop_starts(width, 32, 16):
             h, w = min(32, height), min(32, width)
-            values, _ = segmenter.evidence(scene.rgb[:, r : r + h, c : c + w], np.ones((h, w), bool), (Window(0, 0, h, w),))
+            values, _ = segmenter.evidence(
+                scene.rgb[:, r : r + h, c : c + w], np.ones((h, w), bool), (Window(0, 0, h, w),)
+            )
             total[:, r : r + h, c : c + w] += values
             hits[r : r + h, c : c + w] += 1
     label, confidence = run(scene, segmenter, 2)
@@ -106,7 +108,12 @@ def test_background_evidence_is_blended_and_used():
             evidence[:, : valid.shape[1] // 2] = 2
             return TileScores(scores, evidence)
 
-    label, _ = run(ArrayScene(smooth(60, 60)), Evidence(3, TileGeometry(crop=64, stride=32)), 1, DecisionRule(background=2, threshold=0.0))
+    label, _ = run(
+        ArrayScene(smooth(60, 60)),
+        Evidence(3, TileGeometry(crop=64, stride=32)),
+        1,
+        DecisionRule(background=2, threshold=0.0),
+    )
     assert (label[:, :30] == 2).all()
     assert (label[:, 30:] != 2).any()
 

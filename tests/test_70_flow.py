@@ -1,0 +1,91 @@
+"""The Prefect flow does the library's work: identical arrays, artifacts, and the truth on disk."""
+
+import asyncio
+import functools
+import importlib
+
+import numpy as np
+import pytest
+import zarr
+
+from ovrs import pipeline
+from ovrs.errors import IncompleteRunError
+from ovrs.scene import RasterScene
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Prefect and its dependencies
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def prefect_server():
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def test_flow_equals_library(prefect_server, noise_scene, words, trivial, tmp_path):
+    from flows.map_scene import map_scene
+
+    scene = noise_scene(700, 500)
+    facts = map_scene(str(scene), tmp_path / "flow.zarr", vocabulary_name="demo", options=trivial(), batches=3)
+    pipeline.map_scene(scene, words, tmp_path / "library.zarr", trivial())
+    flow, library = (zarr.open_group(tmp_path / f"{name}.zarr") for name in ("flow", "library"))
+    for name in ("label", "confidence", "2/label", "2/confidence"):
+        np.testing.assert_array_equal(flow[name][:], library[name][:])
+    assert facts["blocks"] == 6
+    assert (tmp_path / "flow.tif").exists()
+    assert (tmp_path / "flow.png").exists()
+    assert {"class-areas", "quicklook"} <= asyncio.run(artifact_keys())
+
+
+async def artifact_keys():
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        return {a.key for a in await client.read_artifacts()}
+
+
+@pytest.mark.parametrize(("failures", "heals"), [(1, True), (99, False)])
+def test_flow_retries_what_can_heal_and_never_hides_the_rest(
+    prefect_server, noise_scene, words, trivial, tmp_path, monkeypatch, failures, heals
+):
+    from rasterio.errors import RasterioIOError
+
+    room = importlib.import_module("flows.map_scene")
+    monkeypatch.setattr(room, "map_blocks", room.map_blocks.with_options(retries=1, retry_delay_seconds=0))
+    read, left = RasterScene._read_raw, [failures]
+
+    def flaky(self, window):
+        if window.row_off >= 240 and left[0] > 0:
+            left[0] -= 1
+            raise RasterioIOError("connection reset")
+        return read(self, window)
+
+    monkeypatch.setattr(RasterScene, "_read_raw", flaky)
+    scene, out = str(noise_scene(500, 300)), tmp_path / "flow.zarr"
+    run = functools.partial(
+        room.map_scene, scene, out, vocabulary_name="demo", options=trivial(), batches=2, products=False
+    )
+    if heals:
+        assert run()["holes"] == []
+        return
+    with pytest.raises(IncompleteRunError, match="connection reset"):
+        run()
+    assert not out.exists()
+    left[0] = 0
+    assert run()["holes"] == []
+
+
+def test_batches_cover_all_names_in_order():
+    names = [str(i) for i in range(11)]
+    for count in (1, 3, 11, 40):
+        parts = pipeline.batches(names, count)
+        assert [n for part in parts for n in part] == names
+        assert len(parts) == min(count, 11)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert pipeline.batches([], 4) == []
