@@ -1,0 +1,118 @@
+"""Do tile or block lines show in a map? Class changes across them against changes elsewhere.
+
+    python benchmarks/seams.py [--store MAP.zarr] [--size 8192]
+
+For each family of lines: share of label changes across the lines, over the share across all other pixel borders. The
+same ratio for 64 random offsets of the same spacing gives the range that chance explains (2.5 to 97.5 %).
+Lines that are also crop lines are reported apart, since crops have borders of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ovrs import options, pipeline, store, vocabulary
+from ovrs.job import plan_of
+from ovrs.rundir import RunDir
+from ovrs.synth import World, write_scene
+from ovrs.tiling import Plan, crop_starts
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Result for one family of lines."""
+
+    name: str
+    lines: int
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def inside(self) -> bool:
+        return self.low <= self.ratio <= self.high
+
+
+def changes(labels: np.ndarray, axis: int) -> np.ndarray:
+    """Share of pixels whose class differs from the previous row (axis 0) or column (axis 1); index 0 is unused."""
+    lines = np.moveaxis(labels, axis, 0)
+    valid = (lines[1:] != 255) & (lines[:-1] != 255)
+    share = ((lines[1:] != lines[:-1]) & valid).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
+    return np.concatenate([[np.nan], share])
+
+
+def ratio(shares: list[np.ndarray], lines: list[list[int]]) -> float:
+    """Mean share on the lines over the mean share elsewhere, both axes together."""
+    on = np.concatenate([s[np.asarray(at, int)] for s, at in zip(shares, lines, strict=True)])
+    off = np.concatenate([np.delete(s, [0, *at]) for s, at in zip(shares, lines, strict=True)])
+    return float(on.mean() / off.mean())
+
+
+def measure(labels: np.ndarray, plan: Plan, draws: int = 64, seed: int = 0) -> list[Seams]:
+    """Ratios for tile lines, block lines and crop lines of a finished map."""
+    shares = [changes(labels, 0), changes(labels, 1)]
+    lengths, g = labels.shape, plan.geometry
+    crops = [[s for s in crop_starts(n, g.crop, g.stride) if s] for n in lengths]
+    crop_ends = [sorted({s + g.crop for s in [0, *c] if s + g.crop < n}) for c, n in zip(crops, lengths, strict=True)]
+    tiles = [plan.tile_lines(n) for n in lengths]
+    tile_ends = [
+        [s + g.tile - g.pitch for s in at if s + g.tile - g.pitch < n] for at, n in zip(tiles, lengths, strict=True)
+    ]
+    blocks = [list(range(plan.block_size, n, plan.block_size)) for n in lengths]
+    families = {
+        "tile starts": tiles,
+        "tile ends": tile_ends,
+        "block lines": blocks,
+        "crop lines (all)": [sorted({*a, *b}) for a, b in zip(crops, crop_ends, strict=True)],
+    }
+    rng = np.random.default_rng(seed)
+    out = []
+    for name, lines in families.items():
+        if not any(lines):
+            continue
+        shifted = []
+        for _ in range(draws):
+            offset = int(rng.integers(1, plan.geometry.pitch))
+            moved = [[(p + offset) % n or 1 for p in at] for at, n in zip(lines, lengths, strict=True)]
+            shifted.append(ratio(shares, moved))
+        low, high = np.percentile(shifted, (2.5, 97.5))
+        out.append(Seams(name, sum(map(len, lines)), ratio(shares, lines), float(low), float(high)))
+    return out
+
+
+def main() -> None:
+    """Map a generated scene with TMPA (or take a store) and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--size", type=int, default=8192)
+    parser.add_argument("--method", default="tmpa")
+    parser.add_argument("--block", type=int, default=8)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out = args.store
+        if out is None:
+            scene, out = Path(folder) / "scene.tif", Path(folder) / "map.zarr"
+            write_scene(scene, height=args.size, width=args.size, world=World(seed=21))
+            pipeline.map_scene(
+                scene,
+                vocabulary.load("demo"),
+                out,
+                options.build(method={"method": args.method}, run={"block_pitches": args.block}),
+            )
+        labels = np.asarray(store.array(store.open_complete(out), "label")[:])
+        print(f"{labels.shape[0]} x {labels.shape[1]} labels, {json.dumps(RunDir(out).description()['plan'])}")
+        print(f"{'lines':18} {'count':>5} {'ratio':>7} {'2.5 %':>7} {'97.5 %':>7}")
+        for s in measure(labels, plan_of(RunDir(out).description())):
+            print(
+                f"{s.name:18} {s.lines:5} {s.ratio:7.3f} {s.low:7.3f} {s.high:7.3f}  {'inside' if s.inside else 'OUTSIDE'}"
+            )
+
+
+if __name__ == "__main__":
+    main()
