@@ -27,7 +27,7 @@ from ovrs.opening import open_scene
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
 from ovrs.record import describe, summarise
-from ovrs.rundir import BlockRecord, RunDir
+from ovrs.rundir import BlockRecord, Lock, RunDir
 from ovrs.segmenters import SegmenterSpec
 from ovrs.tiling import Plan, TileGeometry
 from ovrs.vocabulary import Vocabulary
@@ -78,6 +78,8 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     """
     if out.suffix != ".zarr":
         raise StoreError(f"the output must be named *.zarr, got {out.name}")
+    if Path(uri).exists():
+        uri = Path(uri).resolve()  # so that `ovrs resume` works from any directory
     scene = open_scene(uri, options.scene)
     spec = SegmenterSpec(options.model, options.method, vocabulary)
     segmenter = segmenters.build(spec)
@@ -100,21 +102,40 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     """
     job, description = build_job(uri, vocabulary, out, options)
     run = job.run_dir
-    if overwrite:
-        discard(out)
+    if overwrite and (run.exists or out.exists()):
+        with Lock(run):  # refuses while another process writes there
+            discard(out)
     if run.exists:
         require_same(run.description()["digest"], description["digest"], str(out))
     elif out.exists():
         raise StoreError(
-            f"{out} exists and has no run directory {run.path.name} beside it; remove it, choose another output, or pass --overwrite"
+            f"{out} exists and has no run directory {run.path.name} beside it; "
+            f"remove it, choose another output, or pass --overwrite"
         )
-    if run.exists and (out.exists() or store.partial_path(out).exists()):
-        return job
-    shutil.rmtree(store.partial_path(out), ignore_errors=True)  # a beginning that was cut off before its run.json
-    shutil.rmtree(run.path / "blocks", ignore_errors=True)
-    _create_store(job)
-    run.begin(description)
+    if not (run.exists and (out.exists() or store.partial_path(out).exists())):
+        with Lock(run):
+            _begin(job, description)
     return job
+
+
+def _begin(job: Job, description: dict[str, Any]) -> None:
+    """Create store and run directory; `run.json` comes last, so a beginning that is cut off is begun anew."""
+    partial = store.partial_path(job.out)
+    for leftover in (partial, job.run_dir.blocks, *partial.parent.glob(f".{partial.name}.*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = partial.with_name(f".{partial.name}.{uuid.uuid4().hex[:8]}")
+    vocabulary, run = job.spec.vocabulary, job.options.run
+    store.create(
+        temporary,
+        job.scene.geobox,
+        classes=vocabulary.class_names,
+        colours=vocabulary.colours,
+        chunk=job.plan.chunk,
+        zarr_format=run.zarr_format,
+        keep_scores=run.store_scores,
+    )
+    temporary.rename(partial)
+    job.run_dir.begin(description)
 
 
 def resume(out: Path) -> Job:
@@ -133,23 +154,6 @@ def discard(out: Path) -> None:
     """Remove a store and its run directory."""
     for path in (out, store.partial_path(out), RunDir(out).path):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _create_store(job: Job) -> None:
-    out = store.partial_path(job.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    vocabulary = job.spec.vocabulary
-    store.create(
-        temporary,
-        job.scene.geobox,
-        classes=vocabulary.class_names,
-        colours=vocabulary.colours,
-        chunk=job.plan.chunk,
-        zarr_format=job.options.run.zarr_format,
-        keep_scores=job.options.run.store_scores,
-    )
-    temporary.rename(out)
 
 
 def run_block(job: Job, name: str) -> BlockRecord:

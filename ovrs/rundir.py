@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,6 +23,8 @@ from ovrs.errors import StoreError, StoreLockedError
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
@@ -166,7 +169,11 @@ class Lock:
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            os.utime(self.file)
+            try:
+                os.utime(self.file)
+            except FileNotFoundError:
+                log.warning("the lock of %s was removed while this run was writing", self.file.parent)
+                return
 
 
 def _content(file: Path) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Minutes long: `make test-slow`."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from ovrs import options, pipeline, vocabulary
+from ovrs.job import plan_of
+from ovrs.rundir import RunDir
+from ovrs.synth import World, write_scene
+
+pytestmark = pytest.mark.slow
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def benchmark(name):
+    import sys
+
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_seams_of_adapted_tiles_are_within_chance(tmp_path):
+    """TMPA on 8192²: class changes on tile and block lines against 64 random offsets of the same lines."""
+    write_scene(tmp_path / "s.tif", height=8192, width=8192, world=World(seed=21))
+    out = tmp_path / "m.zarr"
+    pipeline.map_scene(tmp_path / "s.tif", vocabulary.load("demo"), out, options.build(run={"executor": "threads"}))
+    found = benchmark("seams").measure(zarr.open_group(out)["label"][:], plan_of(RunDir(out).description()))
+    for family in found:
+        if "crop" not in family.name:
+            assert family.inside, family
+
+
+def test_memory_does_not_grow_with_the_scene(tmp_path):
+    """Trivial segmenter, real engine, store and export: 20,000² within 20 % of 5,000² above the import baseline."""
+    memory = benchmark("memory")
+    peaks = {}
+    for side in (64, 5000, 20000):
+        scene, store = memory.mirrored_scene(tmp_path / f"{side}.tif", side), tmp_path / f"{side}.zarr"
+        peaks["map", side] = memory.peak(
+            ["map", str(scene), "--vocabulary", "demo", "--model", "trivial", "-o", str(store)]
+        )[0]
+        peaks["export", side] = memory.peak(
+            ["export", str(store), "--cog", str(tmp_path / "c.tif"), "--png", str(tmp_path / "q.png")]
+        )[0]
+        scene.unlink()
+    for command in ("map", "export"):
+        small, large = (peaks[command, side] - peaks[command, 64] for side in (5000, 20000))
+        assert large <= 1.2 * small, peaks
+
+
+def test_local_dask_processes_give_the_same_arrays(tmp_path):
+    write_scene(tmp_path / "s.tif", height=900, width=900, world=World(seed=22))
+    for executor in ("serial", "dask"):
+        chosen = options.build(model={"model": "trivial"}, run={"executor": executor, "block_pitches": 1})
+        pipeline.map_scene(tmp_path / "s.tif", vocabulary.load("demo"), tmp_path / f"{executor}.zarr", chosen)
+    serial, dask = (zarr.open_group(tmp_path / f"{e}.zarr") for e in ("serial", "dask"))
+    for name in ("label", "confidence"):
+        np.testing.assert_array_equal(serial[name][:], dask[name][:])

@@ -1,0 +1,79 @@
+"""Every code block of README and docs is true: Python runs, YAML loads, commands exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import environment
+from typer.main import get_command
+
+from ovrs import vocabulary
+from ovrs.__main__ import app
+from ovrs.demo import WORLD
+from ovrs.synth import write_scene
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "infra/README.md", ROOT / "training/README.md"]
+
+
+def blocks(language):
+    return [(p.name, b) for p in PAGES for b in re.findall(rf"```{language}\n(.*?)```", p.read_text(), re.S)]
+
+
+def commands():
+    lines = [(p.name, line.strip()) for p in PAGES for line in p.read_text().splitlines() if line.startswith("    ")]
+    return [(page, line.split("#")[0].strip()) for page, line in lines]
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
+def test_yaml_blocks_are_vocabularies(page, text):
+    assert vocabulary.parse(text, page).classes
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_python_blocks_run(page, text, tmp_path):
+    (tmp_path / "demo").mkdir()
+    write_scene(tmp_path / "demo/scene.tif", height=200, width=200, world=WORLD)
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        check=False,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "building" in done.stdout
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in commands() if c[1].startswith("ovrs ")])
+def test_ovrs_commands_parse(page, line):
+    words = shlex.split(line)[1:]
+    command = get_command(app)
+    while words and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    context = command.make_context(command.name, words, resilient_parsing=False)
+    assert context.params
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in commands() if re.search(r"python -m [a-z]+\.", c[1])])
+def test_modules_named_in_commands_have_their_options(page, line):
+    module = re.search(r"python -m ([\w.]+)", line)[1]
+    source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+    for option in re.findall(r"--[a-z-]+", line):
+        assert f'"{option}"' in source, (module, option)
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in PAGES:
+        assert set(re.findall(r"`?make ([a-z-]+)", page.read_text())) <= targets | {"your"}
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
