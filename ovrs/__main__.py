@@ -68,7 +68,7 @@ def map_command(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 for the vision tower.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the model's window in pixels.")] = None,
     stride: Annotated[int | None, typer.Option(help="Distance between windows.")] = None,
-    method: Annotated[str | None, typer.Option(help="none, tmpa, tmpa_shift or tmpa_compat.")] = None,
+    method: Annotated[str | None, typer.Option(help="none, tent, mlmp, tmpa, tmpa_shift or tmpa_compat.")] = None,
     dense: Annotated[
         str | None, typer.Option(help="Last block: segearth, vanilla, maskclip, sclip, clearclip, naclip.")
     ] = None,

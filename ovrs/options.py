@@ -55,7 +55,7 @@ class MethodOptions(_Options):
     """How features and text become scores. Defaults marked *model* come from the model's own metadata."""
 
     method: str = "tmpa"
-    """`none`, `tmpa`, `tmpa_shift` or `tmpa_compat`."""
+    """`none`, `tent`, `mlmp`, `tmpa`, `tmpa_shift` or `tmpa_compat`."""
     dense: str | None = None
     """Variant of the last block. Default: *model* (`segearth`)."""
     cls_weight: float | None = Field(default=None, ge=-2, le=2)
@@ -66,12 +66,12 @@ class MethodOptions(_Options):
     """Probability below which a pixel becomes background. Default: the vocabulary's rule."""
     aggregate: Literal["max", "mean"] = "max"
     """How the queries of a class are joined."""
-    steps: int = Field(default=3, ge=0, le=1000)
-    """Optimisation steps per tile; 0 keeps the initial visual bias."""
+    steps: int | None = Field(default=None, ge=0, le=1000)
+    """Optimisation steps per tile. Default: the method's own (TMPA 3, TENT and MLMP 10); TMPA's 0 keeps the initial visual bias."""
     alpha_init: float = Field(default=0.02, ge=0, le=1)
     alpha_max: float = Field(default=0.5, gt=0, le=1)
-    lr: float = Field(default=1e-2, gt=0)
-    """Learning rate of α."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate of α, or of the LayerNorms. Default: the method's own (TMPA 0.01, TENT and MLMP 0.001)."""
     lr_shift: float = Field(default=1e-4, gt=0)
     """Learning rate of δ (`tmpa_shift`, and both parameters of `tmpa_compat`)."""
     anchors: int | None = Field(default=None, ge=1)

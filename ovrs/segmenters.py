@@ -46,6 +46,6 @@ def _make(spec: SegmenterSpec) -> Segmenter:
         from ovrs.testing import ColourSegmenter
 
         return ColourSegmenter(len(spec.vocabulary.classes))
-    from ovrs.model.segmenter import build_clip_segmenter
+    from ovrs.model.build import build_clip_segmenter
 
     return build_clip_segmenter(spec.model, spec.method, spec.vocabulary)

@@ -153,11 +153,12 @@ def main() -> None:
         visual.load_state_dict(saved["visual"])
         dense_scale.data, image_scale.data = saved["dense_scale"], saved["image_scale"]
     decay = [p for p in visual.parameters() if p.ndim > 1]
-    plain = [p for p in visual.parameters() if p.ndim <= 1] + [dense_scale, image_scale]
+    plain = [p for p in visual.parameters() if p.ndim <= 1]
+    scales = [dense_scale, image_scale]
     optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
+        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}, {"params": scales, "weight_decay": 0.0, "factor": 5.0}], betas=(0.9, 0.98)
     )
-    parameters = decay + plain
+    parameters = decay + plain + scales
     n_dense, n_scene = 22, 22
     start, step = time.time(), 0
     while (used := (time.time() - start) / 60) < args.minutes:
@@ -166,7 +167,7 @@ def main() -> None:
         progress = used / args.minutes
         rate = 8e-4 * min(1, (step + 1) / 300) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-6
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         names = rng.choices(list(draw_set), list(draw_set.values()), k=n_dense)
         pairs = [rng.choice(by_set[n]) for n in names]
         crops = [dense_crop(p, rng) for p in pairs]

@@ -24,6 +24,8 @@ DENSE_VARIANTS: tuple[str, ...] = get_args(DenseVariant)
 Visual: TypeAlias = Any
 """open_clip's `VisionTransformer`: its attributes are what `check_vit` looks for, but nn.Module hides their types."""
 
+Mixing: TypeAlias = "Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]"
+
 _NACLIP_SIGMA = 5.0
 """Standard deviation of NACLIP's Gaussian neighbourhood, in patches, whatever the window size."""
 
@@ -114,14 +116,10 @@ def last_block(visual: Visual, x: Tensor, grid: tuple[int, int], variant: DenseV
     if variant == "vanilla":
         out = block(x)
     else:
-        try:
-            mix, reduced = _VARIANTS[variant]
-        except KeyError:
-            raise OptionError(
-                f"dense variant {variant!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}"
-            ) from None
-        attended = _attend(block.attn, block.ln_1(x), grid, mix)
-        if reduced:  # no skip connection and no feed-forward: the skip carries a few huge channels (ClearCLIP)
+        attended = attend(block.attn, block.ln_1(x), grid, mixing(variant))
+        if (
+            variant in REDUCED
+        ):  # no skip connection and no feed-forward: the skip carries a few huge channels (ClearCLIP)
             out = attended
         else:
             out = x + block.ls_1(attended)
@@ -130,12 +128,8 @@ def last_block(visual: Visual, x: Tensor, grid: tuple[int, int], variant: DenseV
     return DenseTokens(patches=out[:, 1:], cls=out[:, 0], grid=grid)
 
 
-def _attend(
-    attn: nn.MultiheadAttention,
-    x: Tensor,
-    grid: tuple[int, int],
-    mix: Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor],
-) -> Tensor:
+def attend(attn: nn.MultiheadAttention, x: Tensor, grid: tuple[int, int], mix: Mixing) -> Tensor:
+    """Attention branch of a block on normalised tokens `(B, 1 + N, d)`, after the output projection."""
     batch, length, width = x.shape
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.reshape(batch, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -168,13 +162,32 @@ def _mix_segearth(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Ten
     return _self_self(q, v) + _self_self(k, v) + _self_self(v, v)
 
 
-_VARIANTS = {
-    "maskclip": (_mix_value, False),
-    "sclip": (_mix_sclip, False),
-    "clearclip": (_mix_clearclip, True),
-    "naclip": (_mix_naclip, True),
-    "segearth": (_mix_segearth, True),
+def _mix_vanilla(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+_MIXING: dict[str, Mixing] = {
+    "vanilla": _mix_vanilla,
+    "maskclip": _mix_value,
+    "sclip": _mix_sclip,
+    "clearclip": _mix_clearclip,
+    "naclip": _mix_naclip,
+    "segearth": _mix_segearth,
 }
+REDUCED = frozenset({"clearclip", "naclip", "segearth"})
+"""Variants whose last block has neither skip connection nor feed-forward."""
+
+
+def mixing(variant: str) -> Mixing:
+    """How a variant mixes values: `(q, k, v, grid)` of one block, each `(B, heads, 1 + N, e)`, to the same shape.
+
+    Raises:
+        OptionError: Unknown variant.
+    """
+    try:
+        return _MIXING[variant]
+    except KeyError:
+        raise OptionError(f"dense variant {variant!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}") from None
 
 
 def gaussian_prior(grid: tuple[int, int], sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -48,6 +48,48 @@ class TileFeatures:
         return self.crops[0].shape
 
 
+@dataclass(frozen=True, eq=False)
+class CropGeometry:
+    """How the crops of one tile lie in the network's input."""
+
+    patch: int
+    pad: tuple[int, int]
+    crops: tuple[Window, ...]
+    patch_valid: Tensor
+    valid: Tensor
+
+    def features(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> TileFeatures:
+        """Attach what a network said about these crops."""
+        return TileFeatures(
+            patches,
+            cls,
+            grid,
+            self.patch,
+            self.pad,
+            self.crops,
+            (self.valid.shape[0], self.valid.shape[1]),
+            self.patch_valid,
+            self.valid,
+        )
+
+
+def crop_images(
+    model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
+) -> tuple[Tensor, CropGeometry]:
+    """Cut a tile into the network's inputs `(B, 3, h, w)`, padded with mean colour to whole patches on all sides."""
+    patch = patch_size(model.clip.visual)
+    image = normalise(model, rgb, valid)
+    mask = torch.from_numpy(np.ascontiguousarray(valid)).to(model.device)
+    windows = [(slice(c.row_off, c.row_end), slice(c.col_off, c.col_end)) for c in crops]
+    height, width = crops[0].shape
+    lack = (-height % patch, -width % patch)
+    pad = (lack[0] // 2, lack[1] // 2)
+    sides = (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])
+    stack = F.pad(torch.stack([image[(slice(None), *w)] for w in windows]), sides)
+    share = F.avg_pool2d(F.pad(torch.stack([mask[w] for w in windows]).float()[:, None], sides), patch).flatten(1)
+    return stack, CropGeometry(patch, pad, crops, share >= VALID_SHARE, mask)
+
+
 @torch.no_grad()  # not inference mode: adapters build graphs on these tensors
 def encode_tile(
     model: LoadedModel,
@@ -62,16 +104,7 @@ def encode_tile(
     The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
     not depend on what else is computed.
     """
-    patch = patch_size(model.clip.visual)
-    image = normalise(model, rgb, valid)
-    mask = torch.from_numpy(np.ascontiguousarray(valid)).to(model.device)
-    windows = [(slice(c.row_off, c.row_end), slice(c.col_off, c.col_end)) for c in crops]
-    height, width = crops[0].shape
-    lack = (-height % patch, -width % patch)
-    pad = (lack[0] // 2, lack[1] // 2)
-    sides = (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])
-    stack = F.pad(torch.stack([image[(slice(None), *w)] for w in windows]), sides)
-    share = F.avg_pool2d(F.pad(torch.stack([mask[w] for w in windows]).float()[:, None], sides), patch).flatten(1)
+    stack, geometry = crop_images(model, rgb, valid, crops)
     patches, cls, grid = [], [], (0, 0)
     for start in range(0, len(crops), batch):
         part = stack[start : start + batch]
@@ -80,9 +113,7 @@ def encode_tile(
         grid = tokens.grid
         patches.append(F.normalize(tokens.patches[: len(part)].float(), dim=-1))
         cls.append(F.normalize(tokens.cls[: len(part)].float(), dim=-1))
-    return TileFeatures(
-        torch.cat(patches), torch.cat(cls), grid, patch, pad, crops, valid.shape, share >= VALID_SHARE, mask
-    )
+    return geometry.features(torch.cat(patches), torch.cat(cls), grid)
 
 
 def normalise(model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ovrs.contract import TileScores
-from ovrs.errors import OptionError
-from ovrs.model import tmpa, tmpa_compat
-from ovrs.model.dense import DENSE_VARIANTS, DenseVariant, native_size, patch_size
-from ovrs.model.features import accumulate, cosines, encode_tile, upsample
+from ovrs.model import mlmp, tmpa, tmpa_compat
+from ovrs.model.features import accumulate, cosines, crop_images, encode_tile, upsample
 from ovrs.model.head import class_scores
-from ovrs.model.loading import LoadedModel, load
-from ovrs.model.text import TextBank, build_text_bank
-from ovrs.tiling import TileGeometry
+from ovrs.model.text import TextBank
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from ovrs.grid import Window
-    from ovrs.options import MethodOptions, ModelOptions
-    from ovrs.vocabulary import Vocabulary
+    from ovrs.model.dense import DenseVariant
+    from ovrs.model.loading import LoadedModel
+    from ovrs.tiling import TileGeometry
 
-METHODS = ("none", "tmpa", "tmpa_shift", "tmpa_compat")
 CROPS_PER_TILE = 4
 BATCH = CROPS_PER_TILE**2
 """Crops per forward pass: one full tile. Fixed, because batch size changes float results."""
-
-_CLIP_DEFAULTS = {"dense": "segearth", "cls_weight": -0.3, "logit_scale": 50.0}
-"""SegEarth-OV's settings, for models without recommendations of their own."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +74,22 @@ class ClipSegmenter:
 class _Episodic:
     """Shared by the adapted segmenters: nothing survives a tile."""
 
-    def __init__(self, frozen: ClipSegmenter) -> None:
-        self.frozen = frozen
+    def __init__(
+        self, frozen: ClipSegmenter, settings: tmpa.TmpaSettings | tmpa_compat.CompatSettings | mlmp.MlmpSettings
+    ) -> None:
+        self.frozen, self.settings = frozen, settings
         self.geometry, self.class_count = frozen.geometry, frozen.class_count
 
     def describe(self) -> dict[str, Any]:
-        return self.frozen.facts
+        return {**self.frozen.facts, **asdict(self.settings)}
 
 
 class TmpaSegmenter(_Episodic):
     """TMPA (`tmpa`, `tmpa_shift`): the text is calibrated to each tile, then the tile is classified with it."""
 
     def __init__(self, frozen: ClipSegmenter, settings: tmpa.TmpaSettings) -> None:
-        super().__init__(frozen)
-        self.settings = settings
+        super().__init__(frozen, settings)
+        self.settings: tmpa.TmpaSettings
 
     def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
         own = self.frozen.settings
@@ -106,119 +102,40 @@ class TmpaSegmenter(_Episodic):
         return TileScores(scores.cpu().numpy(), events=calibration.events)
 
 
+class NormSegmenter(_Episodic):
+    """TENT and MLMP: one set of LayerNorm parameters per tile, adapted to all its crops together."""
+
+    def __init__(self, frozen: ClipSegmenter, settings: mlmp.MlmpSettings, prompts: Tensor) -> None:
+        super().__init__(frozen, settings)
+        self.settings: mlmp.MlmpSettings
+        self.prompts = prompts
+
+    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+        frozen, own = self.frozen, self.frozen.settings
+        images, geometry = crop_images(frozen.model, rgb, valid, crops)
+        adapted = mlmp.adapt(
+            frozen.model.clip.visual, images.to(frozen.model.dtype), self.prompts, frozen.bank.vectors, self.settings
+        )
+        features = geometry.features(adapted.patches.float(), adapted.patches.new_zeros(len(crops), 1), adapted.grid)
+        with torch.no_grad():
+            total, hits = accumulate(
+                features, upsample(features, cosines(features, frozen.bank.vectors, frozen.bank.vectors, 0.0))
+            )
+            scores = class_scores(total / hits, frozen.bank, own.scale, own.aggregate)
+        return TileScores(scores.cpu().numpy(), events=("adapted",))
+
+
 class TmpaCompatSegmenter(_Episodic):
     """TMPA as released; the tile takes the place of the image."""
 
     def __init__(self, frozen: ClipSegmenter, settings: tmpa_compat.CompatSettings) -> None:
-        super().__init__(frozen)
-        self.settings = settings
+        super().__init__(frozen, settings)
+        self.settings: tmpa_compat.CompatSettings
 
     def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
         features = encode_tile(self.frozen.model, self.frozen.settings.dense, rgb, valid, crops, BATCH)
         result = tmpa_compat.adapt(features, self.frozen.bank, self.settings)
         return TileScores(result.scores.cpu().numpy(), events=("adapted",))
-
-
-def build_clip_segmenter(
-    model_options: ModelOptions, method: MethodOptions, vocabulary: Vocabulary
-) -> ClipSegmenter | TmpaSegmenter | TmpaCompatSegmenter:
-    """Load the model, embed the vocabulary, and put the chosen method in front.
-
-    Raises:
-        OptionError: Unknown method or variant, or a class list the method cannot work with.
-        WeightsError: See `ovrs.model.loading.load`.
-    """
-    if method.method not in METHODS:
-        raise OptionError(f"method {method.method!r} is unknown; choose one of {', '.join(METHODS)}")
-    if len(vocabulary.classes) < 2:
-        raise OptionError(
-            "a map needs at least two classes: with one, its probability is 1 everywhere. Add what else is there, "
-            'for instance --classes "building, background"'
-        )
-    model = load(model_options)
-    settings = _settle(method, model)
-    geometry = _geometry(model_options, model)
-    bank = build_text_bank(model, vocabulary)
-    facts = {
-        "model": model.name,
-        "weights": model.weights_hash,
-        "device": model.device.type,
-        "dtype": model_options.dtype,
-        "method": method.method,
-        "dense": settings.dense,
-        "cls_weight": settings.cls_weight,
-        "logit_scale": settings.scale,
-        "aggregate": settings.aggregate,
-        "upsampler": "bilinear",
-        "batch": BATCH,
-        "queries": len(bank.vectors),
-        "threads": torch.get_num_threads(),
-        **_method_facts(method),
-    }
-    frozen = ClipSegmenter(model, bank, settings, geometry, facts)
-    if method.method == "none":
-        return frozen
-    if method.method == "tmpa_compat":
-        rule = vocabulary.background
-        return TmpaCompatSegmenter(
-            frozen,
-            tmpa_compat.CompatSettings(
-                scale=settings.scale,
-                cls_weight=settings.cls_weight,
-                aggregate=settings.aggregate,
-                steps=method.steps,
-                lr=method.lr_shift,
-                alpha_init=method.alpha_init,
-                background=vocabulary.background_index or 0,
-                threshold=rule.threshold if rule else 0.0,
-            ),
-        )
-    return TmpaSegmenter(
-        frozen,
-        tmpa.TmpaSettings(
-            scale=settings.scale,
-            cls_weight=settings.cls_weight,
-            aggregate=settings.aggregate,
-            shift=method.method == "tmpa_shift",
-            steps=method.steps,
-            lr=method.lr,
-            lr_shift=method.lr_shift,
-            alpha_init=method.alpha_init,
-            alpha_max=method.alpha_max,
-            anchors=method.anchors,
-        ),
-    )
-
-
-def _settle(method: MethodOptions, model: LoadedModel) -> Settings:
-    defaults = {**_CLIP_DEFAULTS, **model.defaults}
-    dense = method.dense or str(defaults["dense"])
-    if dense not in DENSE_VARIANTS:
-        raise OptionError(f"dense variant {dense!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}")
-    weight = defaults["cls_weight"] if method.cls_weight is None else method.cls_weight
-    scale = defaults["logit_scale"] if method.logit_scale is None else method.logit_scale
-    return Settings(cast("DenseVariant", dense), float(weight), float(scale), method.aggregate)
-
-
-def _geometry(options: ModelOptions, model: LoadedModel) -> TileGeometry:
-    patch = patch_size(model.clip.visual)
-    crop = options.crop or native_size(model.clip.visual)
-    if crop % patch:
-        raise OptionError(
-            f"--crop must be a multiple of the patch size {patch}, got {crop}; the nearest is {round(crop / patch) * patch or patch}"
-        )
-    return TileGeometry(crop=crop, stride=options.stride or crop // 2, crops_per_tile=CROPS_PER_TILE)
-
-
-def _method_facts(method: MethodOptions) -> dict[str, Any]:
-    if method.method == "none":
-        return {}
-    names = (
-        ("steps", "alpha_init", "lr_shift")
-        if method.method == "tmpa_compat"
-        else ("steps", "lr", "lr_shift", "alpha_init", "alpha_max", "anchors")
-    )
-    return {name: getattr(method, name) for name in names}
 
 
 def _on_cpu(bank: TextBank) -> TextBank:

@@ -44,6 +44,20 @@ def build_text_bank(model: LoadedModel, vocabulary: Vocabulary) -> TextBank:
     )
 
 
+def build_prompt_stack(model: LoadedModel, vocabulary: Vocabulary, templates: Sequence[str]) -> tuple[Tensor, TextBank]:
+    """Each query in each of a method's own templates, and the bank of their renormalised means.
+
+    Returns:
+        float32 `(T, M, D)`, unit rows, and the bank that classifies.
+    """
+    queries = [clean(q) for entry in vocabulary.classes for q in entry.queries]
+    class_of = torch.tensor(
+        [i for i, entry in enumerate(vocabulary.classes) for _ in entry.queries], device=model.device
+    )
+    stack = torch.stack([torch.from_numpy(_cached(model, queries, [t.format])) for t in templates]).to(model.device)
+    return stack, TextBank(F.normalize(stack.mean(dim=0), dim=-1), class_of, len(vocabulary.classes))
+
+
 def imagenet_templates() -> list[Callable[[str], str]]:
     """The 80 prompt templates that came with CLIP, as shipped by open_clip."""
     from open_clip import OPENAI_IMAGENET_TEMPLATES
