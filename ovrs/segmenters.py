@@ -44,8 +44,12 @@ def build(spec: SegmenterSpec) -> Segmenter:
 def _make(spec: SegmenterSpec) -> Segmenter:
     if spec.model.model == "trivial":
         from ovrs.testing import ColourSegmenter
+        from ovrs.tiling import TileGeometry
 
-        return ColourSegmenter(len(spec.vocabulary.classes))
+        crop = spec.model.crop or 160
+        return ColourSegmenter(
+            len(spec.vocabulary.classes), TileGeometry(crop=crop, stride=spec.model.stride or crop // 2)
+        )
     from ovrs.model.build import build_clip_segmenter
 
     return build_clip_segmenter(spec.model, spec.method, spec.vocabulary)

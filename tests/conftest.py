@@ -120,6 +120,23 @@ def tiny_clip():
     return model.eval().requires_grad_(False)
 
 
+@pytest.fixture(scope="session")
+def tiny_visual_p8():
+    """Vision tower of the golden set's other CLIP (patch 8)."""
+    import open_clip
+    from safetensors.torch import load_file
+
+    state = {k.removeprefix("visual."): v.float() for k, v in load_file(DATA / "tiny_clip_p8.safetensors").items()}
+    model = open_clip.CLIP(
+        32,
+        {"image_size": 64, "layers": 4, "width": 128, "patch_size": 8},
+        {"context_length": 8, "vocab_size": 10, "width": 64, "heads": 1, "layers": 1},
+        quick_gelu=True,
+    ).visual
+    model.load_state_dict(state, strict=True)
+    return model.eval().requires_grad_(False)
+
+
 def rotated(angle: float = 20.0, size: float = 0.5) -> Affine:
     """A georeference turned by `angle` degrees."""
     return Affine.translation(500000, 5600000) @ Affine.rotation(angle) @ Affine.scale(size, -size)

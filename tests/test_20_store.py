@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -59,6 +60,65 @@ def test_gdal_3_10_reads_format_2_and_only_format_2(tmp_path, box):
     if tuple(map(int, rasterio.__gdal_version__.split(".")[:2])) < (3, 11):
         with pytest.raises(rasterio.errors.RasterioIOError):
             rasterio.open(f'ZARR:"{tmp_path}/three.zarr":/label')
+
+
+GDAL_312 = """
+import ctypes, glob, json, os, sys
+import numpy, pyogrio
+library = glob.glob(os.path.join(os.path.dirname(pyogrio.__file__), "..", "pyogrio.libs", "libgdal*"))
+gdal = ctypes.CDLL(library[0])
+for name, kind in (("GDALOpenEx", ctypes.c_void_p), ("GDALGetProjectionRef", ctypes.c_char_p), ("GDALGetRasterBand", ctypes.c_void_p)):
+    getattr(gdal, name).restype = kind
+gdal.GDALAllRegister()
+found = []
+for path in sys.argv[1:]:
+    data = gdal.GDALOpenEx(path.encode(), 2, None, None, None)
+    if not data:
+        found.append(None)
+        continue
+    data = ctypes.c_void_p(data)
+    transform, pixels = (ctypes.c_double * 6)(), numpy.zeros((70, 90), numpy.uint8)
+    placed = gdal.GDALGetGeoTransform(data, transform)
+    band = ctypes.c_void_p(gdal.GDALGetRasterBand(data, 1))
+    read = gdal.GDALRasterIO(band, 0, 0, 0, 90, 70, pixels.ctypes.data_as(ctypes.c_void_p), 90, 70, 1, 0, 0)
+    found.append([gdal.GDALGetProjectionRef(data).decode(), list(transform), placed, read, int(pixels.sum())])
+print(json.dumps([pyogrio.__gdal_version__, found]))
+"""
+
+
+@pytest.mark.parametrize("box", [UTM, DEGREES], ids=["projected", "geographic"])
+def test_gdal_3_12_reads_both_formats_with_crs_and_transform(tmp_path, box):
+    """The newer GDAL inside the pyogrio wheel, called through ctypes: v2 and v3 open in the right place, pixels equal."""
+    import pyogrio
+
+    if pyogrio.__gdal_version__ < (3, 12):
+        pytest.skip("this pyogrio carries an older GDAL")
+    label = filled(tmp_path / "two.zarr", box, 2)
+    filled(tmp_path / "three.zarr", box, 3)
+    paths = [f'ZARR:"{tmp_path}/{name}.zarr":/label' for name in ("two", "three")]
+    done = subprocess.run([sys.executable, "-c", GDAL_312, *paths], check=True, capture_output=True, text=True)
+    _, (two, three) = json.loads(done.stdout)
+    for found in (two, three):
+        assert found is not None
+        projection, transform, placed, read, total = found
+        assert f'"EPSG","{box.crs.epsg}"' in projection
+        assert (placed, read) == (0, 0)
+        a = box.affine
+        np.testing.assert_allclose(transform, [a.c, a.a, a.b, a.f, a.d, a.e], rtol=0, atol=1e-9)
+        assert total == int(label.sum())
+
+
+def test_coordinates_are_what_gdal_places_a_store_by(tmp_path):
+    """Why x and y are written: without them GDAL 3.10 opens format 2 at the identity transform."""
+    import shutil
+
+    filled(tmp_path / "two.zarr", UTM, 2)
+    for name in ("x", "y"):
+        shutil.rmtree(tmp_path / "two.zarr" / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(f'ZARR:"{tmp_path}/two.zarr":/label') as source:
+            assert source.transform.is_identity
 
 
 def test_coordinates_and_scalars_are_uncompressed_and_unsharded(tmp_path):

@@ -14,6 +14,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from ovrs.model.loading import _from_directory, hash_weights
 from training.model import CONFIG, build
 
 
@@ -41,9 +42,9 @@ def main() -> None:
     }
     (args.out / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
     scale = round(math.exp(float(vision["dense_scale"])), 2)
-    (args.out / "ovrs.json").write_text(
-        json.dumps({"defaults": {"dense": "segearth", "cls_weight": 0.0, "logit_scale": scale}}, indent=1) + "\n"
-    )
+    clip, _, _ = _from_directory(args.out)
+    own = {"defaults": {"dense": "segearth", "cls_weight": 0.0, "logit_scale": scale}, "sha256": hash_weights(clip)}
+    (args.out / "ovrs.json").write_text(json.dumps(own, indent=1) + "\n")
     print(sum(p.numel() for p in model.parameters()) / 1e6, "M parameters, dense logit scale", scale)
 
 

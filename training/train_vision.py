@@ -156,7 +156,12 @@ def main() -> None:
     plain = [p for p in visual.parameters() if p.ndim <= 1]
     scales = [dense_scale, image_scale]
     optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}, {"params": scales, "weight_decay": 0.0, "factor": 5.0}], betas=(0.9, 0.98)
+        [
+            {"params": decay, "weight_decay": 0.05},
+            {"params": plain, "weight_decay": 0.0},
+            {"params": scales, "weight_decay": 0.0, "factor": 5.0},
+        ],
+        betas=(0.9, 0.98),
     )
     parameters = decay + plain + scales
     n_dense, n_scene = 22, 22

@@ -56,15 +56,15 @@ def colourise(labels: NDArray[Any], colours: list[tuple[int, int, int]], nodata:
 
 
 def _small_labels(group: zarr.Group, side: int) -> NDArray[Any]:
-    """The finest overview that is at most `side` pixels, else the smallest one decimated."""
+    """The coarsest level with at least `side` pixels, thinned to `side`: at most a few megabytes are read."""
     levels = [group, *(group[str(2**k)] for k in range(1, 20) if str(2**k) in group)]
     arrays = [store.array(g, "label") for g in levels if isinstance(g, zarr.Group)]
-    fitting = [a for a in arrays if max(a.shape) <= side]
-    if fitting:
-        return np.asarray(fitting[0][:])
-    step = -(-max(arrays[-1].shape) // side)
-    rows = [np.asarray(arrays[-1][r, ::step]) for r in range(0, arrays[-1].shape[0], step)]
-    return np.stack(rows)
+    array = next((a for a in reversed(arrays) if max(a.shape) >= side), arrays[0])
+    scale = max(1.0, max(array.shape) / side)
+    rows, cols = (((np.arange(round(n / scale)) + 0.5) * scale).astype(int).clip(max=n - 1) for n in array.shape)
+    if max(array.shape) <= 4 * side:
+        return np.asarray(array[:])[np.ix_(rows, cols)]
+    return np.stack([np.asarray(array[r])[cols] for r in rows])  # a store without overviews
 
 
 def _compose(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 import warnings
 from dataclasses import dataclass, field
 from importlib import resources
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 BUNDLED = "bundled"
 CONFIG_FILE = "open_clip_config.json"
 METADATA_FILE = "ovrs.json"
-"""Optional, beside open_clip's files: this model's own defaults (dense variant, logit scale, λ) and its card."""
+"""Optional, beside open_clip's files: this model's own defaults (dense variant, logit scale, λ) and its hash."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +65,12 @@ def load(options: ModelOptions) -> LoadedModel:
     weights_hash = hash_weights(clip)
     dtype: torch.dtype = getattr(torch, options.dtype)
     clip.visual.to(device=device, dtype=dtype)
-    metadata = directory / METADATA_FILE if directory else None
-    defaults = json.loads(metadata.read_text("utf-8")).get("defaults", {}) if metadata and metadata.is_file() else {}
+    own = _metadata(directory)
+    if own.get("sha256", weights_hash) != weights_hash:
+        raise WeightsError(
+            f"the weights in {directory} are damaged: their SHA-256 is not the one in {METADATA_FILE}; install them again"
+        )
+    defaults = own.get("defaults", {})
     name = options.model if directory is None or options.model == BUNDLED else directory.name
     label = f"{name}:{options.pretrained}" if options.pretrained else name
     return LoadedModel(
@@ -79,6 +84,12 @@ def load(options: ModelOptions) -> LoadedModel:
         dtype,
         defaults,
     )
+
+
+def _metadata(directory: Path | None) -> dict[str, Any]:
+    file = None if directory is None else directory / METADATA_FILE
+    content: dict[str, Any] = json.loads(file.read_text("utf-8")) if file and file.is_file() else {}
+    return content
 
 
 def bundled_directory() -> Path:
@@ -138,7 +149,7 @@ def _from_name(options: ModelOptions) -> tuple[Any, Any, dict[str, Any]]:
             clip, _, preprocess = open_clip.create_model_and_transforms(
                 options.model, pretrained=options.pretrained, weights_only=True
             )
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"weights {options.pretrained!r} of {options.model} cannot be loaded: {error}. Without internet, point --model "
             f"to a local directory that holds {CONFIG_FILE} and open_clip_model.safetensors"

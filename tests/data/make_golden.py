@@ -20,11 +20,14 @@ HERE = Path(__file__).parent
 
 
 def main(golden: Path) -> None:
-    weights = load_file(golden / "common/tiny_clip_p16.safetensors")
-    # every value is exactly representable in float16 (README of the full set)
-    small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in weights.items()}
-    assert all((small[k].astype(v.dtype) == v).all() for k, v in weights.items())
-    save_file(small, HERE / "tiny_clip_p16.safetensors")
+    for patch in (8, 16):
+        weights = load_file(golden / f"common/tiny_clip_p{patch}.safetensors")
+        # every value is exactly representable in float16 (README of the full set)
+        small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in weights.items()}
+        assert all((small[k].astype(v.dtype) == v).all() for k, v in weights.items())
+        if patch == 8:  # the text tower is the same kind of thing; its vectors are stored with each run
+            small = {k: v for k, v in small.items() if k.startswith("visual.")}
+        save_file(small, HERE / f"tiny_clip_p{patch}.safetensors")
     common = json.loads((golden / "common/common.json").read_text())
     (HERE / "golden.json").write_text(json.dumps({k: common[k] for k in ("queries", "query_idx")}, indent=1) + "\n")
 
@@ -62,6 +65,25 @@ def main(golden: Path) -> None:
             run["probs_after"][:, ::5, ::5],
         )
         arrays["tmpa_image"] = run["image"]
+    norm_runs = {
+        "tent_naclip": "tent/p8_naclip_s3",
+        "tent_vanilla": "tent/p8_clip_s3",
+        "mlmp_naclip_3": "mlmp/p8_naclip_L3_alpha1_loss_s3",
+        "mlmp_sclip_1": "mlmp/p8_sclip_L1_alpha1_loss_s2",
+        "mlmp_naclip_4": "mlmp/p8_naclip_L4_alpha1_loss_s10",
+    }
+    for tag, name in norm_runs.items():
+        run = np.load(golden / f"{name}.npz")
+        arrays |= {
+            f"{tag}_losses": run["losses"],
+            f"{tag}_text": run["text_x"],
+            f"{tag}_logits": run["logits_after"][:, :, ::4, ::4],
+        }
+        arrays[f"{tag}_ln_post"] = run["ln_after/visual.ln_post.weight"]
+        arrays[f"{tag}_ln_1"] = run["ln_after/visual.transformer.resblocks.2.ln_1.bias"]
+        if "layer_weights_eval_after" in run:
+            arrays[f"{tag}_layers"] = run["layer_weights_eval_after"]
+        arrays["norm_image"] = run["image"]
     miou = np.load(golden / "metrics/miou.npz")
     arrays |= {
         "miou_pred": miou["pred"].astype(np.uint8),

@@ -1,0 +1,163 @@
+"""Models from every source: bundled, a directory in open_clip's format, open_clip's names; unsafe or unfit ones refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import smooth
+from safetensors.torch import save_file
+
+from ovrs import vocabulary
+from ovrs.errors import OptionError, WeightsError
+from ovrs.grid import Window
+from ovrs.model.build import build_clip_segmenter
+from ovrs.model.loading import bundled_directory, hash_weights, load
+from ovrs.options import MethodOptions, ModelOptions
+
+CROPS = tuple(Window(r, c, 64, 64) for r in (0, 32) for c in (0, 32))
+
+
+@pytest.fixture
+def directory(tiny_clip, tmp_path):
+    """The tiny CLIP as a local model directory."""
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+        "quick_gelu": True,
+    }
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}})
+    )
+    save_file(tiny_clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    return tmp_path
+
+
+def segment(model, method="none", **more):
+    segmenter = build_clip_segmenter(model, MethodOptions(method=method, **more), vocabulary.load("demo"))
+    return segmenter.segment(smooth(96, 96), np.ones((96, 96), bool), CROPS).scores
+
+
+def test_a_local_directory_loads_with_its_own_normalisation(directory, tiny_clip):
+    model = load(ModelOptions(model=str(directory)))
+    assert model.mean == (0.5, 0.5, 0.5)
+    assert model.weights_hash == hash_weights(tiny_clip)
+    assert segment(ModelOptions(model=str(directory))).shape == (6, 96, 96)
+
+
+def test_models_without_recommendations_use_segearth_settings(directory):
+    facts = build_clip_segmenter(
+        ModelOptions(model=str(directory)), MethodOptions(method="none"), vocabulary.load("demo")
+    ).describe()
+    assert (facts["dense"], facts["cls_weight"], facts["logit_scale"]) == ("segearth", -0.3, 50.0)
+
+
+def test_an_open_clip_name_loads_with_a_tag_or_file(tmp_path):
+    import open_clip
+
+    torch.manual_seed(0)
+    clip = open_clip.create_model("ViT-S-32-alt")
+    torch.save(clip.state_dict(), tmp_path / "weights.pt")
+    model = load(ModelOptions(model="ViT-S-32-alt", pretrained=str(tmp_path / "weights.pt")))
+    assert model.weights_hash == hash_weights(clip)
+    segmenter = build_clip_segmenter(
+        ModelOptions(model="ViT-S-32-alt", pretrained=str(tmp_path / "weights.pt")),
+        MethodOptions(method="none"),
+        vocabulary.from_names(["tree", "water"]),
+    )
+    assert (segmenter.geometry.crop, segmenter.geometry.tile) == (224, 560)
+
+
+def test_pickled_code_is_never_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save({"trap": Trap()}, tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        load(ModelOptions(model="ViT-S-32-alt", pretrained=str(tmp_path / "weights.pt")))
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(directory):
+    config = json.loads((directory / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["layers"] = 3
+    (directory / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="do not fit"):
+        load(ModelOptions(model=str(directory)))
+
+
+def test_damaged_weights_are_noticed(directory):
+    (directory / "ovrs.json").write_text(json.dumps({"sha256": "0" * 64}))
+    with pytest.raises(WeightsError, match="damaged"):
+        load(ModelOptions(model=str(directory)))
+
+
+def test_towers_without_class_token_attention_are_refused():
+    with pytest.raises(WeightsError, match="needs --pretrained"):
+        load(ModelOptions(model="RN50"))
+    import open_clip
+
+    from ovrs.model.dense import check_vit
+
+    with pytest.raises(WeightsError, match="open_clip ViT"):
+        check_vit(open_clip.create_model("RN50", pretrained_image=False).visual)
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "message"),
+    [
+        ({"device": "cuda:9"}, {}, "no CUDA device"),
+        ({"device": "abacus"}, {}, "unknown"),
+        ({"crop": 100}, {}, "multiple of the patch size 16"),
+        ({}, {"method": "magic"}, "choose one of none, tent"),
+        ({}, {"dense": "magic"}, "choose one of vanilla"),
+    ],
+)
+def test_impossible_settings_are_named(model, method, message):
+    if torch.cuda.is_available() and "CUDA" in message:
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(OptionError, match=message):
+        segment(ModelOptions(**model), **method)
+
+
+def test_the_bundled_model_is_whole_and_small():
+    model = load(ModelOptions())
+    card = json.loads((bundled_directory() / "ovrs.json").read_text())
+    assert card["sha256"] == model.weights_hash
+    assert sum(f.stat().st_size for f in bundled_directory().iterdir()) < 40e6
+    assert model.defaults["dense"] == "segearth"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16"])
+def test_low_precision_agrees_with_float32(dtype):
+    full, low = (segment(ModelOptions(crop=64, dtype=d)) for d in ("float32", dtype))
+    assert np.abs(full - low).max() < 0.1
+    assert (full.argmax(0) == low.argmax(0)).mean() > 0.97
+
+
+@pytest.mark.parametrize("method", ["none", "tent", "mlmp", "tmpa", "tmpa_shift", "tmpa_compat"])
+@pytest.mark.parametrize("dense", ["vanilla", "naclip", "segearth"])
+def test_every_method_on_every_feature_scores_odd_tiles(directory, method, dense):
+    """Tiles smaller than a crop, no multiple of the patch, partly without data."""
+    segmenter = build_clip_segmenter(
+        ModelOptions(model=str(directory)), MethodOptions(method=method, dense=dense), vocabulary.load("demo")
+    )
+    valid = np.ones((37, 51), bool)
+    valid[:, :20] = False
+    scores = segmenter.segment(smooth(37, 51), valid, (Window(0, 0, 37, 51),)).scores
+    assert scores.shape == (6, 37, 51)
+    assert np.isfinite(scores).all()
+    assert scores.min() >= 0
+    assert scores.max() <= 1.0001
+
+
+def test_text_vectors_are_cached_by_content(directory, tmp_path, monkeypatch):
+    monkeypatch.setenv("OVRS_CACHE", str(tmp_path / "cache"))
+    from ovrs.model import text
+
+    model = load(ModelOptions(model=str(directory)))
+    first = text.build_text_bank(model, vocabulary.load("demo")).vectors
+    monkeypatch.setattr(text, "embed", None)  # a second call must not encode anything
+    assert torch.equal(first, text.build_text_bank(model, vocabulary.load("demo")).vectors)
+    assert len(list((tmp_path / "cache/text").glob("*.npy"))) == 1
