@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ovrs.grid import Window
 
 
-GDAL_SETTINGS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": 256, "GDAL_NUM_THREADS": "1"}
+GDAL_SETTINGS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": 64 << 20, "GDAL_NUM_THREADS": "1"}
+"""The cache is in bytes here (rasterio passes numbers on as they are), small because windows are read once."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ def write_cog(path: Path, out: Path) -> Path:
         "bigtiff": "IF_SAFER",
     }
     try:
-        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=256):
+        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=64 << 20):
             with rasterio.open(plain, "w", **profile) as target:
                 if label.dtype == np.uint8:
                     target.write_colormap(1, {i: (*c, 255) for i, c in enumerate(colours)} | {nodata: (0, 0, 0, 0)})
