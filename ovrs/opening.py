@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ovrs.options import SceneOptions
+
+log = logging.getLogger(__name__)
+
+FINEST_GSD, COARSEST_GSD = 0.08, 5.0
+"""Pixel sizes in metres beyond which a scene is refused without `--gsd`, or warned about."""
+
+_SAME_GSD = 0.01
+"""A grid asked for within one percent of the source's own is the source's own."""
 
 _SAMPLE_SIDE = 1024
 """Longest side of the decimated read that stretch limits come from."""
@@ -135,9 +144,22 @@ def _settle_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool]:
             geobox, warp = GeoBox(warped.shape, warped.transform, crs.to_wkt()), True
     if options.gsd is not None:
         here = pixel_size_m(geobox)
-        if max(abs(size / options.gsd - 1) for size in here) > 1e-6:
+        if max(abs(size / options.gsd - 1) for size in here) > _SAME_GSD:
             geobox, warp = regrid(geobox, options.gsd), True
+    elif geobox.crs is not None:
+        _check_size(source.name, max(pixel_size_m(geobox)))
     return geobox, warp
+
+
+def _check_size(name: str, metres: float) -> None:
+    """The models know 0.1 to 1 m: refuse to read far finer imagery by accident, warn about far coarser."""
+    if metres < FINEST_GSD:
+        raise OptionError(
+            f"{name} has pixels of {metres:.3g} m, finer than the models know (0.1 to 1 m): every object would fill a whole "
+            f"window. Give --gsd 0.2 to work on a grid of 0.2 m, or --gsd {metres:.3g} to insist on the original pixels"
+        )
+    if metres > COARSEST_GSD:
+        log.warning("%s has pixels of %.3g m; the models know 0.1 to 1 m, expect little of the map", name, metres)
 
 
 def _restrict(geobox: GeoBox, options: SceneOptions) -> tuple[GeoBox, str | None]:

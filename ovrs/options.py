@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ovrs.errors import OptionError
 
@@ -25,13 +25,19 @@ class SceneOptions(_Options):
     bbox: tuple[float, float, float, float] | None = None
     """left, bottom, right, top in the CRS of the scene: only this part is mapped."""
     aoi: Path | None = None
-    """Vector file whose polygons restrict the work; pixels outside are no data."""
+    """Vector file whose polygons restrict the work; pixels outside are no data. Made absolute, so that a run can be
+    resumed from any directory."""
     stretch: tuple[float, float] | None = None
     """Percentiles that become 0 and 255. Default: none for uint8, (2, 98) for every other type."""
     nodata: float | None = None
     """Overrides the source's nodata value."""
     allow_ungeoreferenced: bool = False
     """Map a raster without CRS or transform on its pixel grid."""
+
+    @field_validator("aoi")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.absolute()
 
 
 class ModelOptions(_Options):

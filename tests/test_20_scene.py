@@ -132,10 +132,26 @@ def test_gsd_resamples_and_mean_colour_survives(write_raster):
     assert open_scene(write_raster(rgb), SceneOptions(gsd=0.5)).warp is False
 
 
+def test_drone_mosaics_are_not_read_at_full_resolution_by_accident(write_raster, caplog):
+    from rasterio.transform import from_origin
+
+    drone = write_raster(smooth(64, 64), transform=from_origin(500000, 5600000, 0.02, 0.02))
+    with pytest.raises(OptionError, match=r"0\.02 m.*--gsd 0\.2.*--gsd 0\.02"):
+        open_scene(drone, SceneOptions())
+    assert tuple(open_scene(drone, SceneOptions(gsd=0.2)).geobox.shape) == (7, 7)
+    assert open_scene(drone, SceneOptions(gsd=0.02)).warp is False
+    open_scene(
+        write_raster(smooth(64, 64), "coarse.tif", transform=from_origin(500000, 5600000, 30, 30)), SceneOptions()
+    )
+    assert "expect little" in caplog.text
+
+
 def test_geographic_scenes(write_raster):
     from rasterio.transform import from_origin
 
-    path = write_raster(smooth(50, 50), crs="EPSG:4326", transform=from_origin(-115.2, 36.1, 2.7e-6, 2.7e-6))
+    path = write_raster(
+        smooth(50, 50), crs="EPSG:4326", transform=from_origin(-115.2, 36.1, 2.7e-6, 2.7e-6)
+    )  # about 0.3 m
     scene = open_scene(path, SceneOptions(gsd=1.0))
     assert scene.geobox.crs.geographic
     assert scene.geobox.height in (15, 16)
