@@ -3,8 +3,9 @@
     python benchmarks/seams.py [--store MAP.zarr] [--size 8192]
 
 For each family of lines: share of label changes across the lines, over the share across all other pixel borders. The
-same ratio for 64 random offsets of the same spacing gives the range that chance explains (2.5 to 97.5 %).
-Lines that are also crop lines are reported apart, since crops have borders of their own.
+same ratio for 64 random offsets of the same lines gives the range that chance explains (2.5 to 97.5 %). Tiles are groups
+of crops, so tile and block lines always are crop lines, which have borders of their own (and lie on the patch grid);
+the last columns therefore compare each family with itself moved to other crop lines.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class Seams:
     ratio: float
     low: float
     high: float
+    crop_low: float
+    """Smallest and largest ratio of the same lines moved to other crop lines; NaN for crop lines themselves."""
+    crop_high: float
 
     @property
     def inside(self) -> bool:
@@ -52,6 +56,11 @@ def ratio(shares: list[np.ndarray], lines: list[list[int]]) -> float:
     on = np.concatenate([s[np.asarray(at, int)] for s, at in zip(shares, lines, strict=True)])
     off = np.concatenate([np.delete(s, [0, *at]) for s, at in zip(shares, lines, strict=True)])
     return float(on.mean() / off.mean())
+
+
+def moved_ratio(shares: list[np.ndarray], lines: list[list[int]], offset: int) -> float:
+    """The ratio of the same lines moved by `offset` pixels, around the end of each axis."""
+    return ratio(shares, [[(p + offset) % len(s) or 1 for p in at] for s, at in zip(shares, lines, strict=True)])
 
 
 def measure(labels: np.ndarray, plan: Plan, draws: int = 64, seed: int = 0) -> list[Seams]:
@@ -76,13 +85,12 @@ def measure(labels: np.ndarray, plan: Plan, draws: int = 64, seed: int = 0) -> l
     for name, lines in families.items():
         if not any(lines):
             continue
-        shifted = []
-        for _ in range(draws):
-            offset = int(rng.integers(1, plan.geometry.pitch))
-            moved = [[(p + offset) % n or 1 for p in at] for at, n in zip(lines, lengths, strict=True)]
-            shifted.append(ratio(shares, moved))
+        shifted = [moved_ratio(shares, lines, int(rng.integers(1, lengths[0]))) for _ in range(draws)]
         low, high = np.percentile(shifted, (2.5, 97.5))
-        out.append(Seams(name, sum(map(len, lines)), ratio(shares, lines), float(low), float(high)))
+        period = plan.block_size if name == "block lines" else g.pitch
+        others = [] if "crop" in name else [moved_ratio(shares, lines, k) for k in range(g.stride, period, g.stride)]
+        bounds = (min(others), max(others)) if others else (float("nan"), float("nan"))
+        out.append(Seams(name, sum(map(len, lines)), ratio(shares, lines), float(low), float(high), *bounds))
     return out
 
 
@@ -107,10 +115,11 @@ def main() -> None:
             )
         labels = np.asarray(store.array(store.open_complete(out), "label")[:])
         print(f"{labels.shape[0]} x {labels.shape[1]} labels, {json.dumps(RunDir(out).description()['plan'])}")
-        print(f"{'lines':18} {'count':>5} {'ratio':>7} {'2.5 %':>7} {'97.5 %':>7}")
+        print(f"{'lines':18} {'count':>5} {'ratio':>7} {'2.5 %':>7} {'97.5 %':>7} {'':8} {'other crop lines':>16}")
         for s in measure(labels, plan_of(RunDir(out).description())):
+            verdict = "inside" if s.inside else "OUTSIDE"
             print(
-                f"{s.name:18} {s.lines:5} {s.ratio:7.3f} {s.low:7.3f} {s.high:7.3f}  {'inside' if s.inside else 'OUTSIDE'}"
+                f"{s.name:18} {s.lines:5} {s.ratio:7.3f} {s.low:7.3f} {s.high:7.3f} {verdict:8} {s.crop_low:7.3f} .. {s.crop_high:5.3f}"
             )
 
 

@@ -210,3 +210,45 @@ def test_vocabulary_commands():
     assert "openearthmap" in ovrs("vocabulary", "list").output
     assert "sausage" not in ovrs("vocabulary", "show", "demo").output
     assert "river" in ovrs("vocabulary", "show", "demo").output
+
+
+def test_progress_shows_on_a_terminal_and_is_quiet_elsewhere(noise_scene, tmp_path):
+    import os
+    import pty
+
+    command = [
+        sys.executable,
+        "-m",
+        "ovrs",
+        "map",
+        str(noise_scene(900, 900)),
+        "--vocabulary",
+        "demo",
+        "--model",
+        "trivial",
+        "--block",
+        "1",
+        "--overwrite",
+        "-o",
+        str(tmp_path / "m.zarr"),
+    ]
+    quiet = subprocess.run(command, check=True, env=environment(tmp_path), capture_output=True, text=True)
+    assert quiet.stderr == ""
+    outer, inner = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        env={**environment(tmp_path), "TERM": "xterm", "COLUMNS": "120"},
+        stderr=inner,
+        stdout=subprocess.DEVNULL,
+    )
+    os.close(inner)
+    shown = b""
+    try:
+        while part := os.read(outer, 4096):
+            shown += part
+    except OSError:  # Linux says so when the other end has closed
+        pass
+    os.close(outer)
+    assert process.wait() == 0
+    assert b"Mpx/s" in shown
+    assert b"9/9" in shown
