@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _BLOCK = 512
+_CACHE = 16 << 20
+"""Bytes of GDAL's cache: blocks are written whole and copied once, so a larger one would only fill up."""
 
 
 def write_cog(path: Path, out: Path) -> Path:
@@ -54,14 +56,14 @@ def write_cog(path: Path, out: Path) -> Path:
         "bigtiff": "IF_SAFER",
     }
     try:
-        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=64 << 20):
+        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE):
             with rasterio.open(plain, "w", **profile) as target:
                 if label.dtype == np.uint8:
                     target.write_colormap(1, {i: (*c, 255) for i, c in enumerate(colours)} | {nodata: (0, 0, 0, 0)})
                 target.set_band_description(1, "class")
                 target.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(names)})
                 target.update_tags(SOFTWARE=f"ovrs {store.facts(group)['version']}")
-                for window in strips(label.shape, max(label.chunks[0], _BLOCK)):
+                for window in strips(label.shape, 4 * _BLOCK):
                     values = np.asarray(label[window.row_off : window.row_end, window.col_off : window.col_end])
                     target.write(
                         values, 1, window=RasterWindow(window.col_off, window.row_off, window.width, window.height)
