@@ -72,6 +72,7 @@ def map_command(
     dense: Annotated[
         str | None, typer.Option(help="Last block: segearth, vanilla, maskclip, sclip, clearclip, naclip.")
     ] = None,
+    crop_blend: Annotated[str | None, typer.Option(help="taper, or mean as in the papers.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps per tile.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Initial visual bias of TMPA.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Background probability threshold.")] = None,
@@ -123,7 +124,14 @@ def map_command(
             "crop": crop,
             "stride": stride,
         },
-        method={"method": method, "dense": dense, "steps": steps, "alpha_init": alpha, "threshold": threshold},
+        method={
+            "method": method,
+            "dense": dense,
+            "crop_blend": crop_blend,
+            "steps": steps,
+            "alpha_init": alpha,
+            "threshold": threshold,
+        },
         run={
             "block_pitches": block,
             "zarr_format": zarr_format,

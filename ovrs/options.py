@@ -72,6 +72,9 @@ class MethodOptions(_Options):
     """Probability below which a pixel becomes background. Default: the vocabulary's rule."""
     aggregate: Literal["max", "mean"] = "max"
     """How the queries of a class are joined."""
+    crop_blend: Literal["taper", "mean"] = "taper"
+    """How overlapping crops are averaged: by a weight that falls towards a crop's border, or all alike as in the papers
+    (crops then show as boxes; `tmpa_compat` always does this)."""
     steps: int | None = Field(default=None, ge=0, le=1000)
     """Optimisation steps per tile. Default: the method's own (TMPA 3, TENT and MLMP 10); TMPA's 0 keeps the initial visual bias."""
     alpha_init: float = Field(default=0.02, ge=0, le=1)

@@ -10,6 +10,7 @@ Layout (level 0 at the root, overview levels in groups `2`, `4`, …):
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -149,6 +150,12 @@ def _crs_object(geobox: GeoBox) -> dict[str, Any]:
     return {"wkt": geobox.crs.to_wkt(version=WktVersion.WKT2_2019), "projjson": geobox.crs.proj.to_json_dict()}
 
 
+def _cf_parameters(crs: Any) -> dict[str, Any]:
+    with warnings.catch_warnings():  # some projections have no complete CF form; `crs_wkt` beside it is complete
+        warnings.filterwarnings("ignore", message=".*lost in conversion to CF")
+        return dict(crs.proj.to_cf())
+
+
 def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
     affine, crs = geobox.affine, geobox.crs
     ys = affine.f + affine.e * (np.arange(geobox.height) + 0.5)
@@ -169,7 +176,12 @@ def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
     transform = " ".join(repr(float(v)) for v in (affine.c, affine.a, affine.b, affine.f, affine.d, affine.e))
     mapping: dict[str, Any] = {"GeoTransform": transform}
     if crs is not None:
-        mapping = {**crs.proj.to_cf(), "crs_wkt": crs.to_wkt(), "spatial_ref": crs.to_wkt(), "GeoTransform": transform}
+        mapping = {
+            **_cf_parameters(crs),
+            "crs_wkt": crs.to_wkt(),
+            "spatial_ref": crs.to_wkt(),
+            "GeoTransform": transform,
+        }
     _array(group, "spatial_ref", (), (), np.dtype(np.int64), 0, (), mapping, compress=False)
     spatial: dict[str, Any] = {
         "spatial:dimensions": ["y", "x"],

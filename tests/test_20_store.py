@@ -131,9 +131,12 @@ def test_coordinates_and_scalars_are_uncompressed_and_unsharded(tmp_path):
     assert [c["name"] for c in codecs] == ["bytes", "gzip"]
 
 
-def test_geobox_survives_the_store(tmp_path):
-    filled(tmp_path / "a.zarr", UTM, 3)
-    assert store.geobox_of(zarr.open_group(tmp_path / "a.zarr")) == UTM
+@pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:2056", "EPSG:3857", "EPSG:3035"])
+def test_geobox_survives_the_store_in_any_projection(tmp_path, crs):
+    """Also where CF has no complete form (the oblique Swiss grid)."""
+    box = GeoBox((70, 90), UTM.affine, crs)
+    filled(tmp_path / "a.zarr", box, 3)
+    assert store.geobox_of(zarr.open_group(tmp_path / "a.zarr")) == box
 
 
 def test_blocks_off_the_chunk_grid_are_refused(tmp_path):

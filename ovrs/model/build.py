@@ -50,8 +50,8 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
             'for instance --classes "building, background"'
         )
     model = load(model_options)
-    settings = _settle(method, model)
     geometry = _geometry(model_options, model)
+    settings = _settle(method, model, geometry)
     if method.method in ("tent", "mlmp"):
         prompts, bank = build_prompt_stack(
             model, vocabulary, mlmp.TENT_TEMPLATES if method.method == "tent" else mlmp.MLMP_TEMPLATES
@@ -121,20 +121,22 @@ def _facts(
         "logit_scale": settings.scale,
         "aggregate": settings.aggregate,
         "upsampler": "bilinear",
+        "crop_ramp": settings.ramp,
         "batch": BATCH,
         "queries": len(bank.vectors),
         "threads": torch.get_num_threads(),
     }
 
 
-def _settle(method: MethodOptions, model: LoadedModel) -> Settings:
+def _settle(method: MethodOptions, model: LoadedModel, geometry: TileGeometry) -> Settings:
     defaults = {**_CLIP_DEFAULTS, **model.defaults}
     dense = method.dense or str(defaults["dense"])
     if dense not in DENSE_VARIANTS:
         raise OptionError(f"dense variant {dense!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}")
     weight = defaults["cls_weight"] if method.cls_weight is None else method.cls_weight
     scale = defaults["logit_scale"] if method.logit_scale is None else method.logit_scale
-    return Settings(cast("DenseVariant", dense), float(weight), float(scale), method.aggregate)
+    ramp = geometry.crop - geometry.stride if method.crop_blend == "taper" and method.method != "tmpa_compat" else 0
+    return Settings(cast("DenseVariant", dense), float(weight), float(scale), method.aggregate, ramp)
 
 
 def _geometry(options: ModelOptions, model: LoadedModel) -> TileGeometry:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ovrs.model.dense import DenseVariant, dense_tokens, patch_size
+from ovrs.tiling import taper
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,15 +137,23 @@ def upsample(features: TileFeatures, low: Tensor) -> Tensor:
     return full[..., features.pad[0] : features.pad[0] + rows, features.pad[1] : features.pad[1] + cols]
 
 
-def accumulate(features: TileFeatures, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the crops' maps `(B, K, ch, cw)` on the tile `(K, H, W)`, and how many crops cover each pixel `(H, W)`."""
+def accumulate(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the crops' maps `(B, K, ch, cw)` on the tile `(K, H, W)`, and the sum of weights `(H, W)`.
+
+    Args:
+        features: Of one tile.
+        maps: One per crop.
+        ramp: Pixels over which a crop's weight rises from its border (the overlap of neighbours). 0 counts every crop
+            alike, as the papers do; crops then show as boxes where they disagree.
+    """
     total = maps.new_zeros((maps.shape[1], *features.shape))
-    hits = maps.new_zeros(features.shape)
+    weights = maps.new_zeros(features.shape)
     for crop, values in zip(features.crops, maps, strict=True):
         part = (slice(crop.row_off, crop.row_end), slice(crop.col_off, crop.col_end))
-        total[(slice(None), *part)] += values
-        hits[part] += 1
-    return total, hits
+        weight = torch.from_numpy(taper(crop, ramp)).to(maps.device) if ramp else maps.new_ones(crop.shape)
+        total[(slice(None), *part)] += values * weight
+        weights[part] += weight
+    return total, weights
 
 
 def cosines(features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:

@@ -36,6 +36,8 @@ class Settings:
     cls_weight: float
     scale: float
     aggregate: Literal["max", "mean"]
+    ramp: int
+    """Pixels over which a crop's weight rises from its border; 0 counts all crops alike."""
 
 
 class ClipSegmenter:
@@ -53,8 +55,8 @@ class ClipSegmenter:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         features = encode_tile(self.model, self.settings.dense, rgb, valid, crops, BATCH)
         low = cosines(features, self.bank.vectors, self.bank.vectors, self.settings.cls_weight)
-        total, hits = accumulate(features, upsample(features, low))
-        return total.cpu().numpy(), hits.cpu().numpy()
+        total, weights = accumulate(features, upsample(features, low), self.settings.ramp)
+        return total.cpu().numpy(), weights.cpu().numpy()
 
     @torch.no_grad()
     def finish(self, evidence: NDArray[np.float32]) -> TileScores:
@@ -97,8 +99,8 @@ class TmpaSegmenter(_Episodic):
         calibration = tmpa.calibrate(features, self.frozen.bank, self.settings)
         with torch.no_grad():
             low = cosines(features, calibration.text, calibration.base_text, own.cls_weight)
-            total, hits = accumulate(features, upsample(features, low))
-            scores = class_scores(total / hits, self.frozen.bank, own.scale, own.aggregate)
+            total, weights = accumulate(features, upsample(features, low), own.ramp)
+            scores = class_scores(total / weights, self.frozen.bank, own.scale, own.aggregate)
         return TileScores(scores.cpu().numpy(), events=calibration.events)
 
 
@@ -118,10 +120,9 @@ class NormSegmenter(_Episodic):
         )
         features = geometry.features(adapted.patches.float(), adapted.patches.new_zeros(len(crops), 1), adapted.grid)
         with torch.no_grad():
-            total, hits = accumulate(
-                features, upsample(features, cosines(features, frozen.bank.vectors, frozen.bank.vectors, 0.0))
-            )
-            scores = class_scores(total / hits, frozen.bank, own.scale, own.aggregate)
+            low = cosines(features, frozen.bank.vectors, frozen.bank.vectors, 0.0)
+            total, weights = accumulate(features, upsample(features, low), own.ramp)
+            scores = class_scores(total / weights, frozen.bank, own.scale, own.aggregate)
         return TileScores(scores.cpu().numpy(), events=("adapted",))
 
 
