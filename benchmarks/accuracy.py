@@ -1,7 +1,7 @@
 """mIoU of no adaptation, fixed visual bias, and TMPA, on the demo scene and on labelled image folders.
 
     python benchmarks/accuracy.py
-    python benchmarks/accuracy.py --pairs IMAGES MASKS --table czortho --gsd-factor 2.4
+    python benchmarks/accuracy.py --pairs IMAGES MASKS --table czortho --stem T22 --factor 2.4
 
 Labelled sets are given as a folder of images and one of colour masks with the same stems; `--table` names the colour
 table below. Images are mapped without georeference, at `--factor` times fewer pixels, labels stay at full size.
