@@ -63,9 +63,3 @@ class IncompleteRunError(StoreError):
     """Some blocks are missing; the store can be resumed."""
 
     exit_code = 4
-
-
-class MissingExtraError(OvrsError, ImportError):
-    """An optional dependency is needed and not installed."""
-
-    exit_code = 2
