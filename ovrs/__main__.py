@@ -68,9 +68,18 @@ def map_command(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 for the vision tower.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the model's window in pixels.")] = None,
     stride: Annotated[int | None, typer.Option(help="Distance between windows.")] = None,
-    method: Annotated[str | None, typer.Option(help="none, tent, mlmp, tmpa, tmpa_shift or tmpa_compat.")] = None,
-    dense: Annotated[
-        str | None, typer.Option(help="Last block: segearth, vanilla, maskclip, sclip, clearclip, naclip.")
+    method: Annotated[str | None, typer.Option(help="See `ovrs methods`.")] = None,
+    dense: Annotated[str | None, typer.Option(help="Dense features, see `ovrs methods`.")] = None,
+    adaptation: Annotated[
+        str | None, typer.Option(help="tile, or scene: one calibration for all tiles (TMPA).")
+    ] = None,
+    upsampler: Annotated[str | None, typer.Option(help="bilinear, jbu_one or jbu_stack.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A paper's hyper-parameters, such as segearth/loveda (`ovrs methods` lists them)."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other method option, KEY=VALUE; may be repeated.")
     ] = None,
     crop_blend: Annotated[str | None, typer.Option(help="taper, or mean as in the papers.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps per tile.")] = None,
@@ -91,6 +100,7 @@ def map_command(
 ) -> None:
     """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
     from ovrs import options, pipeline
+    from ovrs.preset import method_options, parse_settings
 
     reading = {
         "bands": _numbers(bands, "--bands", int),
@@ -125,12 +135,18 @@ def map_command(
             "stride": stride,
         },
         method={
-            "method": method,
-            "dense": dense,
-            "crop_blend": crop_blend,
-            "steps": steps,
-            "alpha_init": alpha,
-            "threshold": threshold,
+            **(method_options(preset) if preset else {}),
+            **parse_settings(settings or []),
+            **given(
+                method=method,
+                dense=dense,
+                adaptation=adaptation,
+                upsampler=upsampler,
+                crop_blend=crop_blend,
+                steps=steps,
+                alpha_init=alpha,
+                threshold=threshold,
+            ),
         },
         run={
             "block_pitches": block,
@@ -151,6 +167,27 @@ def map_command(
         facts = pipeline.map_scene(uri, words, target, chosen, overwrite=overwrite, progress=show)
     _print_areas(facts)
     typer.echo(f"map: {target}")
+
+
+def given(**values: object) -> dict[str, object]:
+    """What was named on the command line."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, dense features and presets, each with its source."""
+    from ovrs import preset
+    from ovrs.model.methods import DENSE, METHODS
+
+    for title, entries in (("--method", METHODS), ("--dense", DENSE)):
+        typer.echo(f"{title}\n" + "\n".join(f"  {e.name:16} {e.what}  [{e.reference}; {e.status}]" for e in entries))
+    typer.echo("golden: equal to arrays of the authors' code; equations: from the paper, with property tests")
+    typer.echo("--preset")
+    for file in sorted({name.partition("/")[0] for name in preset.names()}):
+        found = preset.load(file)
+        tuned = "  (tuned on labels: not zero-shot)" if found.tuned_on_labels else ""
+        typer.echo(f"  {file}: {found.title}{tuned}\n    {', '.join(f'{file}/{e}' for e in found.datasets)}")
 
 
 @app.command()

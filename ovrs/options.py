@@ -58,33 +58,88 @@ class ModelOptions(_Options):
 
 
 class MethodOptions(_Options):
-    """How features and text become scores. Defaults marked *model* come from the model's own metadata."""
+    """How features and text become scores. Defaults marked *model* come from the model's own metadata.
+
+    Options that a method does not use are refused by `ovrs.model.build`, so that none is silently ignored.
+    """
 
     method: str = "tmpa"
-    """`none`, `tent`, `mlmp`, `tmpa`, `tmpa_shift` or `tmpa_compat`."""
+    """One of `ovrs methods`."""
+    adaptation: Literal["tile", "scene"] = "tile"
+    """TMPA: calibrate the text for each tile, or once for the scene from a sample of its tiles."""
+    scene_tiles: int = Field(default=32, ge=1, le=4096)
+    """TMPA with `adaptation` scene: tiles in that sample."""
     dense: str | None = None
     """Variant of the last block. Default: *model* (`segearth`)."""
+    proxy_model: str = "vit_base_patch8_224.dino"
+    """`proxyclip` and `cass`: a timm ViT."""
+    proxy_weights: Path | None = None
+    """`proxyclip` and `cass`: a local checkpoint of it; without one, timm fetches the published weights."""
+    upsampler: str | None = None
+    """`bilinear`, `jbu_one` or `jbu_stack`. Default: *model* (bilinear)."""
+    upsampler_weights: Path | None = None
+    """Weights of a joint bilateral upsampler. Default: *model*."""
     cls_weight: float | None = Field(default=None, ge=-2, le=2)
-    """SegEarth-OV's λ: weight of the global token's logits. Default: *model*."""
+    """SegEarth-OV's λ: weight of the global token's logits. Default: *model*; CASS 0.43, the LayerNorm methods 0."""
     logit_scale: float | None = Field(default=None, gt=0)
     """Inverse temperature s. Default: *model*."""
     threshold: float | None = Field(default=None, ge=0, le=1)
     """Probability below which a pixel becomes background. Default: the vocabulary's rule."""
-    aggregate: Literal["max", "mean"] = "max"
-    """How the queries of a class are joined."""
+    aggregate: Literal["max", "mean", "mixed"] | None = None
+    """How the queries of a class are joined. Default: *model* (max)."""
+    aggregate_weight: float = Field(default=0.8, ge=0, le=1)
+    """`aggregate` mixed: share of the maximum, the rest is the mean."""
+    balance: bool = False
+    """Take the logarithm of a class's number of queries off its logits."""
+    prompts: Literal["all", "names", "synonyms"] = "all"
+    """What of the vocabulary is asked for: names, names and synonyms, or all with the descriptions."""
+    prefix: bool | None = None
+    """Put the class's name before each of its descriptions, as TMPA's prompt files do. Default: *model* (yes)."""
+    pamr: int = Field(default=0, ge=0, le=100)
+    """Steps of pixel-adaptive refinement of each tile's scores; NACLIP and CASS use 10."""
+    area_threshold: float = Field(default=0.0, ge=0, le=1)
+    """Share of a tile's foreground below which a class is dropped from it (SCLIP)."""
     crop_blend: Literal["taper", "mean"] = "taper"
     """How overlapping crops are averaged: by a weight that falls towards a crop's border, or all alike as in the papers
     (crops then show as boxes; `tmpa_compat` always does this)."""
     steps: int | None = Field(default=None, ge=0, le=1000)
-    """Optimisation steps per tile. Default: the method's own (TMPA 3, TENT and MLMP 10); TMPA's 0 keeps the initial visual bias."""
+    """Optimisation steps per tile. Default: the method's own (TMPA 3, others 10); TMPA's 0 keeps the initial visual bias."""
     alpha_init: float = Field(default=0.02, ge=0, le=1)
     alpha_max: float = Field(default=0.5, gt=0, le=1)
+    absent: Literal["text", "mean"] | None = None
+    """TMPA: what classes without prototype move toward. Default: *model* (text, the paper's)."""
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate of α, or of the LayerNorms. Default: the method's own (TMPA 0.01, TENT and MLMP 0.001)."""
+    """Learning rate of α, of the LayerNorms, or of the context. Default: the method's own (TMPA 0.01, WATT 0.0001,
+    others 0.001)."""
     lr_shift: float = Field(default=1e-4, gt=0)
     """Learning rate of δ (`tmpa_shift`, and both parameters of `tmpa_compat`)."""
     anchors: int | None = Field(default=None, ge=1)
     """Prototype patches per class and 14 × 14 window. Default: 3."""
+    layers: int | None = Field(default=None, ge=1)
+    """MLMP: number of deepest blocks that are fused. Default: three quarters of them."""
+    image_weight: float | None = Field(default=None, ge=0)
+    """MLMP: weight of the image-level entropy. Default: 1."""
+    beta: float | None = Field(default=None, ge=0)
+    """MLMP: sharpness of the uncertainty weights; 0 weighs all layers alike. Default: 1."""
+    templates: Literal["separate", "mean", "single"] | None = None
+    """MLMP: entropy of each of the seven prompts, of their mean, or of "a photo of a {}" alone. Default: separate."""
+    top: int | None = Field(default=None, ge=1)
+    """CLIPArTT: classes joined in a prompt. Default: 3."""
+    inner_steps: int | None = Field(default=None, ge=1)
+    """WATT: steps per template. Default: 2."""
+    rounds: int | None = Field(default=None, ge=1)
+    """WATT: rounds over all templates. Default: 5."""
+    mode: Literal["sequential", "parallel"] | None = None
+    """WATT: whether a template starts from its predecessor or from the last mean. Default: sequential."""
+    cluster_height: float | None = Field(default=None, gt=0)
+    """CASS: where the tree of class names is cut. Default: 0.06."""
+    amount: float | None = Field(default=None, ge=0, le=1)
+    """CASS: how far a class moves toward the image. Default: 0.03."""
+
+    @field_validator("proxy_weights", "upsampler_weights")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.absolute()
 
 
 class RunOptions(_Options):

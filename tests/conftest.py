@@ -98,21 +98,19 @@ def golden():
     return found | json.loads((DATA / "golden.json").read_text())
 
 
-@pytest.fixture(scope="session")
-def tiny_clip():
-    """The random CLIP that the golden arrays belong to (patch 16, width 128, 4 layers, D 32)."""
+def _tiny(patch: int):
+    """The random CLIP that the golden arrays belong to (width 128, 4 layers, D 32)."""
     import open_clip
     import torch
     from safetensors.torch import load_file
 
-    state = {
-        k: v.float() if v.is_floating_point() else v for k, v in load_file(DATA / "tiny_clip_p16.safetensors").items()
-    }
+    stored = load_file(DATA / f"tiny_clip_p{patch}.safetensors")
+    state = {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
     table = torch.zeros(49408, 64)
     table[state.pop("token_embedding.ids").long()] = state.pop("token_embedding.rows")
     model = open_clip.CLIP(
         32,
-        {"image_size": 64, "layers": 4, "width": 128, "patch_size": 16},
+        {"image_size": 64, "layers": 4, "width": 128, "patch_size": patch},
         {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
         quick_gelu=True,
     )
@@ -121,20 +119,21 @@ def tiny_clip():
 
 
 @pytest.fixture(scope="session")
-def tiny_visual_p8():
-    """Vision tower of the golden set's other CLIP (patch 8)."""
-    import open_clip
-    from safetensors.torch import load_file
+def tiny_clip():
+    """Patches of 16 pixels."""
+    return _tiny(16)
 
-    state = {k.removeprefix("visual."): v.float() for k, v in load_file(DATA / "tiny_clip_p8.safetensors").items()}
-    model = open_clip.CLIP(
-        32,
-        {"image_size": 64, "layers": 4, "width": 128, "patch_size": 8},
-        {"context_length": 8, "vocab_size": 10, "width": 64, "heads": 1, "layers": 1},
-        quick_gelu=True,
-    ).visual
-    model.load_state_dict(state, strict=True)
-    return model.eval().requires_grad_(False)
+
+@pytest.fixture(scope="session")
+def tiny_clip_p8():
+    """Patches of 8 pixels."""
+    return _tiny(8)
+
+
+@pytest.fixture(scope="session")
+def tiny_visual_p8(tiny_clip_p8):
+    """Vision tower of the latter."""
+    return tiny_clip_p8.visual
 
 
 def rotated(angle: float = 20.0, size: float = 0.5) -> Affine:

@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import DATA
 
 from ovrs.grid import Window
 from ovrs.model import tmpa_compat
 from ovrs.model.dense import dense_tokens
-from ovrs.model.features import TileFeatures, accumulate, cosines, upsample
+from ovrs.model.features import CropInputs, accumulate
+from ovrs.model.gem import gem_tokens
 from ovrs.model.head import class_scores
+from ovrs.model.proxy import proxy_tokens
 from ovrs.model.text import TextBank, embed, imagenet_templates
+from ovrs.model.upsample import Bilinear, JointBilateral, load_jbu
 from ovrs.tiling import crop_starts
 
 
@@ -31,17 +35,9 @@ def tile_features(clip, image, crop, stride, variant="segearth"):
     stack = torch.stack([image[:, c.row_off : c.row_end, c.col_off : c.col_end] for c in crops])
     with torch.no_grad():
         tokens = dense_tokens(clip.visual, stack, variant)
-    return TileFeatures(
-        F.normalize(tokens.patches, dim=-1),
-        F.normalize(tokens.cls, dim=-1),
-        tokens.grid,
-        16,
-        (0, 0),
-        crops,
-        (height, width),
-        torch.ones(tokens.patches.shape[:2], dtype=torch.bool),
-        torch.ones(height, width, dtype=torch.bool),
-    )
+    everywhere = torch.ones(height, width, dtype=torch.bool)
+    inputs = CropInputs(stack, (0, 0), crops, everywhere, torch.ones_like(stack[:, :1]))
+    return inputs.features(tokens.patches, tokens.cls, tokens.grid)
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "maskclip", "sclip", "clearclip", "segearth"])
@@ -51,6 +47,59 @@ def test_dense_tokens(golden, tiny_clip, variant, image):
         found = dense_tokens(tiny_clip.visual, torch.from_numpy(golden[image]), variant)
     np.testing.assert_allclose(found.patches.numpy(), golden[f"{variant}_{image}_tokens"], atol=1e-4, rtol=0)
     np.testing.assert_allclose(found.cls.numpy(), golden[f"{variant}_{image}_cls"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("ablation", ["kk", "nonly", "vanilla", "residual"])
+def test_naclip_ablations(golden, tiny_clip, ablation):
+    with torch.no_grad():
+        found = dense_tokens(tiny_clip.visual, torch.from_numpy(golden["img80x112"]), f"naclip_{ablation}")
+    tokens = torch.cat([found.cls[:, None], found.patches], 1)
+    np.testing.assert_allclose(tokens.numpy(), golden[f"naclip_{ablation}"], atol=1e-4, rtol=0)
+
+
+def test_naclip_at_patch_8(golden, tiny_clip_p8):
+    with torch.no_grad():
+        found = dense_tokens(tiny_clip_p8.visual, torch.from_numpy(golden["img80x112"]), "naclip")
+    np.testing.assert_allclose(found.patches.numpy(), golden["naclip"][:, 1:], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("patch", "name", "arguments"),
+    [
+        (16, "p16_depth4_iter2_tempNone", (4, 2, None)),
+        (8, "p8_depth3_iter1_tempNone", (3, 1, None)),
+        (8, "p8_depth4_iter1_temp4.0", (4, 1, 4.0)),
+    ],
+)
+def test_gem(golden, tiny_clip, tiny_clip_p8, patch, name, arguments):
+    clip = tiny_clip if patch == 16 else tiny_clip_p8
+    with torch.no_grad():
+        found = gem_tokens(clip.visual, torch.from_numpy(golden["img80x112"]), *arguments)
+    tokens = torch.cat([found.cls[:, None], found.patches], 1)
+    np.testing.assert_allclose(tokens.numpy(), golden[f"gem_{name}"], atol=1e-4, rtol=0)
+
+
+def test_proxyclip(golden, tiny_clip_p8):
+    """The authors' similarity mean runs over the batch; ours is each image's own, which is theirs for single images."""
+    images, external = torch.from_numpy(golden["proxy_images"]), torch.from_numpy(golden["proxy_external"])
+    with torch.no_grad():
+        found = proxy_tokens(tiny_clip_p8.visual, images, external, batch_mean=True)
+        alone = torch.cat(
+            [proxy_tokens(tiny_clip_p8.visual, i[None], e[None]).patches for i, e in zip(images, external, strict=True)]
+        )
+        together = proxy_tokens(tiny_clip_p8.visual, images, external).patches
+    np.testing.assert_allclose(found.patches.numpy(), golden["proxy_tokens"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(together.numpy(), alone.numpy(), atol=1e-5)
+    assert found.grid == (12, 12)
+
+
+@pytest.mark.parametrize("kind", ["jbu_one", "jbu_stack"])
+def test_joint_bilateral_upsampling(golden, kind):
+    net = load_jbu(kind, DATA / f"{kind}.safetensors", 32, torch.device("cpu")).eval()
+    source, guide = torch.from_numpy(golden[f"{kind}_source"]), torch.from_numpy(golden[f"{kind}_guide"])
+    with torch.no_grad():
+        np.testing.assert_allclose(net.stages()[0](source, guide).numpy(), golden[f"{kind}_stage1"], atol=1e-4, rtol=0)
+        np.testing.assert_allclose(net(source, guide)[..., ::4, ::4].numpy(), golden[f"{kind}_out"], atol=1e-4, rtol=0)
 
 
 def test_naclip_equals_a_loop_in_numpy(tiny_clip):
@@ -98,15 +147,18 @@ def test_cut_text_encoding_equals_open_clips_own(tiny_clip):
     np.testing.assert_allclose(encode_sentences(tiny_clip, tokenize, sentences).numpy(), want.numpy(), atol=1e-6)
 
 
-def test_segearth_segmentor_without_upsampler(golden, tiny_clip, bank):
-    """The whole chain: windows, global bias, averaging of cosines, one resize, softmax, synonyms."""
+@pytest.mark.parametrize(("kind", "tag"), [("bilinear", "segmentor"), ("jbu_one", "segmentor_up")])
+def test_segearth_segmentor(golden, tiny_clip, bank, kind, tag):
+    """The whole chain: windows, upsampler, global bias, averaging of cosines, one resize, softmax, synonyms."""
     features = tile_features(tiny_clip, golden["img150x130"][0], 96, 48)
-    total, hits = accumulate(features, upsample(features, cosines(features, bank.vectors, bank.vectors, -0.3)))
+    device = torch.device("cpu")
+    up = Bilinear() if kind == "bilinear" else JointBilateral(load_jbu(kind, DATA / f"{kind}.safetensors", 32, device))
+    total, hits = accumulate(features, up(features, bank.vectors, bank.vectors, -0.3))
     logits = total / hits
-    np.testing.assert_allclose(logits.numpy()[:, ::3, ::3], golden["segmentor_slide"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits.numpy()[:, ::3, ::3], golden[f"{tag}_slide"], atol=1e-4, rtol=0)
     logits = F.interpolate(logits[None], size=(180, 156), mode="bilinear")[0]
     np.testing.assert_allclose(
-        class_scores(logits, bank, 50)[:, ::3, ::3].numpy(), golden["segmentor_probs"], atol=1e-4, rtol=0
+        class_scores(logits, bank, 50)[:, ::3, ::3].numpy(), golden[f"{tag}_probs"], atol=1e-4, rtol=0
     )
 
 
@@ -118,7 +170,7 @@ def test_tmpa_compat(golden, tiny_clip, bank, run):
         cls_weight=float(weight),
         threshold=float(threshold),
         background=int(background),
-        aggregate="max" if by_max == 1 else "mean",
+        max_share=float(by_max),
         lr=float(lr),
         alpha_only=bool(alpha_only),
     )
@@ -130,9 +182,11 @@ def test_tmpa_compat(golden, tiny_clip, bank, run):
     )
     shape = tuple(int(v) for v in golden[f"{run}_ori_shape"])
     with torch.no_grad():
-        before = tmpa_compat.forward(features, bank, torch.full((8, 1), 0.02), torch.zeros(8, 32), settings, shape)
+        before = tmpa_compat.forward(
+            features, bank, torch.full((8, 1), 0.02), torch.zeros(8, 32), settings, Bilinear(), shape
+        )
     np.testing.assert_allclose(before[:, ::5, ::5].numpy(), golden[f"{run}_probs_before"], atol=1e-3)
-    result = tmpa_compat.adapt(features, bank, settings, shape)
+    result = tmpa_compat.adapt(features, bank, settings, Bilinear(), shape)
     np.testing.assert_allclose(result.losses, golden[f"{run}_losses"], atol=1e-4)
     np.testing.assert_allclose(result.scores[:, ::5, ::5].numpy(), golden[f"{run}_probs_after"], atol=1e-3)
     np.testing.assert_allclose(result.shift.numpy(), golden[f"{run}_shift_after"], atol=1e-4)

@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import smooth
+from conftest import DATA, smooth
 from safetensors.torch import save_file
 
 from ovrs import vocabulary
-from ovrs.errors import OptionError, WeightsError
+from ovrs.errors import OptionError, OvrsError, WeightsError
 from ovrs.grid import Window
 from ovrs.model.build import build_clip_segmenter
 from ovrs.model.loading import bundled_directory, hash_weights, load
+from ovrs.model.methods import METHOD_NAMES, NORM_METHODS
 from ovrs.options import MethodOptions, ModelOptions
 
 CROPS = tuple(Window(r, c, 64, 64) for r in (0, 32) for c in (0, 32))
@@ -110,7 +111,7 @@ def test_towers_without_class_token_attention_are_refused():
         ({"device": "cuda:9"}, {}, "no CUDA device"),
         ({"device": "abacus"}, {}, "unknown"),
         ({"crop": 100}, {}, "multiple of the patch size 16"),
-        ({}, {"method": "magic"}, "choose one of none, tent"),
+        ({}, {"method": "magic"}, "choose one of none, tmpa"),
         ({}, {"dense": "magic"}, "choose one of vanilla"),
     ],
 )
@@ -136,13 +137,73 @@ def test_low_precision_agrees_with_float32(dtype):
     assert (full.argmax(0) == low.argmax(0)).mean() > 0.97
 
 
-@pytest.mark.parametrize("method", ["none", "tent", "mlmp", "tmpa", "tmpa_shift", "tmpa_compat"])
-@pytest.mark.parametrize("dense", ["vanilla", "naclip", "segearth"])
+@pytest.mark.parametrize("method", [m for m in METHOD_NAMES if m != "cass"])
+@pytest.mark.parametrize("dense", ["vanilla", "naclip", "gem"])
 def test_every_method_on_every_feature_scores_odd_tiles(directory, method, dense):
-    """Tiles smaller than a crop, no multiple of the patch, partly without data."""
-    segmenter = build_clip_segmenter(
-        ModelOptions(model=str(directory)), MethodOptions(method=method, dense=dense), vocabulary.load("demo")
+    """Tiles smaller than a crop, no multiple of the patch, partly without data; what makes no sense says so."""
+    options = MethodOptions(method=method, dense=dense)
+    if dense == "gem" and method in NORM_METHODS:
+        with pytest.raises(OptionError, match="choose --dense vanilla"):
+            build_clip_segmenter(ModelOptions(model=str(directory)), options, vocabulary.load("demo"))
+        return
+    segmenter = build_clip_segmenter(ModelOptions(model=str(directory)), options, vocabulary.load("demo"))
+    odd_tile(segmenter)
+
+
+@pytest.mark.parametrize("dense", ["proxyclip", "cass"])
+@pytest.mark.parametrize("method", ["none", "tmpa", "cass"])
+def test_methods_with_a_second_network(directory, tmp_path, method, dense):
+    """A timm ViT from a local checkpoint; random weights do for shapes."""
+    import timm
+
+    torch.manual_seed(0)
+    weights = tmp_path / "dino.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), weights)
+    options = MethodOptions(method=method, dense=dense, proxy_model="vit_tiny_patch16_224", proxy_weights=weights)
+    if method == "cass" and dense != "cass":
+        with pytest.raises(OptionError, match="--dense cass"):
+            build_clip_segmenter(ModelOptions(model=str(directory)), options, vocabulary.load("demo"))
+        return
+    segmenter = build_clip_segmenter(ModelOptions(model=str(directory)), options, vocabulary.load("demo"))
+    assert segmenter.describe()["external"]["name"] == "vit_tiny_patch16_224"
+    odd_tile(segmenter)
+
+
+def test_a_second_network_needs_its_weights(directory, tmp_path):
+    options = MethodOptions(method="none", dense="proxyclip", proxy_weights=tmp_path / "absent.pth")
+    with pytest.raises(WeightsError, match="there is no file"):
+        build_clip_segmenter(ModelOptions(model=str(directory)), options, vocabulary.load("demo"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "none", "steps": 3}, "none does not use steps"),
+        ({"method": "tent", "beta": 0.5}, "beta belongs to mlmp"),
+        ({"method": "mlmp", "anchors": 3}, "anchors belongs to tmpa"),
+        ({"upsampler": "magic"}, "choose one of bilinear, jbu_one, jbu_stack"),
+        ({"upsampler": "jbu_one", "upsampler_weights": "absent.ckpt"}, "there is no file"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(directory, options, told):
+    with pytest.raises(OvrsError, match=told):
+        build_clip_segmenter(ModelOptions(model=str(directory)), MethodOptions(**options), vocabulary.load("demo"))
+
+
+def test_upsampler_of_a_local_file(directory):
+    options = MethodOptions(
+        method="tmpa", upsampler="jbu_one", upsampler_weights=DATA / "jbu_one.safetensors", pamr=1, area_threshold=0.01
     )
+    segmenter = build_clip_segmenter(ModelOptions(model=str(directory)), options, vocabulary.load("demo"))
+    assert segmenter.describe()["upsampler"] == "jbu_one"
+    rgb, valid = smooth(96, 96), np.ones((96, 96), bool)
+    crops = (Window(0, 0, 96, 96),)
+    scores = segmenter.segment(rgb, valid, crops).scores
+    assert np.isfinite(scores).all()
+    assert scores.shape == (6, 96, 96)
+
+
+def odd_tile(segmenter):
     valid = np.ones((37, 51), bool)
     valid[:, :20] = False
     scores = segmenter.segment(smooth(37, 51), valid, (Window(0, 0, 37, 51),)).scores
@@ -157,7 +218,8 @@ def test_text_vectors_are_cached_by_content(directory, tmp_path, monkeypatch):
     from ovrs.model import text
 
     model = load(ModelOptions(model=str(directory)))
-    first = text.build_text_bank(model, vocabulary.load("demo")).vectors
+    queries = text.queries_of(vocabulary.load("demo"))
+    first = text.build_text_bank(model, *queries).vectors
     monkeypatch.setattr(text, "embed", None)  # a second call must not encode anything
-    assert torch.equal(first, text.build_text_bank(model, vocabulary.load("demo")).vectors)
+    assert torch.equal(first, text.build_text_bank(model, *queries).vectors)
     assert len(list((tmp_path / "cache/text").glob("*.npy"))) == 1

@@ -8,7 +8,7 @@ from test_30_golden import tile_features
 
 from ovrs.grid import Window
 from ovrs.model import tmpa
-from ovrs.model.features import TileFeatures
+from ovrs.model.features import CropInputs
 from ovrs.model.head import class_scores, entropy
 from ovrs.model.text import TextBank
 from ovrs.model.tmpa import TmpaSettings, calibrate, find_prototypes
@@ -159,9 +159,9 @@ def clear_tile(sure: int, doubtful: int):
     side = len(patches[0])
     valid = torch.ones(1, side, dtype=torch.bool)
     pixels = torch.ones(16, 16 * side, dtype=torch.bool)
-    tile = TileFeatures(
-        patches, patches[:, -1], (1, side), 16, (0, 0), (Window(0, 0, 16, 16 * side),), (16, 16 * side), valid, pixels
-    )
+    crops, images = (Window(0, 0, 16, 16 * side),), torch.zeros(1, 3, 16, 16 * side)
+    inputs = CropInputs(images, (0, 0), crops, pixels, torch.ones(1, 1, 16, 16 * side))
+    tile = changed(inputs.features(patches, patches[:, -1], (1, side)), patch_valid=valid)
     return tile, words, certain
 
 

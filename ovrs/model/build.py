@@ -3,140 +3,293 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ovrs.errors import OptionError
-from ovrs.model import mlmp, tmpa, tmpa_compat
-from ovrs.model.dense import DENSE_VARIANTS, DenseVariant, native_size, patch_size
+from ovrs.model import mlmp, pseudo, tmpa, tmpa_compat, tpt
+from ovrs.model.dense import DENSE_VARIANTS, LAST_BLOCK_VARIANTS, DenseVariant, native_size, patch_size
+from ovrs.model.features import EXTERNAL_VARIANTS, Encoder
 from ovrs.model.loading import LoadedModel, load
+from ovrs.model.methods import METHOD_NAMES, NORM_METHODS
+from ovrs.model.proxy import ExternalViT
+from ovrs.model.refine import Refined, RefineSettings
 from ovrs.model.segmenter import (
     BATCH,
     CROPS_PER_TILE,
+    CassSegmenter,
+    CassSettings,
     ClipSegmenter,
     NormSegmenter,
     Settings,
     TmpaCompatSegmenter,
     TmpaSegmenter,
+    TptSegmenter,
 )
-from ovrs.model.text import TextBank, build_prompt_stack, build_text_bank
+from ovrs.model.text import TextBank, build_prompt_stack, build_text_bank, clean, encode_sentences, queries_of
+from ovrs.model.upsample import UPSAMPLERS, Bilinear, JointBilateral, Upsampler, load_jbu
 from ovrs.tiling import TileGeometry
 
 if TYPE_CHECKING:
+    from ovrs.contract import Segmenter
     from ovrs.options import MethodOptions, ModelOptions
     from ovrs.vocabulary import Vocabulary
 
-METHODS = ("none", "tent", "mlmp", "tmpa", "tmpa_shift", "tmpa_compat")
-
-_CLIP_DEFAULTS = {"dense": "segearth", "cls_weight": -0.3, "logit_scale": 50.0}
+_CLIP_DEFAULTS: dict[str, Any] = {
+    "dense": "segearth",
+    "cls_weight": -0.3,
+    "logit_scale": 50.0,
+    "upsampler": "bilinear",
+    "aggregate": "max",
+    "absent": "text",
+    "prefix": True,
+}
 """SegEarth-OV's settings, for models without recommendations of their own."""
 
-AnySegmenter: TypeAlias = "ClipSegmenter | TmpaSegmenter | TmpaCompatSegmenter | NormSegmenter"
+_CASS_GLOBAL = 0.3
+"""γ of CASS: logits are (1 - γ) · patch + γ · image; the paper uses 0.1 to 0.4."""
+
+OWN_OPTIONS: dict[str, frozenset[str]] = {
+    "none": frozenset(),
+    "tmpa": frozenset({"adaptation", "steps", "alpha_init", "alpha_max", "absent", "lr", "anchors", "scene_tiles"}),
+    "tmpa_compat": frozenset({"steps", "alpha_init", "lr_shift"}),
+    "tent": frozenset({"steps", "lr"}),
+    "mlmp": frozenset({"steps", "lr", "layers", "image_weight", "beta", "templates"}),
+    "tpt": frozenset({"steps", "lr"}),
+    "clipartt": frozenset({"steps", "lr", "top"}),
+    "watt": frozenset({"lr", "inner_steps", "rounds", "mode"}),
+    "cass": frozenset({"cluster_height", "amount"}),
+}
+OWN_OPTIONS["tmpa_shift"] = OWN_OPTIONS["tmpa"] | {"lr_shift"}
+OWN_OPTIONS["clipartt_compat"], OWN_OPTIONS["watt_compat"] = OWN_OPTIONS["clipartt"], OWN_OPTIONS["watt"]
+_SPECIFIC = frozenset().union(*OWN_OPTIONS.values())
 
 
-def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -> AnySegmenter:
+def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -> Segmenter:
     """Load the model, embed the vocabulary, and put the chosen method in front.
 
     Raises:
-        OptionError: Unknown method or variant, or a class list the method cannot work with.
-        WeightsError: See `ovrs.model.loading.load`.
+        OptionError: Unknown method or variant, options that the method does not use, a combination that makes no sense,
+            or a class list the method cannot work with.
+        WeightsError: See `ovrs.model.loading.load`, and missing weights of an upsampler or a second network.
     """
-    if method.method not in METHODS:
-        raise OptionError(f"method {method.method!r} is unknown; choose one of {', '.join(METHODS)}")
+    _check(method, vocabulary)
+    model = load(model_options)
+    method = with_model_defaults(method, model)
+    geometry = _geometry(model_options, model)
+    background = vocabulary.background_index
+    segmenter = _adapted(_Parts(model, model_options, method, geometry, vocabulary))
+    refine = RefineSettings(pamr_steps=method.pamr, area_threshold=method.area_threshold, background=background)
+    return Refined(segmenter, refine) if method.pamr or method.area_threshold else segmenter
+
+
+def with_model_defaults(method: MethodOptions, model: LoadedModel) -> MethodOptions:
+    """Fill options that are not given from the model's recommendations, then from SegEarth-OV's settings."""
+    defaults = {**_CLIP_DEFAULTS, **model.defaults}
+    if method.dense == "cass":
+        defaults["cls_weight"] = _CASS_GLOBAL / (1 - _CASS_GLOBAL)
+    if method.method in NORM_METHODS or method.method == "tpt":
+        defaults["cls_weight"] = 0.0  # none of these has a global term
+    wanted = {k: v for k, v in defaults.items() if k in type(method).model_fields and getattr(method, k) is None}
+    return method.model_copy(update=wanted)
+
+
+def _check(method: MethodOptions, vocabulary: Vocabulary) -> None:
+    if method.method not in METHOD_NAMES:
+        raise OptionError(f"method {method.method!r} is unknown; choose one of {', '.join(METHOD_NAMES)}")
+    if method.dense is not None and method.dense not in DENSE_VARIANTS:
+        raise OptionError(f"dense variant {method.dense!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}")
+    if method.upsampler is not None and method.upsampler not in UPSAMPLERS:
+        raise OptionError(f"upsampler {method.upsampler!r} is unknown; choose one of {', '.join(UPSAMPLERS)}")
+    given = {name for name in _SPECIFIC if getattr(method, name) != type(method).model_fields[name].default}
+    foreign = sorted(given - OWN_OPTIONS[method.method])
+    if foreign:
+        users = {name: [m for m, own in OWN_OPTIONS.items() if name in own] for name in foreign}
+        told = "; ".join(f"{name} belongs to {', '.join(users[name])}" for name in foreign)
+        raise OptionError(f"method {method.method} does not use {', '.join(foreign)}: {told}")
     if len(vocabulary.classes) < 2:
         raise OptionError(
             "a map needs at least two classes: with one, its probability is 1 everywhere. Add what else is there, "
             'for instance --classes "building, background"'
         )
-    model = load(model_options)
-    geometry = _geometry(model_options, model)
-    settings = _settle(method, model, geometry)
-    if method.method in ("tent", "mlmp"):
-        prompts, bank = build_prompt_stack(
-            model, vocabulary, mlmp.TENT_TEMPLATES if method.method == "tent" else mlmp.MLMP_TEMPLATES
+
+
+class _Parts:
+    """What the segmenters of all methods are put together from."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        model_options: ModelOptions,
+        method: MethodOptions,
+        geometry: TileGeometry,
+        vocabulary: Vocabulary,
+    ) -> None:
+        self.model, self.model_options, self.method = model, model_options, method
+        self.geometry, self.vocabulary = geometry, vocabulary
+        self.variant = cast("DenseVariant", method.dense)
+        if method.method in NORM_METHODS and self.variant not in LAST_BLOCK_VARIANTS:
+            raise OptionError(
+                f"method {method.method} tunes LayerNorms through the last block, which {self.variant} does not fit: "
+                f"choose --dense {', '.join(LAST_BLOCK_VARIANTS)}"
+            )
+        if method.method == "cass" and self.variant != "cass":
+            raise OptionError("method cass compares with the image embedding that only --dense cass gives; add that")
+        share = {"max": 1.0, "mean": 0.0, "mixed": method.aggregate_weight}[str(method.aggregate)]
+        taper = method.crop_blend == "taper" and method.method != "tmpa_compat"
+        assert method.cls_weight is not None  # `with_model_defaults` fills these
+        assert method.logit_scale is not None
+        self.settings = Settings(
+            method.cls_weight, method.logit_scale, share, geometry.crop - geometry.stride if taper else 0
         )
-        settings = replace(settings, cls_weight=0.0)  # neither method has a global term
-        norm_settings = _norm_settings(method, settings)
-        frozen = ClipSegmenter(model, bank, settings, geometry, _facts(model, model_options, method, settings, bank))
-        return NormSegmenter(frozen, norm_settings, prompts)
-    bank = build_text_bank(model, vocabulary)
-    frozen = ClipSegmenter(model, bank, settings, geometry, _facts(model, model_options, method, settings, bank))
-    if method.method == "none":
+
+    def queries(self) -> tuple[list[str], list[int]]:
+        """The cleaned queries and the class of each."""
+        return queries_of(self.vocabulary, self.method.prompts, prefix=bool(self.method.prefix))
+
+    def frozen(self, bank: TextBank) -> ClipSegmenter:
+        method, model = self.method, self.model
+        if method.balance:
+            bank = bank.balanced()
+        external = None
+        if self.variant in EXTERNAL_VARIANTS:
+            external = ExternalViT(method.proxy_model, method.proxy_weights, model.device)
+        facts = _facts(self, bank, external)
+        return ClipSegmenter(
+            Encoder(model, self.variant, external), _upsampler(method, model), bank, self.settings, self.geometry, facts
+        )
+
+    def given(self, *names: str, **renamed: str) -> dict[str, Any]:
+        """The named method options that were given, as arguments for a settings object."""
+        pairs = {**{n: n for n in names}, **renamed}
+        values = {target: getattr(self.method, source) for target, source in pairs.items()}
+        return {k: v for k, v in values.items() if v is not None}
+
+
+def _adapted(parts: _Parts) -> Segmenter:
+    """The segmenter of the chosen method."""
+    name, model = parts.method.method, parts.model
+    if name in NORM_METHODS:
+        return _norm_segmenter(parts)
+    queries, class_of = parts.queries()
+    if name == "tpt":
+        _, bank = build_prompt_stack(model, queries, class_of, mlmp.TENT_TEMPLATES)
+        settings = tpt.TptSettings(scale=parts.settings.scale, **parts.given("steps", "lr"))
+        return TptSegmenter(parts.frozen(bank), settings, tpt.PromptLearner(model.clip, model.tokenize, queries))
+    frozen = parts.frozen(build_text_bank(model, queries, class_of))
+    if name == "none":
         return frozen
-    if method.method == "tmpa_compat":
-        return TmpaCompatSegmenter(frozen, _compat_settings(method, settings, vocabulary))
-    return TmpaSegmenter(frozen, _tmpa_settings(method, settings))
+    if name == "cass":
+        return CassSegmenter(frozen, CassSettings(**parts.given("cluster_height", "amount")))
+    if name == "tmpa_compat":
+        return TmpaCompatSegmenter(frozen, _compat_settings(parts))
+    return TmpaSegmenter(frozen, _tmpa_settings(parts))
 
 
-def _norm_settings(method: MethodOptions, settings: Settings) -> mlmp.MlmpSettings:
-    own = mlmp.MlmpSettings(variant=settings.dense, scale=settings.scale, joint=True)
-    if method.method == "tent":
-        own = replace(own, layers=1, image_weight=0.0)
-    given: dict[str, Any] = {"steps": method.steps, "lr": method.lr}
-    return replace(own, **{name: value for name, value in given.items() if value is not None})
-
-
-def _tmpa_settings(method: MethodOptions, settings: Settings) -> tmpa.TmpaSettings:
-    own = tmpa.TmpaSettings(
-        scale=settings.scale,
-        cls_weight=settings.cls_weight,
-        aggregate=settings.aggregate,
-        shift=method.method == "tmpa_shift",
-        lr_shift=method.lr_shift,
-        alpha_init=method.alpha_init,
-        alpha_max=method.alpha_max,
-        anchors=method.anchors,
+def _norm_segmenter(parts: _Parts) -> NormSegmenter:
+    name, model, method, own = parts.method.method, parts.model, parts.method, parts.settings
+    visual = model.clip.visual
+    queries, class_of = parts.queries()
+    common: dict[str, Any] = {"variant": parts.variant, "scale": own.scale, "joint": True}
+    if name in ("tent", "mlmp"):
+        stack, bank = build_prompt_stack(model, queries, class_of, _templates(method))
+        prompts = bank.vectors[None] if method.templates == "mean" else stack
+        settings = mlmp.MlmpSettings(**common, **parts.given("steps", "lr", "layers", "image_weight", "beta"))
+        if name == "tent":
+            settings = replace(settings, layers=1, image_weight=0.0)
+        return NormSegmenter(
+            parts.frozen(bank), settings, lambda images: mlmp.adapt(visual, images, prompts, bank.vectors, settings)
+        )
+    names = [clean(n) for n in parts.vocabulary.class_names]
+    compat = name.endswith("_compat")
+    if name.startswith("clipartt"):
+        _, bank = build_prompt_stack(model, queries, class_of, mlmp.TENT_TEMPLATES)
+        reference = encode_sentences(model.clip, model.tokenize, [f"a photo of a {n}" for n in names])
+        options = pseudo.PseudoSettings(**common, compat=compat, **parts.given("steps", "lr", "top"))
+        return NormSegmenter(
+            parts.frozen(bank),
+            options,
+            lambda images: pseudo.clipartt(
+                visual,
+                images,
+                reference.to(images.device),
+                names,
+                lambda sentences: encode_sentences(model.clip, model.tokenize, sentences),
+                options,
+            ),
+        )
+    templates = mlmp.MLMP_TEMPLATES if compat else (*mlmp.MLMP_TEMPLATES, pseudo.WATT_EXTRA_TEMPLATE)
+    _, bank = build_prompt_stack(model, queries, class_of, templates)
+    stack, _ = build_prompt_stack(model, names, list(range(len(names))), templates)
+    rate = {"lr": 1e-3 if compat else 1e-4}
+    options = pseudo.PseudoSettings(
+        **common, compat=compat, **{**rate, **parts.given("lr", "inner_steps", "rounds", "mode")}
     )
-    given: dict[str, Any] = {"steps": method.steps, "lr": method.lr}
-    return replace(own, **{name: value for name, value in given.items() if value is not None})
+    return NormSegmenter(parts.frozen(bank), options, lambda images: pseudo.watt(visual, images, stack, options))
 
 
-def _compat_settings(method: MethodOptions, settings: Settings, vocabulary: Vocabulary) -> tmpa_compat.CompatSettings:
-    rule = vocabulary.background
+def _templates(method: MethodOptions) -> tuple[str, ...]:
+    return mlmp.TENT_TEMPLATES if method.method == "tent" or method.templates == "single" else mlmp.MLMP_TEMPLATES
+
+
+def _tmpa_settings(parts: _Parts) -> tmpa.TmpaSettings:
+    own = parts.settings
+    return tmpa.TmpaSettings(
+        scale=own.scale,
+        cls_weight=own.cls_weight,
+        max_share=own.max_share,
+        shift=parts.method.method == "tmpa_shift",
+        **parts.given("steps", "lr", "lr_shift", "alpha_init", "alpha_max", "anchors", "absent"),
+    )
+
+
+def _compat_settings(parts: _Parts) -> tmpa_compat.CompatSettings:
+    own, rule = parts.settings, parts.vocabulary.background
     return tmpa_compat.CompatSettings(
-        scale=settings.scale,
-        cls_weight=settings.cls_weight,
-        aggregate=settings.aggregate,
-        steps=3 if method.steps is None else method.steps,
-        lr=method.lr_shift,
-        alpha_init=method.alpha_init,
-        background=vocabulary.background_index or 0,
+        scale=own.scale,
+        cls_weight=own.cls_weight,
+        max_share=own.max_share,
+        background=parts.vocabulary.background_index or 0,
         threshold=rule.threshold if rule else 0.0,
+        **parts.given("steps", "alpha_init", lr="lr_shift"),
     )
 
 
-def _facts(
-    model: LoadedModel, options: ModelOptions, method: MethodOptions, settings: Settings, bank: TextBank
-) -> dict[str, Any]:
+def _upsampler(method: MethodOptions, model: LoadedModel) -> Upsampler:
+    if method.upsampler == "bilinear":
+        return Bilinear()
+    path = method.upsampler_weights
+    if path is None and model.directory is not None:
+        path = model.directory / f"{method.upsampler}.safetensors"
+    dim = int(model.clip.visual.output_dim)
+    return JointBilateral(load_jbu(str(method.upsampler), path or Path(f"{method.upsampler}.ckpt"), dim, model.device))
+
+
+def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[str, Any]:
     """What decides the numbers, for digest and provenance."""
+    model, method, settings = parts.model, parts.method, parts.settings
     return {
         "model": model.name,
         "weights": model.weights_hash,
         "device": model.device.type,
-        "dtype": options.dtype,
+        "dtype": parts.model_options.dtype,
         "method": method.method,
-        "dense": settings.dense,
+        "dense": method.dense,
+        "external": None if external is None else external.describe(),
         "cls_weight": settings.cls_weight,
         "logit_scale": settings.scale,
-        "aggregate": settings.aggregate,
-        "upsampler": "bilinear",
+        "max_share": settings.max_share,
+        "balanced": method.balance,
+        "prompts": method.prompts,
+        "name_prefix": method.prefix,
+        "upsampler": method.upsampler,
         "crop_ramp": settings.ramp,
         "batch": BATCH,
         "queries": len(bank.vectors),
         "threads": torch.get_num_threads(),
     }
-
-
-def _settle(method: MethodOptions, model: LoadedModel, geometry: TileGeometry) -> Settings:
-    defaults = {**_CLIP_DEFAULTS, **model.defaults}
-    dense = method.dense or str(defaults["dense"])
-    if dense not in DENSE_VARIANTS:
-        raise OptionError(f"dense variant {dense!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}")
-    weight = defaults["cls_weight"] if method.cls_weight is None else method.cls_weight
-    scale = defaults["logit_scale"] if method.logit_scale is None else method.logit_scale
-    ramp = geometry.crop - geometry.stride if method.crop_blend == "taper" and method.method != "tmpa_compat" else 0
-    return Settings(cast("DenseVariant", dense), float(weight), float(scale), method.aggregate, ramp)
 
 
 def _geometry(options: ModelOptions, model: LoadedModel) -> TileGeometry:

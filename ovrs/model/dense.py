@@ -18,7 +18,21 @@ from ovrs.errors import OptionError, WeightsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DenseVariant = Literal["vanilla", "maskclip", "sclip", "clearclip", "naclip", "segearth"]
+DenseVariant = Literal[
+    "vanilla",
+    "maskclip",
+    "sclip",
+    "clearclip",
+    "naclip",
+    "naclip_residual",
+    "naclip_kk",
+    "naclip_nonly",
+    "naclip_vanilla",
+    "segearth",
+    "gem",
+    "proxyclip",
+    "cass",
+]
 DENSE_VARIANTS: tuple[str, ...] = get_args(DenseVariant)
 
 Visual: TypeAlias = Any
@@ -166,15 +180,33 @@ def _mix_vanilla(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tens
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def _mix_kk(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+    return _self_self(k, v)
+
+
+def _mix_neighbours_only(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+    # The released code takes the mean length over the batch too; ours is each image's own, so that a crop's features
+    # do not depend on what else is computed (the same for one image).
+    length = (q.norm(dim=-1).mean(dim=-1) * k.norm(dim=-1).mean(dim=-1)).mean(dim=1) / math.sqrt(q.shape[-1])
+    prior = gaussian_prior(grid, _NACLIP_SIGMA, k.device, k.dtype)
+    return (length[:, None, None, None] * prior).softmax(dim=-1) @ v
+
+
 _MIXING: dict[str, Mixing] = {
     "vanilla": _mix_vanilla,
     "maskclip": _mix_value,
     "sclip": _mix_sclip,
     "clearclip": _mix_clearclip,
     "naclip": _mix_naclip,
+    "naclip_residual": _mix_naclip,
+    "naclip_kk": _mix_kk,
+    "naclip_nonly": _mix_neighbours_only,
+    "naclip_vanilla": _mix_vanilla,
     "segearth": _mix_segearth,
 }
-REDUCED = frozenset({"clearclip", "naclip", "segearth"})
+LAST_BLOCK_VARIANTS = tuple(_MIXING)
+"""Variants that change the last block alone and need nothing but the tower: what LayerNorm adapters can work with."""
+REDUCED = frozenset({"clearclip", "naclip", "naclip_kk", "naclip_nonly", "naclip_vanilla", "segearth"})
 """Variants whose last block has neither skip connection nor feed-forward."""
 
 
@@ -187,7 +219,10 @@ def mixing(variant: str) -> Mixing:
     try:
         return _MIXING[variant]
     except KeyError:
-        raise OptionError(f"dense variant {variant!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}") from None
+        raise OptionError(
+            f"dense variant {variant!r} is no change of the last block alone; choose one of "
+            f"{', '.join(LAST_BLOCK_VARIANTS)}"
+        ) from None
 
 
 def gaussian_prior(grid: tuple[int, int], sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:

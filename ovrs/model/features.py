@@ -9,7 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ovrs.model.dense import DenseVariant, dense_tokens, patch_size
+from ovrs.model.cass import cass_tokens
+from ovrs.model.dense import DenseTokens, DenseVariant, dense_tokens, patch_size
+from ovrs.model.gem import gem_tokens
+from ovrs.model.proxy import ExternalViT, proxy_tokens
 from ovrs.tiling import taper
 
 if TYPE_CHECKING:
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
     from ovrs.grid import Window
     from ovrs.model.loading import LoadedModel
+
+EXTERNAL_VARIANTS = frozenset({"proxyclip", "cass"})
+"""Dense variants that need a second network."""
 
 VALID_SHARE = 0.5
 """Patches with less valid ground than this neither give prototypes nor enter the loss (`methods` 6.5)."""
@@ -32,7 +38,6 @@ class TileFeatures:
     cls: Tensor
     """float32 `(B, D)`, unit vectors: token 0 of the modified branch."""
     grid: tuple[int, int]
-    patch: int
     pad: tuple[int, int]
     """Rows and columns of padding before the crop's first pixel."""
     crops: tuple[Window, ...]
@@ -43,41 +48,56 @@ class TileFeatures:
     """bool `(B, N)`: patches with enough valid ground."""
     valid: Tensor
     """bool `(height, width)`."""
+    images: Tensor
+    """float32 `(B, 3, h, w)`: the network's inputs, padding included; guide of the joint bilateral upsampler."""
+    lengths: Tensor
+    """float32 `(B, N)`: lengths of the patch features before normalisation."""
 
     @property
     def crop_shape(self) -> tuple[int, int]:
         return self.crops[0].shape
 
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Rows and columns of the network's inputs."""
+        return (self.images.shape[-2], self.images.shape[-1])
+
 
 @dataclass(frozen=True, eq=False)
-class CropGeometry:
-    """How the crops of one tile lie in the network's input."""
+class CropInputs:
+    """The crops of one tile as the network's inputs."""
 
-    patch: int
+    images: Tensor
+    """float32 `(B, 3, h, w)`, padded with mean colour to whole patches on all sides."""
     pad: tuple[int, int]
     crops: tuple[Window, ...]
-    patch_valid: Tensor
     valid: Tensor
+    """bool `(height, width)` of the tile."""
+    crop_valid: Tensor
+    """float32 `(B, 1, h, w)`, 0 or 1."""
 
     def features(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> TileFeatures:
-        """Attach what a network said about these crops."""
+        """Attach what a network said about these crops: `(B, N, D)` and `(B, D)`, of any length."""
+        share = F.adaptive_avg_pool2d(self.crop_valid, grid).flatten(1)
+        patches = patches.float()
         return TileFeatures(
-            patches,
-            cls,
+            F.normalize(patches, dim=-1),
+            F.normalize(cls.float(), dim=-1),
             grid,
-            self.patch,
             self.pad,
             self.crops,
             (self.valid.shape[0], self.valid.shape[1]),
-            self.patch_valid,
+            share >= VALID_SHARE,
             self.valid,
+            self.images,
+            patches.norm(dim=-1),
         )
 
 
-def crop_images(
+def crop_inputs(
     model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
-) -> tuple[Tensor, CropGeometry]:
-    """Cut a tile into the network's inputs `(B, 3, h, w)`, padded with mean colour to whole patches on all sides."""
+) -> CropInputs:
+    """Cut a tile into the network's inputs."""
     patch = patch_size(model.clip.visual)
     image = normalise(model, rgb, valid)
     mask = torch.from_numpy(np.ascontiguousarray(valid)).to(model.device)
@@ -87,34 +107,52 @@ def crop_images(
     pad = (lack[0] // 2, lack[1] // 2)
     sides = (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])
     stack = F.pad(torch.stack([image[(slice(None), *w)] for w in windows]), sides)
-    share = F.avg_pool2d(F.pad(torch.stack([mask[w] for w in windows]).float()[:, None], sides), patch).flatten(1)
-    return stack, CropGeometry(patch, pad, crops, share >= VALID_SHARE, mask)
+    share = F.pad(torch.stack([mask[w] for w in windows]).float()[:, None], sides)
+    return CropInputs(stack, pad, crops, mask, share)
 
 
-@torch.no_grad()  # not inference mode: adapters build graphs on these tensors
-def encode_tile(
-    model: LoadedModel,
-    variant: DenseVariant,
-    rgb: NDArray[np.uint8],
-    valid: NDArray[np.bool_],
-    crops: tuple[Window, ...],
-    batch: int,
-) -> TileFeatures:
-    """Run the vision tower once over the crops of a tile, `batch` at a time.
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """The frozen vision tower behind its dense variant."""
 
-    The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
-    not depend on what else is computed.
-    """
-    stack, geometry = crop_images(model, rgb, valid, crops)
-    patches, cls, grid = [], [], (0, 0)
-    for start in range(0, len(crops), batch):
-        part = stack[start : start + batch]
-        full = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1)]) if len(part) < batch else part
-        tokens = dense_tokens(model.clip.visual, full.to(model.dtype), variant)
-        grid = tokens.grid
-        patches.append(F.normalize(tokens.patches[: len(part)].float(), dim=-1))
-        cls.append(F.normalize(tokens.cls[: len(part)].float(), dim=-1))
-    return geometry.features(torch.cat(patches), torch.cat(cls), grid)
+    model: LoadedModel
+    variant: DenseVariant
+    external: ExternalViT | None = None
+    """The second network that `proxyclip` and `cass` lean on."""
+
+    def tokens(self, images: Tensor) -> DenseTokens:
+        """Dense tokens of one batch of inputs, whatever the variant."""
+        visual = self.model.clip.visual
+        given = images.to(self.model.dtype)
+        if self.variant == "gem":
+            return gem_tokens(visual, given)
+        if self.variant in EXTERNAL_VARIANTS:
+            assert self.external is not None  # `ovrs.model.build` sees to it
+            normalisation = (self.model.mean, self.model.std)
+            if self.variant == "proxyclip":
+                return proxy_tokens(visual, given, self.external.features(images, *normalisation))
+            return cass_tokens(visual, given, *self.external.keys(images, *normalisation))
+        return dense_tokens(visual, given, self.variant)
+
+    @torch.no_grad()  # not inference mode: adapters build graphs on these tensors
+    def encode(
+        self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...], batch: int
+    ) -> TileFeatures:
+        """Run the vision tower once over the crops of a tile, `batch` at a time.
+
+        The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
+        not depend on what else is computed.
+        """
+        inputs = crop_inputs(self.model, rgb, valid, crops)
+        patches, cls, grid = [], [], (0, 0)
+        for start in range(0, len(crops), batch):
+            part = inputs.images[start : start + batch]
+            full = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1)]) if len(part) < batch else part
+            tokens = self.tokens(full)
+            grid = tokens.grid
+            patches.append(tokens.patches[: len(part)].float())
+            cls.append(tokens.cls[: len(part)].float())
+        return inputs.features(torch.cat(patches), torch.cat(cls), grid)
 
 
 def normalise(model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:
@@ -123,18 +161,6 @@ def normalise(model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool
     mean = torch.tensor(model.mean, device=model.device)[:, None, None]
     std = torch.tensor(model.std, device=model.device)[:, None, None]
     return torch.where(torch.from_numpy(np.ascontiguousarray(valid)).to(model.device), (image - mean) / std, 0.0)
-
-
-def upsample(features: TileFeatures, low: Tensor) -> Tensor:
-    """Bilinear operator: maps on the patch grid `(B, K, N)` to crop pixels `(B, K, crop height, crop width)`.
-
-    Linear in its input, so class scores can be upsampled instead of features.
-    """
-    h, w = features.grid
-    size = (h * features.patch, w * features.patch)
-    full = F.interpolate(low.unflatten(-1, (h, w)), size=size, mode="bilinear", align_corners=False)
-    rows, cols = features.crop_shape
-    return full[..., features.pad[0] : features.pad[0] + rows, features.pad[1] : features.pad[1] + cols]
 
 
 def accumulate(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Tensor, Tensor]:

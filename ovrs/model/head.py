@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ovrs.model.text import TextBank
 
 
-def class_scores(logits: Tensor, bank: TextBank, scale: float, aggregate: Literal["max", "mean"] = "max") -> Tensor:
+def class_scores(logits: Tensor, bank: TextBank, scale: float, max_share: float = 1.0) -> Tensor:
     """Class scores from logits without temperature.
 
     Softmax over *all* queries, then one value per class: on probabilities, not on logits, and the maximum rather than
@@ -22,19 +22,29 @@ def class_scores(logits: Tensor, bank: TextBank, scale: float, aggregate: Litera
         logits: `(M, …)`.
         bank: Names each query's class.
         scale: Inverse temperature s.
-        aggregate: How the queries of a class are joined.
+        max_share: See `join_queries`.
 
     Returns:
-        `(C, …)` in 0..1; with `max` they do not sum to one.
+        `(C, …)` in 0..1; they need not sum to one.
     """
-    return join_queries((scale * logits).softmax(dim=0), bank, aggregate)
+    scaled = scale * logits
+    if bank.offsets is not None:
+        scaled = scaled + bank.offsets.to(scaled).view(-1, *[1] * (scaled.ndim - 1))
+    return join_queries(scaled.softmax(dim=0), bank, max_share)
 
 
-def join_queries(values: Tensor, bank: TextBank, aggregate: Literal["max", "mean"]) -> Tensor:
-    """`(M, …)` to `(C, …)`: maximum or mean over each class's consecutive queries."""
+def join_queries(values: Tensor, bank: TextBank, max_share: float = 1.0) -> Tensor:
+    """`(M, …)` to `(C, …)`: w · maximum + (1 - w) · mean over each class's consecutive queries, w = `max_share`."""
     counts = torch.bincount(bank.class_of, minlength=bank.class_count).tolist()
-    groups = values.split(counts, dim=0)
-    return torch.stack([g.amax(dim=0) if aggregate == "max" else g.mean(dim=0) for g in groups])
+    joined = []
+    for group in values.split(counts, dim=0):
+        if max_share == 1:
+            joined.append(group.amax(dim=0))
+        elif max_share == 0:
+            joined.append(group.mean(dim=0))
+        else:
+            joined.append(max_share * group.amax(dim=0) + (1 - max_share) * group.mean(dim=0))
+    return torch.stack(joined)
 
 
 def entropy(probabilities: Tensor, dim: int = 0, floor: float = 1e-8) -> Tensor:

@@ -47,7 +47,9 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     defaults: dict[str, Any] = field(default_factory=dict)
-    """`dense`, `cls_weight`, `logit_scale` as the model's makers recommend."""
+    """Method options as the model's makers recommend: `dense`, `cls_weight`, `logit_scale`, …"""
+    directory: Path | None = None
+    """Where it was loaded from, if from a directory: an upsampler of its own may lie there."""
 
 
 def load(options: ModelOptions) -> LoadedModel:
@@ -83,6 +85,7 @@ def load(options: ModelOptions) -> LoadedModel:
         device,
         dtype,
         defaults,
+        directory,
     )
 
 

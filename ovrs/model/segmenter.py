@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ovrs.contract import TileScores
-from ovrs.model import mlmp, tmpa, tmpa_compat
-from ovrs.model.features import accumulate, cosines, crop_images, encode_tile, upsample
+from ovrs.model import cass, mlmp, pseudo, tmpa, tmpa_compat, tpt
+from ovrs.model.features import Encoder, TileFeatures, accumulate, crop_inputs
 from ovrs.model.head import class_scores
 from ovrs.model.text import TextBank
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
     from ovrs.grid import Window
-    from ovrs.model.dense import DenseVariant
-    from ovrs.model.loading import LoadedModel
+    from ovrs.model.upsample import Upsampler
     from ovrs.tiling import TileGeometry
 
 CROPS_PER_TILE = 4
@@ -32,10 +33,10 @@ BATCH = CROPS_PER_TILE**2
 class Settings:
     """Options with the model's defaults filled in."""
 
-    dense: DenseVariant
     cls_weight: float
     scale: float
-    aggregate: Literal["max", "mean"]
+    max_share: float
+    """How a class's queries are joined: w · maximum + (1 - w) · mean."""
     ramp: int
     """Pixels over which a crop's weight rises from its border; 0 counts all crops alike."""
 
@@ -44,24 +45,47 @@ class ClipSegmenter:
     """Frozen dense CLIP: no adaptation. Evidence is cosines, summed over crops; softmax comes after the division."""
 
     def __init__(
-        self, model: LoadedModel, bank: TextBank, settings: Settings, geometry: TileGeometry, facts: dict[str, Any]
+        self,
+        encoder: Encoder,
+        upsampler: Upsampler,
+        bank: TextBank,
+        settings: Settings,
+        geometry: TileGeometry,
+        facts: dict[str, Any],
     ) -> None:
-        self.model, self.bank, self.settings, self.geometry, self.facts = model, bank, settings, geometry, facts
+        self.encoder, self.upsampler, self.bank, self.settings = encoder, upsampler, bank, settings
+        self.geometry, self.facts = geometry, facts
         self.class_count, self.channels = bank.class_count, len(bank.vectors)
+
+    def encode(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
+        """What the frozen encoder says about a tile."""
+        return self.encoder.encode(rgb, valid, crops, BATCH)
 
     @torch.no_grad()
     def evidence(
         self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        features = encode_tile(self.model, self.settings.dense, rgb, valid, crops, BATCH)
-        low = cosines(features, self.bank.vectors, self.bank.vectors, self.settings.cls_weight)
-        total, weights = accumulate(features, upsample(features, low), self.settings.ramp)
+        features = self.encode(rgb, valid, crops)
+        total, weights = self.sum_crops(features, self.bank.vectors, self.bank.vectors)
         return total.cpu().numpy(), weights.cpu().numpy()
+
+    def sum_crops(self, features: TileFeatures, text: Tensor, base_text: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted sum of all crops' cosines with `text` on the tile, and the sum of weights."""
+        return accumulate(
+            features, self.upsampler(features, text, base_text, self.settings.cls_weight), self.settings.ramp
+        )
+
+    @torch.no_grad()
+    def classify(self, features: TileFeatures, text: Tensor, base_text: Tensor, events: tuple[str, ...]) -> TileScores:
+        """Scores of one tile with its own text."""
+        total, weights = self.sum_crops(features, text, base_text)
+        scores = class_scores(total / weights, self.bank, self.settings.scale, self.settings.max_share)
+        return TileScores(scores.cpu().numpy(), events=events)
 
     @torch.no_grad()
     def finish(self, evidence: NDArray[np.float32]) -> TileScores:
         scores = class_scores(
-            torch.from_numpy(evidence), _on_cpu(self.bank), self.settings.scale, self.settings.aggregate
+            torch.from_numpy(evidence), _on_cpu(self.bank), self.settings.scale, self.settings.max_share
         )
         return TileScores(scores.numpy())
 
@@ -72,13 +96,16 @@ class ClipSegmenter:
     def describe(self) -> dict[str, Any]:
         return self.facts
 
+    def with_text(self, text: Tensor, facts: dict[str, Any]) -> ClipSegmenter:
+        """The same segmenter with other vectors for its queries, still frozen: what scene-level adaptation gives."""
+        bank = replace(self.bank, vectors=text)
+        return ClipSegmenter(self.encoder, self.upsampler, bank, self.settings, self.geometry, {**self.facts, **facts})
+
 
 class _Episodic:
     """Shared by the adapted segmenters: nothing survives a tile."""
 
-    def __init__(
-        self, frozen: ClipSegmenter, settings: tmpa.TmpaSettings | tmpa_compat.CompatSettings | mlmp.MlmpSettings
-    ) -> None:
+    def __init__(self, frozen: ClipSegmenter, settings: Any) -> None:
         self.frozen, self.settings = frozen, settings
         self.geometry, self.class_count = frozen.geometry, frozen.class_count
 
@@ -89,55 +116,90 @@ class _Episodic:
 class TmpaSegmenter(_Episodic):
     """TMPA (`tmpa`, `tmpa_shift`): the text is calibrated to each tile, then the tile is classified with it."""
 
-    def __init__(self, frozen: ClipSegmenter, settings: tmpa.TmpaSettings) -> None:
-        super().__init__(frozen, settings)
-        self.settings: tmpa.TmpaSettings
+    settings: tmpa.TmpaSettings
 
     def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
-        own = self.frozen.settings
-        features = encode_tile(self.frozen.model, own.dense, rgb, valid, crops, BATCH)
+        features = self.frozen.encode(rgb, valid, crops)
         calibration = tmpa.calibrate(features, self.frozen.bank, self.settings)
-        with torch.no_grad():
-            low = cosines(features, calibration.text, calibration.base_text, own.cls_weight)
-            total, weights = accumulate(features, upsample(features, low), own.ramp)
-            scores = class_scores(total / weights, self.frozen.bank, own.scale, own.aggregate)
-        return TileScores(scores.cpu().numpy(), events=calibration.events)
-
-
-class NormSegmenter(_Episodic):
-    """TENT and MLMP: one set of LayerNorm parameters per tile, adapted to all its crops together."""
-
-    def __init__(self, frozen: ClipSegmenter, settings: mlmp.MlmpSettings, prompts: Tensor) -> None:
-        super().__init__(frozen, settings)
-        self.settings: mlmp.MlmpSettings
-        self.prompts = prompts
-
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
-        frozen, own = self.frozen, self.frozen.settings
-        images, geometry = crop_images(frozen.model, rgb, valid, crops)
-        adapted = mlmp.adapt(
-            frozen.model.clip.visual, images.to(frozen.model.dtype), self.prompts, frozen.bank.vectors, self.settings
-        )
-        features = geometry.features(adapted.patches.float(), adapted.patches.new_zeros(len(crops), 1), adapted.grid)
-        with torch.no_grad():
-            low = cosines(features, frozen.bank.vectors, frozen.bank.vectors, 0.0)
-            total, weights = accumulate(features, upsample(features, low), own.ramp)
-            scores = class_scores(total / weights, frozen.bank, own.scale, own.aggregate)
-        return TileScores(scores.cpu().numpy(), events=("adapted",))
+        return self.frozen.classify(features, calibration.text, calibration.base_text, calibration.events)
 
 
 class TmpaCompatSegmenter(_Episodic):
     """TMPA as released; the tile takes the place of the image."""
 
-    def __init__(self, frozen: ClipSegmenter, settings: tmpa_compat.CompatSettings) -> None:
-        super().__init__(frozen, settings)
-        self.settings: tmpa_compat.CompatSettings
+    settings: tmpa_compat.CompatSettings
 
     def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
-        features = encode_tile(self.frozen.model, self.frozen.settings.dense, rgb, valid, crops, BATCH)
-        result = tmpa_compat.adapt(features, self.frozen.bank, self.settings)
+        features = self.frozen.encode(rgb, valid, crops)
+        result = tmpa_compat.adapt(features, self.frozen.bank, self.settings, self.frozen.upsampler)
         return TileScores(result.scores.cpu().numpy(), events=("adapted",))
 
 
+class NormSegmenter(_Episodic):
+    """TENT, MLMP, CLIPArTT, WATT: one set of LayerNorm parameters per tile, adapted to all its crops together."""
+
+    def __init__(self, frozen: ClipSegmenter, settings: Any, adapt: Callable[[Tensor], NormAdapted]) -> None:
+        super().__init__(frozen, settings)
+        self.adapt = adapt
+
+    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+        frozen = self.frozen
+        inputs = crop_inputs(frozen.encoder.model, rgb, valid, crops)
+        adapted = self.adapt(inputs.images.to(frozen.encoder.model.dtype))
+        features = inputs.features(adapted.patches, adapted.patches.new_zeros(len(crops), 1), adapted.grid)
+        return frozen.classify(features, frozen.bank.vectors, frozen.bank.vectors, ("adapted",))
+
+
+NormAdapted = mlmp.Adapted | pseudo.PseudoAdapted
+
+
+class TptSegmenter(_Episodic):
+    """TPT: the prompt's context is learned for each tile."""
+
+    settings: tpt.TptSettings
+
+    def __init__(self, frozen: ClipSegmenter, settings: tpt.TptSettings, learner: tpt.PromptLearner) -> None:
+        super().__init__(frozen, settings)
+        self.learner = learner
+
+    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+        features = self.frozen.encode(rgb, valid, crops)
+        patches = features.patches[features.patch_valid]
+        if not len(patches):
+            return self.frozen.classify(
+                features, self.frozen.bank.vectors, self.frozen.bank.vectors, ("no_valid_patch",)
+            )
+        text = tpt.tune(self.learner, patches, self.settings).text.to(features.patches)
+        return self.frozen.classify(features, text, text, ("adapted",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CassSettings:
+    """CASS's text step; the paper has values per data set (0.02 to 0.14, 0.01 to 0.05), none for remote sensing."""
+
+    cluster_height: float = 0.06
+    amount: float = 0.03
+
+
+class CassSegmenter(_Episodic):
+    """CASS's text step: in each crop, some vectors move toward patches of that crop."""
+
+    settings: CassSettings
+
+    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+        features, bank = self.frozen.encode(rgb, valid, crops), self.frozen.bank
+        clusters = cass.cluster_classes(bank.vectors, self.settings.cluster_height)
+        texts = [
+            cass.move_text(bank.vectors, patches[ok], cls, clusters, self.settings.amount) if ok.any() else bank.vectors
+            for patches, cls, ok in zip(features.patches, features.cls, features.patch_valid, strict=True)
+        ]
+        return self.frozen.classify(features, torch.stack(texts), bank.vectors, ("adapted",))
+
+
 def _on_cpu(bank: TextBank) -> TextBank:
-    return TextBank(bank.vectors.cpu(), bank.class_of.cpu(), bank.class_count)
+    return TextBank(
+        bank.vectors.cpu(),
+        bank.class_of.cpu(),
+        bank.class_count,
+        None if bank.offsets is None else bank.offsets.cpu(),
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -32,30 +32,57 @@ class TextBank:
     class_of: Tensor
     """int64 `(M,)`: class index of each query, ascending."""
     class_count: int
+    offsets: Tensor | None = None
+    """float32 `(M,)`, added to the scaled logits: minus the logarithm of the class's number of queries, because a class of
+    many has more chances to hold the maximum; None adds nothing."""
+
+    def balanced(self) -> TextBank:
+        """The same queries with the offsets that make up for unequal numbers."""
+        count = torch.bincount(self.class_of, minlength=self.class_count)[self.class_of]
+        return replace(self, offsets=-count.float().log())
 
 
-def build_text_bank(model: LoadedModel, vocabulary: Vocabulary) -> TextBank:
-    """Embed a vocabulary with the 80 ImageNet templates of CLIP (`methods` 1.5), cached on disk by content."""
-    queries = [clean(q) for entry in vocabulary.classes for q in entry.queries]
-    class_of = [i for i, entry in enumerate(vocabulary.classes) for _ in entry.queries]
+def queries_of(
+    vocabulary: Vocabulary, prompts: Literal["all", "names", "synonyms"] = "all", *, prefix: bool = True
+) -> tuple[list[str], list[int]]:
+    """The cleaned queries of a vocabulary and the class index of each, class by class.
+
+    Args:
+        vocabulary: The classes.
+        prompts: Names only, names and synonyms, or these and the descriptions.
+        prefix: Put the class's name before each description, as TMPA's prompt files have it: a sentence such as "a dark
+            smooth surface" fits more than one class, "water a dark smooth surface" does not.
+    """
+    queries, class_of = [], []
+    for index, entry in enumerate(vocabulary.classes):
+        own = [entry.name]
+        if prompts != "names":
+            own += entry.synonyms
+        if prompts == "all":
+            own += [f"{entry.name} {d}" if prefix else d for d in entry.descriptions]
+        queries += [clean(q) for q in own]
+        class_of += [index] * len(own)
+    return queries, class_of
+
+
+def build_text_bank(model: LoadedModel, queries: list[str], class_of: list[int]) -> TextBank:
+    """Embed queries with the 80 ImageNet templates of CLIP (`methods` 1.5), cached on disk by content."""
     vectors = _cached(model, queries, imagenet_templates())
-    return TextBank(
-        torch.from_numpy(vectors).to(model.device), torch.tensor(class_of, device=model.device), len(vocabulary.classes)
-    )
+    classes = torch.tensor(class_of, device=model.device)
+    return TextBank(torch.from_numpy(vectors).to(model.device), classes, max(class_of) + 1)
 
 
-def build_prompt_stack(model: LoadedModel, vocabulary: Vocabulary, templates: Sequence[str]) -> tuple[Tensor, TextBank]:
+def build_prompt_stack(
+    model: LoadedModel, queries: list[str], class_of: list[int], templates: Sequence[str]
+) -> tuple[Tensor, TextBank]:
     """Each query in each of a method's own templates, and the bank of their renormalised means.
 
     Returns:
         float32 `(T, M, D)`, unit rows, and the bank that classifies.
     """
-    queries = [clean(q) for entry in vocabulary.classes for q in entry.queries]
-    class_of = torch.tensor(
-        [i for i, entry in enumerate(vocabulary.classes) for _ in entry.queries], device=model.device
-    )
+    classes = torch.tensor(class_of, device=model.device)
     stack = torch.stack([torch.from_numpy(_cached(model, queries, [t.format])) for t in templates]).to(model.device)
-    return stack, TextBank(F.normalize(stack.mean(dim=0), dim=-1), class_of, len(vocabulary.classes))
+    return stack, TextBank(F.normalize(stack.mean(dim=0), dim=-1), classes, max(class_of) + 1)
 
 
 def imagenet_templates() -> list[Callable[[str], str]]:

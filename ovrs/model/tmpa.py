@@ -11,7 +11,7 @@ F̃ = normalise((1-α) t + α f̄)  gives  x·F̃ = ((1-α) x·t + α x·f̄) / 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from ovrs.model.head import class_scores, entropy, join_queries
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ovrs.model.features import TileFeatures
     from ovrs.model.text import TextBank
 
 COLLAPSE_SHARE = 0.01
@@ -34,7 +33,7 @@ class TmpaSettings:
 
     scale: float
     cls_weight: float
-    aggregate: Literal["max", "mean"] = "max"
+    max_share: float = 1.0
     shift: bool = False
     """Also learn a shift δ per query (released code; `tmpa_shift`)."""
     steps: int = 3
@@ -44,6 +43,10 @@ class TmpaSettings:
     alpha_max: float = 0.5
     anchors: int | None = None
     """Prototype patches per class and 14 × 14 patches; default 3."""
+    absent: Literal["text", "mean"] = "text"
+    """What a class without prototype moves toward: nothing (the paper), or the mean of the valid patches. A prototype
+    lies nearer to every patch than any text does, so a class that has one gains everywhere on a class that has none;
+    the mean patch gives the latter the same gain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,25 @@ class Calibration:
     events: tuple[str, ...] = field(default=())
 
 
+class PatchSet(Protocol):
+    """What calibration looks at: the patches of a tile, or of a sample of the scene's tiles."""
+
+    @property
+    def patches(self) -> Tensor:
+        """`(B, N, D)`, unit vectors."""
+        ...
+
+    @property
+    def cls(self) -> Tensor:
+        """`(B, D)`, unit vectors."""
+        ...
+
+    @property
+    def patch_valid(self) -> Tensor:
+        """bool `(B, N)`."""
+        ...
+
+
 class Prototypes(NamedTuple):
     """Visual prototypes of one tile."""
 
@@ -71,7 +93,7 @@ class Prototypes(NamedTuple):
 
 
 @torch.no_grad()
-def find_prototypes(features: TileFeatures, bank: TextBank, settings: TmpaSettings) -> Prototypes:
+def find_prototypes(features: PatchSet, bank: TextBank, settings: TmpaSettings) -> Prototypes:
     """Per class, the mean of its lowest-entropy patches over all crops of the tile.
 
     A patch is a candidate when its entropy lies below the mean of the tile's valid patches and its best class has at
@@ -80,14 +102,14 @@ def find_prototypes(features: TileFeatures, bank: TextBank, settings: TmpaSettin
     patches, valid = features.patches.flatten(0, 1), features.patch_valid.flatten()
     probabilities = (settings.scale * (bank.vectors @ patches.T)).softmax(dim=0)
     uncertainty = entropy(probabilities) / torch.log(torch.tensor(float(max(2, len(probabilities)))))
-    best, winner = join_queries(probabilities, bank, settings.aggregate).max(dim=0)
+    best, winner = join_queries(probabilities, bank, settings.max_share).max(dim=0)
     vectors = patches.new_zeros(bank.class_count, patches.shape[1])
     found = torch.zeros(bank.class_count, dtype=torch.bool, device=patches.device)
     if not valid.any():
         return Prototypes(vectors, found)
-    # the per-query mean dilutes a class of several queries, so its floor is diluted alike
+    # the mean over queries dilutes a class of several, so its floor is diluted alike
     queries = torch.bincount(bank.class_of, minlength=bank.class_count)
-    floor = 1 / bank.class_count if settings.aggregate == "max" else 1 / (bank.class_count * queries[winner])
+    floor = (settings.max_share + (1 - settings.max_share) / queries[winner]) / bank.class_count
     candidate = valid & (uncertainty < uncertainty[valid].mean()) & (best >= floor)
     wanted = max(3, round((settings.anchors or 3) * len(patches) / 196))
     for index in range(bank.class_count):
@@ -96,10 +118,13 @@ def find_prototypes(features: TileFeatures, bank: TextBank, settings: TmpaSettin
             rows = rows[uncertainty[rows].argsort(stable=True)[:wanted]]
             vectors[index] = F.normalize(patches[rows].mean(dim=0), dim=0)
             found[index] = True
+    if settings.absent == "mean" and found.any():
+        vectors[~found] = F.normalize(patches[valid].mean(dim=0), dim=0)
+        found[:] = True
     return Prototypes(vectors, found)
 
 
-def calibrate(features: TileFeatures, bank: TextBank, settings: TmpaSettings) -> Calibration:
+def calibrate(features: PatchSet, bank: TextBank, settings: TmpaSettings) -> Calibration:
     """Adapt the text of `bank` to one tile; the bank itself is not changed.
 
     Returns the plain text, with the reason as an event, where there is nothing to adapt: fewer than two classes, no
@@ -129,7 +154,7 @@ def _with_event(calibration: Calibration, event: str) -> Calibration:
 class _Problem:
     """The entropy of a tile as a function of α (and δ), on precomputed maps of its valid patches."""
 
-    def __init__(self, features: TileFeatures, bank: TextBank, prototypes: Prototypes, settings: TmpaSettings) -> None:
+    def __init__(self, features: PatchSet, bank: TextBank, prototypes: Prototypes, settings: TmpaSettings) -> None:
         self.bank, self.settings = bank, settings
         self.anchored = prototypes.found[bank.class_of]
         self.target = prototypes.vectors[bank.class_of]
@@ -158,7 +183,7 @@ class _Problem:
 
     def probabilities(self, theta: Tensor, delta: Tensor | None) -> Tensor:
         """Class probabilities renormalised to sum one, `(C, valid patches)`."""
-        scores = class_scores(self.logits(theta, delta), self.bank, self.settings.scale, self.settings.aggregate)
+        scores = class_scores(self.logits(theta, delta), self.bank, self.settings.scale, self.settings.max_share)
         return scores / scores.sum(dim=0, keepdim=True)
 
     def loss(self, theta: Tensor, delta: Tensor | None) -> Tensor:

@@ -8,12 +8,12 @@ normalised, AdamW with weight decay on α and δ, unbounded α, the loss on aggr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from ovrs.model.features import accumulate, cosines, upsample
+from ovrs.model.features import accumulate
 from ovrs.model.head import class_scores, entropy, join_queries
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ovrs.model.features import TileFeatures
     from ovrs.model.text import TextBank
+    from ovrs.model.upsample import Upsampler
 
 _ANCHORS = 3
 
@@ -33,7 +34,7 @@ class CompatSettings:
     cls_weight: float
     threshold: float = 0.0
     background: int = 0
-    aggregate: Literal["max", "mean"] = "max"
+    max_share: float = 1.0
     alpha_only: bool = False
     steps: int = 3
     lr: float = 1e-4
@@ -68,7 +69,7 @@ def window_prototypes(
     for b, patches in enumerate(features.patches):
         probabilities = (settings.scale * (text @ patches.T)).softmax(dim=0)
         uncertainty = -(probabilities * probabilities.clamp(min=1e-6).log()).mean(dim=0)
-        best, winner = join_queries(probabilities, bank, "max").max(dim=0)
+        best, winner = join_queries(probabilities, bank).max(dim=0)
         winner = winner.masked_fill(best < settings.threshold, settings.background)
         for index in range(classes):
             rows = (winner == index).nonzero().flatten()
@@ -85,22 +86,27 @@ def forward(
     alpha: Tensor,
     shift: Tensor,
     settings: CompatSettings,
+    upsampler: Upsampler,
     out_shape: tuple[int, int] | None = None,
 ) -> Tensor:
     """Aggregated class scores `(C, H, W)` of the whole tile for the given parameters."""
     text = F.normalize(bank.vectors + shift, dim=-1)
     prototypes, _ = window_prototypes(features, text.detach(), bank, settings)
     calibrated = F.normalize((1 - alpha) * text + alpha * prototypes[:, bank.class_of], dim=-1)
-    maps = upsample(features, cosines(features, calibrated, text, settings.cls_weight))
+    maps = upsampler(features, calibrated, text, settings.cls_weight)
     total, hits = accumulate(features, maps)
     logits = total / hits
     if out_shape is not None and out_shape != features.shape:
         logits = F.interpolate(logits[None], size=out_shape, mode="bilinear", align_corners=False)[0]
-    return class_scores(logits, bank, settings.scale, settings.aggregate)
+    return class_scores(logits, bank, settings.scale, settings.max_share)
 
 
 def adapt(
-    features: TileFeatures, bank: TextBank, settings: CompatSettings, out_shape: tuple[int, int] | None = None
+    features: TileFeatures,
+    bank: TextBank,
+    settings: CompatSettings,
+    upsampler: Upsampler,
+    out_shape: tuple[int, int] | None = None,
 ) -> CompatResult:
     """Run the released optimisation on one image; `out_shape` is the size at which loss and scores are taken."""
     alpha = torch.full((len(bank.vectors), 1), settings.alpha_init, device=bank.vectors.device, requires_grad=True)
@@ -110,11 +116,11 @@ def adapt(
     losses = []
     with torch.enable_grad():
         for _ in range(settings.steps):
-            loss = entropy(forward(features, bank, alpha, shift, settings, out_shape), floor=1e-8).mean()
+            loss = entropy(forward(features, bank, alpha, shift, settings, upsampler, out_shape), floor=1e-8).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(float(loss.detach()))
     with torch.no_grad():
-        scores = forward(features, bank, alpha, shift, settings, out_shape)
+        scores = forward(features, bank, alpha, shift, settings, upsampler, out_shape)
     return CompatResult(scores, alpha.detach(), shift.detach(), tuple(losses))

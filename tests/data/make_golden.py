@@ -19,17 +19,17 @@ from safetensors.numpy import load_file, save_file
 HERE = Path(__file__).parent
 
 
-def main(golden: Path) -> None:
+def main(golden: Path) -> None:  # noqa: C901
     for patch in (8, 16):
         weights = load_file(golden / f"common/tiny_clip_p{patch}.safetensors")
         # every value is exactly representable in float16 (README of the full set)
         small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in weights.items()}
         assert all((small[k].astype(v.dtype) == v).all() for k, v in weights.items())
-        if patch == 8:  # the text tower is the same kind of thing; its vectors are stored with each run
-            small = {k: v for k, v in small.items() if k.startswith("visual.")}
         save_file(small, HERE / f"tiny_clip_p{patch}.safetensors")
     common = json.loads((golden / "common/common.json").read_text())
-    (HERE / "golden.json").write_text(json.dumps({k: common[k] for k in ("queries", "query_idx")}, indent=1) + "\n")
+    (HERE / "golden.json").write_text(
+        json.dumps({k: common[k] for k in ("queries", "query_idx", "classes")}, indent=1) + "\n"
+    )
 
     inputs, text = np.load(golden / "common/inputs.npz"), np.load(golden / "common/text_p16.npz")
     arrays = {
@@ -84,6 +84,31 @@ def main(golden: Path) -> None:
         if "layer_weights_eval_after" in run:
             arrays[f"{tag}_layers"] = run["layer_weights_eval_after"]
         arrays["norm_image"] = run["image"]
+    for tag, name in {"clipartt": "p8_naclip_k3_s3", "watt": "p8_naclip_l2_m2", "tpt": "p8_naclip_s3_lr5e-3"}.items():
+        run = np.load(golden / f"{tag}/{name}.npz")
+        arrays |= {f"{tag}_losses": run["losses"], f"{tag}_logits": run["logits_after"][:, :, ::4, ::4]}
+        arrays[f"{tag}_image"] = run["image"]
+        if tag == "tpt":
+            arrays |= {"tpt_context": run["ctx_after"], "tpt_text": run["text_after"]}
+        else:
+            arrays[f"{tag}_ln_post"] = run["ln_after/visual.ln_post.weight"]
+    for name in ("p16_depth4_iter2_tempNone", "p8_depth3_iter1_tempNone", "p8_depth4_iter1_temp4.0"):
+        arrays[f"gem_{name}"] = np.load(golden / f"gem/{name}.npz")["gem_img80x112"]
+    for name in ("kk", "nonly", "vanilla"):
+        arrays[f"naclip_{name}"] = np.load(golden / f"naclip/p16_reduced_{name}_std5.npz")["tokens_img80x112"]
+    arrays["naclip_residual"] = np.load(golden / "naclip/p16_vanilla_naclip_std5.npz")["tokens_img80x112"]
+    arrays["naclip"] = np.load(golden / "naclip/p8_reduced_naclip_std5.npz")["tokens_img80x112"]
+    proxy = np.load(golden / "proxyclip/tokens_p8.npz")
+    arrays |= {"proxy_images": inputs["img96"], "proxy_external": proxy["ex_feats_img96"].astype(np.float32)}
+    arrays["proxy_tokens"] = proxy["tokens_img96_beta1.2_gamma3.0"]
+    for kind in ("jbu_one", "jbu_stack"):
+        save_file(load_file(golden / f"segearth/{kind}_dim32.safetensors"), HERE / f"{kind}.safetensors")
+        run = np.load(golden / f"segearth/upsampler_{kind}.npz")
+        arrays |= {f"{kind}_stage1": run["stage1_out"], f"{kind}_out": run["out"][:, :, ::4, ::4]}
+        arrays |= {f"{kind}_source": run["source"], f"{kind}_guide": run["guidance"]}
+    segmentor = np.load(golden / "segearth/segmentor_up_lam-0.3.npz")
+    arrays["segmentor_up_slide"] = segmentor["forward_slide"][0, :, ::3, ::3]
+    arrays["segmentor_up_probs"] = segmentor["final_probs"][:, ::3, ::3]
     miou = np.load(golden / "metrics/miou.npz")
     arrays |= {
         "miou_pred": miou["pred"].astype(np.uint8),

@@ -1,0 +1,72 @@
+"""How well the bundled text tower understands words and sentences it was not trained on.
+
+python benchmarks/text.py [--model bundled] [--phrases WORK/texts.json] [--teacher]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HERE = Path(__file__).parent / "words"
+
+
+def ranked_first(encode: Callable[[list[str]], np.ndarray], table: dict[str, list[str]]) -> tuple[float, list[str]]:
+    """Share of phrases whose own concept has the highest cosine of all concepts, and the misses."""
+    names = list(table)
+    concepts = encode(names)
+    phrases = [(phrase, i) for i, name in enumerate(names) for phrase in table[name]]
+    guess = (encode([p for p, _ in phrases]) @ concepts.T).argmax(1)
+    misses = [f"{p} -> {names[g]} (not {names[i]})" for (p, i), g in zip(phrases, guess, strict=True) if g != i]
+    return 1 - len(misses) / len(phrases), misses
+
+
+def seen(table: dict[str, list[str]], phrases: Path) -> list[str]:
+    known = {p.lower() for p in json.loads(phrases.read_text())}
+    return [p for group in table.values() for p in group if p.lower() in known]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--phrases", type=Path, help="the training phrases, to prove that none of these is among them")
+    parser.add_argument("--teacher", action="store_true", help="the sentence-embedding teacher instead: the ceiling")
+    parser.add_argument("--misses", action="store_true")
+    args = parser.parse_args()
+    for file in ("held_out_words", "held_out_descriptions"):
+        table = yaml.safe_load((HERE / f"{file}.yaml").read_text())
+        if args.phrases and (known := seen(table, args.phrases)):
+            raise SystemExit(f"{file}.yaml holds training phrases: {', '.join(known)}")
+        share, misses = ranked_first(teacher() if args.teacher else tower(args.model), table)
+        print(f"{file}: {100 * share:.1f} % first of {len(table)} ({sum(map(len, table.values()))} phrases)")
+        if args.misses:
+            print("\n".join("  " + m for m in misses))
+
+
+def tower(name: str) -> Callable[[list[str]], np.ndarray]:
+    from ovrs.model.loading import load_model
+    from ovrs.model.text import embed, imagenet_templates
+
+    model = load_model(name)
+    plain = [lambda phrase: phrase]
+    return lambda phrases: embed(
+        model.clip, model.tokenize, phrases, imagenet_templates() if len(phrases) <= 64 else plain
+    ).numpy()
+
+
+def teacher() -> Callable[[list[str]], np.ndarray]:
+    from training.phrases import Teacher
+
+    return Teacher().raw
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Hyper-parameters of the papers as data: one YAML file per paper in `presets/`, one entry per data set or ablation."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ovrs.errors import OptionError
+from ovrs.options import MethodOptions
+
+
+class Preset(BaseModel):
+    """One file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    source: str
+    """Repository and commit, or paper, that the numbers come from."""
+    tuned_on_labels: bool
+    """Whether constants were probably chosen on the labels of the very sets they are used on: then not zero-shot."""
+    note: str
+    common: dict[str, Any]
+    datasets: dict[str, dict[str, Any]]
+
+
+def names() -> list[str]:
+    """All presets, `file/entry`."""
+    return [f"{file}/{entry}" for file in _files() for entry in load(file).datasets]
+
+
+def load(file: str) -> Preset:
+    """One preset file by name.
+
+    Raises:
+        OptionError: There is none of that name.
+    """
+    if file not in _files():
+        raise OptionError(f"there is no preset {file!r}; choose one of {', '.join(_files())}")
+    text = (resources.files("ovrs") / "presets" / f"{file}.yaml").read_text("utf-8")
+    return Preset.model_validate(yaml.safe_load(text))
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """Method options of `file/entry`.
+
+    Raises:
+        OptionError: Unknown file or entry.
+    """
+    file, _, entry = name.partition("/")
+    preset = load(file)
+    if entry not in preset.datasets:
+        told = f"{entry!r} is none of its entries" if entry else "an entry is needed"
+        raise OptionError(f"preset {file}: {told}; choose one of {', '.join(f'{file}/{e}' for e in preset.datasets)}")
+    return {**preset.common, **preset.datasets[entry]}
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs of the command line as method options.
+
+    Raises:
+        OptionError: No equals sign, an unknown key, or a value that does not fit it.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"--set wants KEY=VALUE, got {pair!r}")
+        if key not in MethodOptions.model_fields:
+            raise OptionError(f"--set {key}: no such option; choose one of {', '.join(MethodOptions.model_fields)}")
+        found[key] = yaml.safe_load(value)
+    try:
+        MethodOptions.model_validate(found)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+        raise OptionError(f"--set: {faults}") from error
+    return found
+
+
+def _files() -> list[str]:
+    folder = resources.files("ovrs") / "presets"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))

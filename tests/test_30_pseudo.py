@@ -1,0 +1,132 @@
+"""TPT, CLIPArTT and WATT: parity with the authors' code, and batches that equal single images."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ovrs.errors import OptionError
+from ovrs.model import tpt
+from ovrs.model.mlmp import MLMP_TEMPLATES
+from ovrs.model.pseudo import PseudoSettings, agreement, clipartt, watt
+from ovrs.model.text import encode_sentences
+from ovrs.model.tuning import forward, initial_norms, project
+
+tokenize = open_clip.get_tokenizer("ViT-B-32")
+
+
+@pytest.fixture(scope="module")
+def encode(tiny_clip_p8):
+    return lambda sentences: encode_sentences(tiny_clip_p8, tokenize, sentences)
+
+
+@pytest.fixture(scope="module")
+def scale(tiny_clip_p8):
+    return float(tiny_clip_p8.logit_scale.exp())
+
+
+@pytest.fixture(scope="module")
+def reference(encode, golden):
+    return encode([f"a photo of a {n}" for n in golden["classes"]])
+
+
+@pytest.fixture(scope="module")
+def stack(encode, golden):
+    return torch.stack([encode([t.format(n) for n in golden["classes"]]) for t in MLMP_TEMPLATES])
+
+
+def pixels(adapted, text, scale):
+    logits = (scale * adapted.patches @ text.T).transpose(1, 2).unflatten(-1, adapted.grid)
+    return F.interpolate(logits, (64, 64), mode="bilinear")[..., ::4, ::4].detach().numpy()
+
+
+def run_clipartt(clip, images, reference, golden, encode, **settings):
+    return clipartt(clip.visual, images, reference, golden["classes"], encode, PseudoSettings(**settings))
+
+
+def test_clipartt_as_released(golden, tiny_clip_p8, reference, encode, scale):
+    images = torch.from_numpy(golden["clipartt_image"])
+    found = run_clipartt(tiny_clip_p8, images, reference, golden, encode, scale=scale, steps=3, compat=True, joint=True)
+    np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["clipartt_losses"], atol=5e-4)
+    np.testing.assert_allclose(pixels(found, reference, scale), golden["clipartt_logits"], atol=5e-4)
+    np.testing.assert_allclose(found.norms.weights["ln_post"][0, 0], golden["clipartt_ln_post"], atol=1e-4)
+
+
+def test_watt_as_released(golden, tiny_clip_p8, stack, scale):
+    images = torch.from_numpy(golden["watt_image"])
+    settings = PseudoSettings(scale=scale, rounds=2, compat=True, joint=True)
+    found = watt(tiny_clip_p8.visual, images, stack, settings)
+    np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["watt_losses"], atol=5e-4)
+    text = F.normalize(stack.mean(0), dim=-1)
+    np.testing.assert_allclose(pixels(found, text, scale), golden["watt_logits"], atol=5e-4)
+    np.testing.assert_allclose(found.norms.weights["ln_post"][0, 0], golden["watt_ln_post"], atol=1e-4)
+
+
+def test_tpt_as_released(golden, tiny_clip_p8, scale):
+    images = torch.from_numpy(golden["tpt_image"])
+    norms = initial_norms(tiny_clip_p8.visual, len(images)).detached()
+    with torch.no_grad():
+        layers = forward(tiny_clip_p8.visual, images, norms, "naclip", (3,)).layers
+        patches = project(tiny_clip_p8.visual, layers[0], norms)[:, 1:]
+    learner = tpt.PromptLearner(tiny_clip_p8, tokenize, golden["classes"])
+    found = tpt.tune(learner, patches.flatten(0, 1), tpt.TptSettings(scale=scale, steps=3, lr=5e-3))
+    np.testing.assert_allclose(found.losses, golden["tpt_losses"], atol=1e-4)
+    np.testing.assert_allclose(found.context.numpy(), golden["tpt_context"], atol=1e-4)
+    np.testing.assert_allclose(found.text.numpy(), golden["tpt_text"], atol=1e-4)
+
+
+def test_tpt_starts_from_the_plain_sentence(tiny_clip_p8, golden, reference):
+    learner = tpt.PromptLearner(tiny_clip_p8, tokenize, golden["classes"])
+    with torch.no_grad():
+        np.testing.assert_allclose(learner(learner.context()).numpy(), reference.numpy(), atol=1e-6)
+    with pytest.raises(OptionError, match="text tower"):
+        tpt.PromptLearner(torch.nn.Identity(), tokenize, ["a"])
+
+
+def test_agreement_is_the_cross_entropy_of_each_patch_over_texts():
+    """Against a loop over patches; the released layout runs over texts instead."""
+    torch.manual_seed(0)
+    f, t = (F.normalize(torch.randn(5, 8, dtype=torch.float64), dim=-1) for _ in range(2))
+    target = np.exp((f @ f.T + t @ t.T).numpy() / 2 / 0.01)
+    target /= target.sum(1, keepdims=True)
+    logits = 10 * (t @ f.T).numpy()
+    over_texts = [
+        -sum(target[k, i] * (logits[k, i] - np.log(np.exp(logits[:, i]).sum())) for k in range(5)) for i in range(5)
+    ]
+    np.testing.assert_allclose(agreement(f[None], t[None], 10)[0], np.mean(over_texts), rtol=1e-9)
+    over_patches = [-(target[k] * (logits[k] - np.log(np.exp(logits[k]).sum()))).sum() for k in range(5)]
+    np.testing.assert_allclose(agreement(f[None], t[None], 10, compat=True)[0], np.mean(over_patches), rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["clipartt", "watt", "watt_parallel"])
+def test_a_batch_equals_single_images(golden, tiny_clip_p8, reference, stack, encode, method):
+    """In float64; entries whose gradient is rounding noise are left out: Adam blows them up to full steps."""
+    import copy
+
+    clip = copy.deepcopy(tiny_clip_p8).double()
+    images = torch.from_numpy(golden["img80x112"]).double()
+    images = torch.cat([images, images.flip(-1) * 0.8 + 0.1])
+
+    def run(batch):
+        if method == "clipartt":
+            # one by one: the text tower is float32, and its rounding depends on what is encoded together
+            singly = lambda sentences: torch.cat([encode([s]) for s in sentences]).double()  # noqa: E731
+            return run_clipartt(clip, batch, reference.double(), golden, singly, steps=3)
+        mode = "parallel" if method.endswith("parallel") else "sequential"
+        return watt(clip.visual, batch, stack.double(), PseudoSettings(rounds=2, mode=mode))
+
+    both, single = run(images), [run(images[i : i + 1]) for i in range(2)]
+    start = initial_norms(clip.visual, 1, dtype=torch.float64)
+    for name, values in both.norms.weights.items():
+        alone = torch.cat([s.norms.weights[name] for s in single])
+        moved = (alone - start.weights[name]).abs() > 1e-9
+        torch.testing.assert_close(values[moved], alone[moved], atol=1e-8, rtol=0)
+    torch.testing.assert_close(both.patches, torch.cat([s.patches for s in single]), atol=1e-8, rtol=0)
+    torch.testing.assert_close(both.losses, torch.cat([s.losses for s in single], 1), atol=1e-8, rtol=0)
+
+
+def test_fewer_classes_than_joined_in_a_prompt(tiny_clip_p8, golden, reference, encode):
+    images = torch.from_numpy(golden["clipartt_image"])
+    found = clipartt(tiny_clip_p8.visual, images, reference[:2], golden["classes"][:2], encode, PseudoSettings(steps=1))
+    assert torch.isfinite(found.patches).all()
