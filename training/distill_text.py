@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--resume", action="store_true", help="go on from text.pt")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
@@ -52,6 +54,8 @@ def main() -> None:
 
     model = build()
     del model.visual
+    if args.resume:
+        model.load_state_dict(torch.load(args.work / "text.pt", weights_only=True))
     embedding = [model.token_embedding.weight]
     rest = [p for p in model.parameters() if p is not embedding[0] and p.ndim > 0]
     optimiser = torch.optim.AdamW(
@@ -65,7 +69,7 @@ def main() -> None:
     batch, start, step = 256, time.time(), 0
     while (used := (time.time() - start) / 60) < args.minutes:
         progress = used / args.minutes
-        rate = 2e-3 * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-5
+        rate = args.rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-5
         for group in optimiser.param_groups:
             group["lr"] = rate * group["lr_scale"]
         pool = train_rows[torch.randint(len(train_rows), (batch * 8,))]

@@ -6,19 +6,21 @@ python -m training.prepare --data DIR --work DIR
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from ovrs.synth import World
 from training import phrases
 
 SIDE = 176
-HELD_OUT_CZORTHO = ("T22",)
+HELD_OUT_CZORTHO = ("T8_",)  # the one region that shows all six classes
 HELD_OUT_DUBAI = ("tile1_", "tile2_")
 
 DUBAI = {0x3C1098: "building", 0x8429F6: "land", 0x6EC1E4: "road", 0xFEDD3A: "vegetation", 0xE2A929: "water"}
@@ -79,6 +81,11 @@ def dense_pairs(data: Path, split: str) -> list[tuple[str, np.ndarray, np.ndarra
     return out
 
 
+def held_scene(image: str) -> bool:
+    """A tenth of the scenes, chosen by a hash of the name."""
+    return hashlib.sha256(image.encode()).digest()[0] % 10 == 0
+
+
 def chesapeake(path: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     block = np.load(path)["arr_0"].squeeze()
     block = block if block.shape[0] < block.shape[-1] else np.moveaxis(block, -1, 0)
@@ -100,6 +107,8 @@ def scenes(data: Path, work: Path) -> None:
     (work / "scenes.json").write_text(
         json.dumps([[phrases.clean(c) for c in r["captions"]] or [phrases.class_name(r["cls"])] for r in records])
     )
+    (work / "scene_sets.json").write_text(json.dumps([r["image"].split("/")[0] for r in records]))
+    (work / "held_scenes.json").write_text(json.dumps([held_scene(r["image"]) for r in records]))
     (work / "classes.json").write_text(json.dumps([phrases.class_name(r["cls"]) if r["cls"] else "" for r in records]))
 
 
@@ -113,22 +122,37 @@ def texts(data: Path, work: Path) -> None:
     everything = list(dict.fromkeys(domain + names + templated))
     vocabulary = phrases.words()
     templated_words = [TEMPLATES[int(rng.integers(len(TEMPLATES)))](w) for w in vocabulary[::3]]
-    everything = list(dict.fromkeys(everything + vocabulary + templated_words))
+    more = phrases.sentences(60_000) + phrases.named_descriptions() + phrases.noun_phrases()
+    everything = list(dict.fromkeys(everything + vocabulary + templated_words + more))
+    kept_out = held_out_phrases()
+    everything = [p for p in everything if p.lower() not in kept_out]
     teacher = phrases.Teacher()
     raw = teacher.raw(everything)
-    in_domain = raw[: len(dict.fromkeys(domain))]
-    teacher.fit(in_domain)
+    if (work / "teacher.npz").exists():  # an earlier text tower lives in this space: stay in it
+        teacher.mean, teacher.axes = (np.load(work / "teacher.npz")[k] for k in ("mean", "axes"))
+    else:
+        teacher.fit(raw[: len(dict.fromkeys(domain))])
+        np.savez(work / "teacher.npz", mean=teacher.mean, axes=teacher.axes)
     np.save(work / "texts.npy", teacher.project(raw))
     (work / "texts.json").write_text(json.dumps(everything))
-    np.savez(work / "teacher.npz", mean=teacher.mean, axes=teacher.axes)
     print(len(everything), "phrases")
+
+
+def held_out_phrases() -> set[str]:
+    """The words and sentences that `benchmarks/text.py` asks for."""
+    folder = Path(__file__).parent.parent / "benchmarks/words"
+    tables = [yaml.safe_load(f.read_text()) for f in sorted(folder.glob("held_out_*.yaml"))]
+    return {p.lower() for table in tables for group in table.values() for p in group}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", choices=["texts", "scenes"])
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    texts(args.data, args.work)
-    scenes(args.data, args.work)
+    if args.only != "scenes":
+        texts(args.data, args.work)
+    if args.only != "texts":
+        scenes(args.data, args.work)

@@ -1,8 +1,9 @@
 """Train the small vision tower toward the text space: captions for whole scenes, names and sentences for patches.
 
-    python -m training.train_vision --data DIR --work DIR --minutes 60 --threads 2
+    python -m training.train_vision --data DIR --work DIR --minutes 100 --threads 2
 
 Dense features are trained through the SegEarth-OV last block, the variant that the bundled model uses at run time.
+The first part of the time goes to crops of 96 px (more images in the same time), the rest to the native 160 px.
 """
 
 from __future__ import annotations
@@ -17,223 +18,64 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as TEMPLATES
+from torch import Tensor, nn
 
 from ovrs.model.dense import encode_prelude, last_block
 from training import phrases
-from training.distill_text import encode_short, tokens_of
-from training.model import build
+from training.crops import MEAN, STD, dense_crop, patch_targets, photometric, scene_crop
+from training.image_teacher import DIM as SEEN_DIM
+from training.model import CONFIG, build
 from training.prepare import dense_pairs
+from training.texts import FAR_OFF, Named, Texts, draw_phrase
 
-CROP, PATCH = 160, 16
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
-
-
-def dense_crop(pair: tuple, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """One augmented crop `(3, 160, 160)` in 0..1 and its labels `(160, 160)`."""
-    _, rgb, labels, _, (low, high) = pair
-    limit = min(rgb.shape[:2])
-    side = int(min(limit, CROP * math.exp(rng.uniform(math.log(low), math.log(high)))))
-    y, x = rng.randint(0, rgb.shape[0] - side), rng.randint(0, rgb.shape[1] - side)
-    image = torch.from_numpy(rgb[y : y + side, x : x + side].copy()).permute(2, 0, 1).float()[None] / 255
-    target = torch.from_numpy(labels[y : y + side, x : x + side].copy()).float()[None, None]
-    if side != CROP:
-        image = F.interpolate(image, (CROP, CROP), mode="bilinear", antialias=True)
-        target = F.interpolate(target, (CROP, CROP), mode="nearest-exact")
-    return turn(image[0], target[0, 0].long(), rng)
+DRAW_SET = {"czortho": 0.28, "dubai": 0.34, "synth": 0.26, "chesapeake": 0.12}
+SMALL, NATIVE = (96, 44, 68), (160, 18, 26)  # crop side, pixel-labelled crops, scenes: about the same cost
+SMALL_SHARE = 0.6  # of the time
+PEAK_RATE = 1e-3
 
 
-def scene_crop(pixels: np.ndarray, rng: random.Random) -> torch.Tensor:
-    side = rng.randint(112, pixels.shape[0])
-    y, x = rng.randint(0, pixels.shape[0] - side), rng.randint(0, pixels.shape[1] - side)
-    image = torch.from_numpy(pixels[y : y + side, x : x + side].copy()).permute(2, 0, 1).float()[None] / 255
-    image = F.interpolate(image, (CROP, CROP), mode="bilinear", antialias=True)
-    return turn(image[0], torch.zeros(CROP, CROP), rng)[0]
+def encode(visual: nn.Module, images: Tensor, rng: random.Random) -> tuple[Tensor, tuple[int, int]]:
+    """`encode_prelude`, but a small crop takes a random window of the position grid: scale then means one thing."""
+    native, n = visual.grid_size[0], images.shape[-1] // 16
+    if n == native:
+        return encode_prelude(visual, images)
+    x = visual.conv1(images).flatten(2).transpose(1, 2)
+    cls = visual.class_embedding.expand(len(x), 1, -1)
+    y0, x0 = rng.randint(0, native - n), rng.randint(0, native - n)
+    position = visual.positional_embedding[1:].view(native, native, -1)[y0 : y0 + n, x0 : x0 + n]
+    x = torch.cat([cls + visual.positional_embedding[0], x + position.reshape(n * n, -1)], 1)
+    x = visual.ln_pre(x)
+    for block in visual.transformer.resblocks[:-1]:
+        x = block(x)
+    return x, (n, n)
 
 
-def turn(image: torch.Tensor, target: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    quarter, mirror = rng.randrange(4), rng.random() < 0.5
-    image, target = torch.rot90(image, quarter, (1, 2)), torch.rot90(target, quarter, (0, 1))
-    return (image.flip(2), target.flip(1)) if mirror else (image, target)
+class Material:
+    """Everything that is drawn from, in memory or mapped."""
+
+    def __init__(self, data: Path, work: Path) -> None:
+        self.texts = Texts(work)
+        self.concepts = phrases.concepts()
+        self.scenes = np.load(work / "scenes.npy", mmap_mode="r")
+        self.seen_scenes = np.load(work / "seen_scenes.npy", mmap_mode="r")
+        held = np.array(json.loads((work / "held_scenes.json").read_text()))
+        sets = json.loads((work / "scene_sets.json").read_text())
+        self.photographed = np.array([s != "eurosat" for s in sets])  # what the image teacher looked at
+        share = np.where(self.photographed, 1.0, 0.25) * ~held  # 64 px satellite scenes teach less
+        self.scene_share = share / share.sum()
+        self.named = Named(self.texts.captions, self.texts.classes, sets)
+        self.by_set: dict[str, list] = {}
+        for k, pair in enumerate(dense_pairs(data, "train")):
+            seen = np.load(work / f"seen_{k}.npy")
+            self.by_set.setdefault(pair[0], []).append((pair, seen))
+        self.weights = {name: class_weights([p for p, _ in pairs]) for name, pairs in self.by_set.items()}
+        held_rng = random.Random(5)
+        self.held = [(p, *dense_crop(p, None, 160, held_rng)[:2]) for p in dense_pairs(data, "held") for _ in range(4)]
+        self.held_scenes = np.flatnonzero(held)
+        print({k: len(v) for k, v in self.by_set.items()}, len(held) - held.sum(), "scenes", flush=True)
 
 
-def photometric(x: torch.Tensor) -> torch.Tensor:
-    """Exposure, colour cast, contrast, saturation, haze, blur and noise, another draw for each image."""
-    b = x.shape[0]
-
-    def draw(low: float, high: float, c: int = 1) -> torch.Tensor:
-        return torch.empty(b, c, 1, 1).uniform_(low, high)
-
-    x = x.clamp(1e-4, 1) ** draw(0.7, 1.4)
-    x = x * draw(0.75, 1.25) * draw(0.88, 1.12, 3)
-    grey, mean = x.mean(1, keepdim=True), x.mean((1, 2, 3), keepdim=True)
-    x = grey + (x - grey) * draw(0.5, 1.4)
-    x = mean + (x - mean) * draw(0.6, 1.4)
-    haze = draw(-0.3, 0.35).clamp(min=0)
-    x = x * (1 - haze) + 0.8 * haze
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
-    x = torch.where(draw(0, 1) < 0.25, soft, x)
-    x = x + torch.randn_like(x) * draw(-0.04, 0.06).clamp(min=0)
-    return (x.clamp(0, 1) - MEAN) / STD
-
-
-def patch_targets(labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Share of each class per patch `(N, classes)` and the share of labelled pixels `(N,)`."""
-    one_hot = F.one_hot(labels.clamp(max=classes), classes + 1).permute(2, 0, 1).float()
-    share = F.avg_pool2d(one_hot, PATCH).flatten(1).T
-    known = 1 - share[:, classes]
-    return share[:, :classes] / known[:, None].clamp(min=1e-6), known
-
-
-class Texts:
-    """Vectors of every training phrase: the teacher's until the student exists, then the student's own."""
-
-    def __init__(self, work: Path) -> None:
-        self.work, self.student = work, False
-        self.row = {p: i for i, p in enumerate(json.loads((work / "texts.json").read_text()))}
-        self.table = torch.from_numpy(np.load(work / "texts.npy"))
-        self.ensemble: dict[str, torch.Tensor] = {}
-
-    def refresh(self) -> None:
-        if self.student or not (self.work / "text.pt").exists():
-            return
-        model = build()
-        model.load_state_dict(torch.load(self.work / "text.pt", weights_only=True), strict=False)
-        with torch.no_grad():
-            tokens = tokens_of(list(self.row))
-            order = tokens.argmax(1).argsort()
-            for rows in order.split(1024):
-                self.table[rows] = encode_short(model, tokens[rows])
-            for phrase in phrases.concept_phrases():
-                z = encode_short(model, tokens_of([t(phrase) for t in TEMPLATES]))
-                self.ensemble[phrase] = F.normalize(z.mean(0), dim=0)
-        self.student = True
-        print("text vectors: the student's from here on", flush=True)
-
-    def __getitem__(self, phrase: str) -> torch.Tensor:
-        if phrase in self.ensemble and random.random() < 0.6:
-            return self.ensemble[phrase]
-        return self.table[self.row[phrase]]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
-    torch.manual_seed(1)
-    torch.set_num_threads(args.threads)
-    rng = random.Random(1)
-
-    concepts = phrases.concepts()
-    texts = Texts(args.work)
-    scenes = np.load(args.work / "scenes.npy", mmap_mode="r")
-    captions = json.loads((args.work / "scenes.json").read_text())
-    classes = json.loads((args.work / "classes.json").read_text())
-    train, held = dense_pairs(args.data, "train"), dense_pairs(args.data, "held")
-    by_set: dict[str, list] = {}
-    for pair in train:
-        by_set.setdefault(pair[0], []).append(pair)
-    draw_set = {"czortho": 0.36, "dubai": 0.26, "synth": 0.26, "chesapeake": 0.12}
-    weights = {name: class_weights(pairs) for name, pairs in by_set.items()}
-    held_rng = random.Random(5)
-    held_crops = [(p, *dense_crop(p, held_rng)) for p in held for _ in range(4)]
-    print(len(train), "dense pairs,", len(held), "held out,", len(captions), "scenes", flush=True)
-
-    model = build()
-    visual = model.visual
-    dense_scale = torch.nn.Parameter(torch.tensor(math.log(20.0)))
-    image_scale = torch.nn.Parameter(torch.tensor(math.log(14.0)))
-    if args.resume:
-        saved = torch.load(args.work / "vision.pt", weights_only=True)
-        visual.load_state_dict(saved["visual"])
-        dense_scale.data, image_scale.data = saved["dense_scale"], saved["image_scale"]
-    decay = [p for p in visual.parameters() if p.ndim > 1]
-    plain = [p for p in visual.parameters() if p.ndim <= 1]
-    scales = [dense_scale, image_scale]
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": 0.05},
-            {"params": plain, "weight_decay": 0.0},
-            {"params": scales, "weight_decay": 0.0, "factor": 5.0},
-        ],
-        betas=(0.9, 0.98),
-    )
-    parameters = decay + plain + scales
-    n_dense, n_scene = 22, 22
-    start, step = time.time(), 0
-    while (used := (time.time() - start) / 60) < args.minutes:
-        if step % 100 == 0:
-            texts.refresh()
-        progress = used / args.minutes
-        rate = 8e-4 * min(1, (step + 1) / 300) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-6
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group.get("factor", 1.0)
-        names = rng.choices(list(draw_set), list(draw_set.values()), k=n_dense)
-        pairs = [rng.choice(by_set[n]) for n in names]
-        crops = [dense_crop(p, rng) for p in pairs]
-        rows = [rng.randrange(len(captions)) for _ in range(n_scene)]
-        images = torch.stack([c[0] for c in crops] + [scene_crop(scenes[r], rng) for r in rows])
-        x, grid = encode_prelude(visual, photometric(images))
-        tokens = last_block(visual, x, grid, "segearth").patches
-        whole = last_block(visual, x[n_dense:], grid, "vanilla").cls
-
-        z = F.normalize(tokens, dim=-1)
-        dense_loss = torch.zeros(())
-        for i, (pair, (_, labels)) in enumerate(zip(pairs, crops, strict=True)):
-            text = torch.stack([texts[draw_phrase(concepts[c], rng)] for c in pair[3]])
-            target, known = patch_targets(labels, len(pair[3]))
-            weight = (target * weights[pair[0]]).sum(-1) * (known > 0.5)
-            logits = dense_scale.exp() * z[i] @ text.T
-            ce = -(target * logits.log_softmax(-1)).sum(-1)
-            dense_loss = dense_loss + (ce * weight).sum() / 100
-        dense_loss = dense_loss / n_dense
-
-        said = [classes[r] if classes[r] and rng.random() < 0.3 else rng.choice(captions[r]) for r in rows]
-        text = torch.stack(
-            [texts[s] if s in texts.row else texts[rng.choice(captions[r])] for s, r in zip(said, rows, strict=True)]
-        )
-        same = (text @ text.T > 0.98).float()
-        same = same / same.sum(-1, keepdim=True)
-        pooled = F.normalize(z[n_dense:].mean(1), dim=-1)
-        image_loss = contrast(F.normalize(whole, dim=-1), text, same, image_scale) + contrast(
-            pooled, text, same, image_scale
-        )
-
-        optimiser.zero_grad()
-        (dense_loss + 0.3 * image_loss).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        with torch.no_grad():
-            dense_scale.clamp_(max=math.log(50))
-            image_scale.clamp_(max=math.log(50))
-        step += 1
-        if step % 100 == 0:
-            print(
-                f"{step} {used:.1f} min  dense {dense_loss.item():.3f} image {image_loss.item():.3f} "
-                f"scale {dense_scale.exp().item():.1f} {image_scale.exp().item():.1f}  {held_score(visual, held_crops, concepts, texts)}",
-                flush=True,
-            )
-            torch.save(
-                {"visual": visual.state_dict(), "dense_scale": dense_scale.data, "image_scale": image_scale.data},
-                args.work / "vision.pt",
-            )
-    torch.save(
-        {"visual": visual.state_dict(), "dense_scale": dense_scale.data, "image_scale": image_scale.data},
-        args.work / "vision.pt",
-    )
-    print("done", step, flush=True)
-
-
-def draw_phrase(concept: dict[str, list[str]], rng: random.Random) -> str:
-    return rng.choice(concept["descriptions"] if rng.random() < 0.4 else concept["names"])
-
-
-def class_weights(pairs: list) -> torch.Tensor:
+def class_weights(pairs: list) -> Tensor:
     """Inverse square root of the class shares of one set, mean one over its pixels."""
     count = sum(np.bincount(p[2].ravel(), minlength=256)[: len(p[3])] for p in pairs).astype(np.float64)
     share = np.maximum(count / count.sum(), 2e-3)
@@ -241,30 +83,143 @@ def class_weights(pairs: list) -> torch.Tensor:
     return torch.from_numpy(weight / (weight * share).sum()).float()
 
 
-def contrast(z: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    logits = scale.exp() * z @ text.T
-    return -(same * logits.log_softmax(-1)).sum(-1).mean() - (same * logits.T.log_softmax(-1)).sum(-1).mean()
+def dense_loss(m: Material, z: Tensor, crops: list, pairs: list, scale: Tensor, rng: random.Random) -> Tensor:
+    """Cross-entropy of patches over the classes of their set (freshly drawn words) and some far-off things."""
+    total = z.new_zeros(())
+    for i, ((pair, _), (_, labels, _)) in enumerate(zip(pairs, crops, strict=True)):
+        classes = len(pair[3])
+        words = [draw_phrase(m.concepts[c], rng) for c in pair[3]] + rng.sample(FAR_OFF, rng.randint(0, 2))
+        target, known = patch_targets(labels, classes)
+        weight = (target * m.weights[pair[0]]).sum(-1) * (known > 0.5)
+        chance = (scale.exp() * z[i] @ torch.stack([m.texts[w] for w in words]).T).log_softmax(-1)
+        total = total - ((target * chance[:, :classes]).sum(-1) * weight).mean()
+    return total / len(pairs)
+
+
+def noun_loss(m: Material, z: Tensor, rows: np.ndarray, scale: Tensor, rng: random.Random) -> Tensor:
+    """What a caption names must be somewhere in the image: the patches most like it answer for it."""
+    present, absent = m.named.present[rows], m.named.absent[rows]
+    likeness = z @ m.named.vectors(m.texts, rng).T
+    pooled = ((10 * likeness).softmax(1) * likeness).sum(1) * scale.exp()
+    against = pooled.masked_fill(~absent, -1e4).logsumexp(-1, keepdim=True)
+    loss = F.softplus(against - pooled)
+    return (loss * present).sum() / present.sum().clamp(min=1)
+
+
+def caption_loss(m: Material, vectors: list[Tensor], rows: np.ndarray, scale: Tensor, rng: random.Random) -> Tensor:
+    """Contrast of whole images with one of their captions or their class; like sentences share the target."""
+    texts, said = m.texts, []
+    for r in rows:
+        cls = texts.classes[r]
+        said.append(cls if cls and rng.random() < 0.4 else rng.choice(texts.captions[r]))
+    text = torch.stack([texts[s] for s in said])
+    same = (text @ text.T > 0.98).float()
+    same = same / same.sum(-1, keepdim=True)
+    loss = text.new_zeros(())
+    for z in vectors:
+        logits = scale.exp() * z @ text.T
+        loss = loss - (same * logits.log_softmax(-1)).sum(-1).mean() - (same * logits.T.log_softmax(-1)).sum(-1).mean()
+    return loss
+
+
+def seen_loss(head: nn.Module, tokens: Tensor, seen: Tensor, use: Tensor) -> Tensor:
+    """Cosine distance to what the image teacher saw, for the images that it looked at."""
+    guess = head(tokens[use])
+    return 1 - F.cosine_similarity(guess, seen[use].flatten(2).transpose(1, 2), dim=-1).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    rng, draw = random.Random(args.seed), np.random.default_rng(args.seed)
+    random.seed(args.seed)
+    m = Material(args.data, args.work)
+
+    visual = build().visual
+    width = CONFIG["vision_cfg"]["width"]
+    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, SEEN_DIM))
+    dense_scale = nn.Parameter(torch.tensor(math.log(15.0)))
+    image_scale = nn.Parameter(torch.tensor(math.log(14.0)))
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in visual.parameters() if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in visual.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": list(head.parameters()), "weight_decay": 0.0},
+            {"params": [dense_scale, image_scale], "weight_decay": 0.0, "factor": 5.0},
+        ],
+        betas=(0.9, 0.98),
+    )
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    start, step = time.time(), 0
+    while (progress := (time.time() - start) / 60 / args.minutes) < 1:
+        rate = PEAK_RATE * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-6
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
+        size, n_dense, n_scene = SMALL if progress < SMALL_SHARE else NATIVE
+        pairs = [rng.choice(m.by_set[n]) for n in rng.choices(list(DRAW_SET), list(DRAW_SET.values()), k=n_dense)]
+        crops = [dense_crop(p, seen, size, rng) for p, seen in pairs]
+        rows = draw.choice(len(m.scene_share), n_scene, p=m.scene_share)
+        smallest = 112 if size == 160 else 104
+        views = [scene_crop(m.scenes[r], m.seen_scenes[r], size, smallest, rng) for r in rows]
+        images = torch.stack([c[0] for c in crops] + [v[0] for v in views])
+        seen = torch.stack([c[2] for c in crops] + [v[1] for v in views])
+        looked = torch.cat([torch.ones(n_dense, dtype=torch.bool), torch.from_numpy(m.photographed[rows])])
+
+        x, grid = encode(visual, photometric(images), rng)
+        z = F.normalize(last_block(visual, x, grid, "segearth").patches, dim=-1)
+        whole = F.normalize(last_block(visual, x[n_dense:], grid, "vanilla").cls, dim=-1)
+        pooled = F.normalize(z[n_dense:].mean(1), dim=-1)
+        losses = {
+            "dense": dense_loss(m, z, crops, pairs, dense_scale, rng),
+            "nouns": 0.5 * noun_loss(m, z[n_dense:], rows, dense_scale, rng),
+            "captions": 0.15 * caption_loss(m, [whole, pooled], rows, image_scale, rng),
+            "seen": 1.0 * seen_loss(head, x[:, 1:], seen, looked),
+        }
+        optimiser.zero_grad()
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        with torch.no_grad():
+            dense_scale.clamp_(max=math.log(50))
+            image_scale.clamp_(max=math.log(50))
+        step += 1
+        if step % 100 == 0:
+            m.texts.refresh()
+            parts = " ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
+            print(
+                f"{step} {100 * progress:.0f} % {parts} scale {dense_scale.exp().item():.1f} {held_score(visual, m)}",
+                flush=True,
+            )
+            save(args.work / "vision.pt", visual, dense_scale, image_scale)
+    save(args.work / "vision.pt", visual, dense_scale, image_scale)
+    print("done", step, flush=True)
+
+
+def save(path: Path, visual: nn.Module, dense_scale: Tensor, image_scale: Tensor) -> None:
+    torch.save({"visual": visual.state_dict(), "dense_scale": dense_scale.data, "image_scale": image_scale.data}, path)
 
 
 @torch.no_grad()
-def held_score(visual: torch.nn.Module, crops: list, concepts: dict, texts: Texts) -> str:
+def held_score(visual: nn.Module, m: Material) -> str:
     """Patch-level mIoU on scenes never trained on, first name of each concept as the prompt."""
     out = []
     for name in ("czortho", "dubai"):
-        mine = [c for c in crops if c[0][0] == name]
-        text = torch.stack([texts[concepts[c]["names"][0]] for c in mine[0][0][3]])
-        images = (torch.stack([c[1] for c in mine]) - MEAN) / STD
-        x, grid = encode_prelude(visual, images)
+        mine = [c for c in m.held if c[0][0] == name]
+        text = torch.stack([m.texts.ensemble[m.concepts[c]["names"][0]] for c in mine[0][0][3]])
+        x, grid = encode_prelude(visual, (torch.stack([c[1] for c in mine]) - MEAN) / STD)
         guess = (last_block(visual, x, grid, "segearth").patches @ text.T).argmax(-1).flatten()
         target = [patch_targets(c[2], len(text)) for c in mine]
         truth, known = torch.cat([t[0] for t in target]).argmax(-1), torch.cat([t[1] for t in target]) > 0.5
-        matrix = (
-            torch.bincount(truth[known] * len(text) + guess[known], minlength=len(text) ** 2)
-            .view(len(text), -1)
-            .float()
-        )
-        union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
-        iou = (matrix.diag() / union)[matrix.sum(1) > 0]
+        index = truth[known] * len(text) + guess[known]
+        matrix = torch.bincount(index, minlength=len(text) ** 2).view(len(text), -1).float()
+        iou = (matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag()))[matrix.sum(1) > 0]
         out.append(f"{name} {100 * iou.mean():.1f}")
     return " ".join(out)
 

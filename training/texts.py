@@ -1,0 +1,87 @@
+"""Vectors of the phrases that the vision tower is compared with, and what the captions name."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as TEMPLATES
+from torch import Tensor
+
+from training import phrases
+from training.distill_text import encode_short, tokens_of
+from training.model import build
+
+FAR_OFF = ["airplane", "ship", "snow", "runway", "stadium", "storage tank", "swimming pool", "beach", "harbor", "cloud"]
+"""Things that the pixel-labelled sets do not show: now and then one stands among the candidates as a wrong answer."""
+
+
+class Texts:
+    """The student text tower's vectors; single sentences, and the template ensemble for names as at run time."""
+
+    def __init__(self, work: Path) -> None:
+        self.file, self.stamp = work / "text.pt", 0.0
+        self.work = work
+        self.plain: dict[str, Tensor] = {}
+        self.ensemble: dict[str, Tensor] = {}
+        self.captions: list[list[str]] = json.loads((work / "scenes.json").read_text())
+        self.classes: list[str] = json.loads((work / "classes.json").read_text())
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the tower again if a newer one has been written."""
+        if self.file.stat().st_mtime == self.stamp:
+            return
+        self.stamp = self.file.stat().st_mtime
+        model = build()
+        model.load_state_dict(torch.load(self.file, weights_only=True), strict=False)
+        named = phrases.concept_phrases() + phrases.noun_phrases() + FAR_OFF
+        said = {c for group in self.captions for c in group} | {c for c in self.classes if c}
+        everything = sorted({*named, *phrases.named_descriptions(), *said})
+        with torch.no_grad():
+            tokens = tokens_of(everything)
+            for rows in tokens.argmax(1).argsort().split(1024):
+                for row, vector in zip(rows.tolist(), encode_short(model, tokens[rows]), strict=True):
+                    self.plain[everything[row]] = vector
+            for phrase in sorted(set(named) | {c for c in self.classes if c}):
+                z = encode_short(model, tokens_of([t(phrase) for t in TEMPLATES]))
+                self.ensemble[phrase] = F.normalize(z.mean(0), dim=0)
+        print("read the text tower", flush=True)
+
+    def __getitem__(self, phrase: str) -> Tensor:
+        if phrase in self.ensemble and random.random() < 0.6:
+            return self.ensemble[phrase]
+        return self.plain[phrase]
+
+
+def draw_phrase(concept: dict[str, list[str]], rng: random.Random) -> str:
+    """A name, a sentence, or a sentence behind a name."""
+    r = rng.random()
+    if r < 0.5:
+        return rng.choice(concept["names"])
+    sentence = rng.choice(concept["descriptions"])
+    return sentence if r < 0.7 else f"{rng.choice(concept['names'])} {sentence}"
+
+
+class Named:
+    """For every scene: the concepts that its captions name, and those that may count as absent."""
+
+    def __init__(self, captions: list[list[str]], classes: list[str], sets: list[str]) -> None:
+        table = phrases.nouns()
+        self.names = [n["names"] for n in table.values()]
+        groups = [n["group"] for n in table.values()]
+        same = torch.tensor([[a == b for b in groups] for a in groups])
+        patterns = [re.compile(r"\b(" + "|".join(n["words"]) + r")\b") for n in table.values()]
+        self.present = torch.zeros(len(captions), len(table), dtype=torch.bool)
+        for i, (said, cls) in enumerate(zip(captions, classes, strict=True)):
+            if sets[i] in ("rsicd", "ucmerced"):
+                text = " ; ".join([*said, cls])
+                self.present[i] = torch.tensor([bool(p.search(text)) for p in patterns])
+        self.absent = ~(self.present.float() @ same.float()).bool() & self.present.any(1, keepdim=True)
+
+    def vectors(self, texts: Texts, rng: random.Random) -> Tensor:
+        return torch.stack([texts[rng.choice(n)] for n in self.names])
