@@ -114,10 +114,7 @@ class _Blend:
         inside = tile.window.intersect(self.core)
         if inside is None or not valid.any():
             return ()
-        crops = tuple(
-            Window(c.row_off - tile.window.row_off, c.col_off - tile.window.col_off, c.height, c.width)
-            for c in tile.crops
-        )
+        crops = tuple(c.relative_to(tile.window) for c in tile.crops)
         background: NDArray[np.float32] | None = None
         events: tuple[str, ...] = ()
         if self.frozen:

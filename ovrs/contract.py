@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
     from ovrs.grid import Window
     from ovrs.tiling import TileGeometry
+
+    TileSample = tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[Window, ...]]
+    """Pixels, validity and crops of one tile, as `Segmenter.segment` takes them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,19 @@ class Segmenter(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Facts for digest and provenance: model, weights hash, method and settings."""
+        ...
+
+
+@runtime_checkable
+class SceneAdaptive(Segmenter, Protocol):
+    """A segmenter that adapts once to a scene, from a sample of its tiles."""
+
+    def adapt_scene(self, samples: Iterable[TileSample]) -> dict[str, NDArray[Any]]:
+        """What was learned, as plain arrays; `events` holds its log as text."""
+        ...
+
+    def with_state(self, state: Mapping[str, NDArray[Any]]) -> Segmenter:
+        """The segmenter that applies what was learned."""
         ...
 
 

@@ -51,6 +51,10 @@ class Window:
         top, left = min(self.row_off, other.row_off), min(self.col_off, other.col_off)
         return Window(top, left, max(self.row_end, other.row_end) - top, max(self.col_end, other.col_end) - left)
 
+    def relative_to(self, outer: Window) -> Window:
+        """The same window counted from the corner of `outer`."""
+        return Window(self.row_off - outer.row_off, self.col_off - outer.col_off, self.height, self.width)
+
     def slices_in(self, outer: Window) -> tuple[slice, slice]:
         """Row and column slices of this window inside an array that covers `outer`."""
         top, left = self.row_off - outer.row_off, self.col_off - outer.col_off

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from ovrs import pyramid, segmenters, store
+from ovrs import adaptation, pyramid, segmenters, store
 from ovrs.block import BlockMap, map_block
+from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule, label_nodata
 from ovrs.errors import IncompleteRunError, OptionError, StoreError
 from ovrs.grid import row_areas_m2
@@ -115,7 +116,20 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     if not (run.exists and (out.exists() or store.partial_path(out).exists())):
         with Lock(run):
             _begin(job, description)
-    return job
+    return _adapted_to_scene(job) if options.method.adaptation == "scene" else job
+
+
+def _adapted_to_scene(job: Job) -> Job:
+    """The job with what its segmenter learns from the scene as a whole; learned once per run."""
+    file = job.run_dir.path / adaptation.STATE_FILE
+    segmenter = segmenters.build(job.spec)
+    if not isinstance(segmenter, SceneAdaptive):
+        method = job.options.method.method
+        raise OptionError(f"method {method} does not adapt to a scene as a whole; use --adaptation tile")
+    if not file.exists():
+        with Lock(job.run_dir):
+            adaptation.learn(segmenter, job.scene, job.plan, job.options.method.scene_tiles, file)
+    return replace(job, spec=replace(job.spec, state=file))
 
 
 def _begin(job: Job, description: dict[str, Any]) -> None:
@@ -123,6 +137,7 @@ def _begin(job: Job, description: dict[str, Any]) -> None:
     partial = store.partial_path(job.out)
     for leftover in (partial, job.run_dir.blocks, *partial.parent.glob(f".{partial.name}.*")):
         shutil.rmtree(leftover, ignore_errors=True)
+    (job.run_dir.path / adaptation.STATE_FILE).unlink(missing_ok=True)
     temporary = partial.with_name(f".{partial.name}.{uuid.uuid4().hex[:8]}")
     vocabulary, run = job.spec.vocabulary, job.options.run
     store.create(

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ovrs import __version__
+from ovrs.adaptation import facts_of
 from ovrs.grid import pixel_size_m
 from ovrs.provenance import digest, versions
 
@@ -92,6 +93,7 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> di
         "blocks": job.plan.block_count,
         "holes": holes,
         "tile_events": events,
+        "scene_adaptation": None if job.spec.state is None else facts_of(job.spec.state),
         "valid_pixels": total,
         "mean_confidence": round(confidence / (200 * total), 4) if total else None,
         "classes": [

@@ -6,9 +6,16 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ovrs.adaptation import digest_of
+from ovrs.contract import SceneAdaptive
+from ovrs.errors import OptionError
 from ovrs.provenance import canonical
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ovrs.contract import Segmenter
     from ovrs.options import MethodOptions, ModelOptions
     from ovrs.vocabulary import Vocabulary
@@ -24,21 +31,25 @@ class SegmenterSpec:
     model: ModelOptions
     method: MethodOptions
     vocabulary: Vocabulary
+    state: Path | None = None
+    """What was learned from the scene (`ovrs.adaptation`), for segmenters that adapt to it once."""
 
     @property
     def key(self) -> str:
+        learned = None if self.state is None else digest_of(self.state)
         return canonical(
-            [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), self.vocabulary.digest()]
+            [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), self.vocabulary.digest(), learned]
         )
 
 
 def build(spec: SegmenterSpec) -> Segmenter:
     """The process's segmenter for `spec`; loads the model on first use and keeps only the latest one."""
     with _lock:
-        if spec.key not in _built:
+        key = spec.key
+        if key not in _built:
             _built.clear()
-            _built[spec.key] = _make(spec)
-        return _built[spec.key]
+            _built[key] = _make(spec)
+        return _built[key]
 
 
 def _make(spec: SegmenterSpec) -> Segmenter:
@@ -52,4 +63,10 @@ def _make(spec: SegmenterSpec) -> Segmenter:
         )
     from ovrs.model.build import build_clip_segmenter
 
-    return build_clip_segmenter(spec.model, spec.method, spec.vocabulary)
+    segmenter = build_clip_segmenter(spec.model, spec.method, spec.vocabulary)
+    if spec.state is None:
+        return segmenter
+    if not isinstance(segmenter, SceneAdaptive):
+        raise OptionError(f"method {spec.method.method} does not adapt to a scene as a whole; use --adaptation tile")
+    with np.load(spec.state, allow_pickle=False) as state:
+        return segmenter.with_state(dict(state))

@@ -142,6 +142,17 @@ class Plan:
         col_groups = self._groups(self.width, core.col_off, core.col_end)
         return [self._tile(i, rows, j, cols) for i, rows in row_groups for j, cols in col_groups]
 
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        rows, cols = (len(self._groups(length, 0, length)) for length in (self.height, self.width))
+        return rows, cols
+
+    def tile(self, row: int, col: int) -> Tile:
+        """One tile by its place."""
+        rows, cols = (self._groups(length, 0, length) for length in (self.height, self.width))
+        return self._tile(*rows[row], *cols[col])
+
     def tile_lines(self, axis_length: int) -> list[int]:
         """First row (or column) of every tile but the first along an axis."""
         return [starts[0] for _, starts in self._groups(axis_length, 0, axis_length)][1:]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import rasterio
 import zarr
 from conftest import environment, rotated, smooth
 
-from ovrs import job, pipeline, store, vocabulary
+from ovrs import job, options, pipeline, segmenters, store, vocabulary
 from ovrs.errors import DigestMismatchError, IncompleteRunError, OptionError, StoreError
 from ovrs.report import info_of, status_of
 from ovrs.rundir import RunDir
+from ovrs.synth import World, write_scene
 
 
 def arrays(path):
@@ -272,3 +274,30 @@ def test_paths_stay_where_they_were_put(noise_scene, words, trivial, tmp_path):
     pipeline.map_scene(noise_scene(64, 64), words, tmp_path / "deep" / "er" / "m.zarr", trivial())
     assert (tmp_path / "deep/er/m.run/run.json").exists()
     assert set(Path.cwd().iterdir()) == before
+
+
+def test_scene_level_adaptation_is_learned_once_and_leaves_no_seams(tmp_path):
+    """Kept beside the run, used by every block and after a resume; any block size gives the same map."""
+    scene = tmp_path / "scene.tif"
+    write_scene(scene, height=700, width=700, world=World(seed=3, gsd=0.5))
+    words = vocabulary.load("demo")
+    maps = []
+    for name, block in (("a", 2), ("b", 1)):
+        chosen = options.build(
+            method={"method": "tmpa", "adaptation": "scene", "scene_tiles": 3},
+            run={"block_pitches": block, "pyramid": False},
+        )
+        facts = pipeline.map_scene(scene, words, tmp_path / f"{name}.zarr", chosen)
+        assert facts["scene_adaptation"]["tiles"] == 3
+        maps.append(np.asarray(store.array(store.open_complete(tmp_path / f"{name}.zarr"), "label")[:]))
+    np.testing.assert_array_equal(*maps)
+    learned = tmp_path / "a.run/adaptation.npz"
+    before = learned.stat().st_mtime_ns
+    job.resume(tmp_path / "a.zarr")
+    assert learned.stat().st_mtime_ns == before
+    learned.unlink()
+    with pytest.raises(StoreError, match="begin anew"):
+        segmenters.build(replace(job.build_job(scene, words, tmp_path / "c.zarr", chosen)[0].spec, state=learned))
+    wrong = options.build(method={"method": "none", "adaptation": "scene"})
+    with pytest.raises(OptionError, match="adaptation belongs to tmpa"):
+        pipeline.map_scene(scene, words, tmp_path / "d.zarr", wrong)

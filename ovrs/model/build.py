@@ -23,6 +23,7 @@ from ovrs.model.segmenter import (
     CassSettings,
     ClipSegmenter,
     NormSegmenter,
+    SceneTmpaSegmenter,
     Settings,
     TmpaCompatSegmenter,
     TmpaSegmenter,
@@ -185,7 +186,8 @@ def _adapted(parts: _Parts) -> Segmenter:
         return CassSegmenter(frozen, CassSettings(**parts.given("cluster_height", "amount")))
     if name == "tmpa_compat":
         return TmpaCompatSegmenter(frozen, _compat_settings(parts))
-    return TmpaSegmenter(frozen, _tmpa_settings(parts))
+    kind = SceneTmpaSegmenter if parts.method.adaptation == "scene" else TmpaSegmenter
+    return kind(frozen, _tmpa_settings(parts))
 
 
 def _norm_segmenter(parts: _Parts) -> NormSegmenter:
@@ -276,6 +278,8 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "device": model.device.type,
         "dtype": parts.model_options.dtype,
         "method": method.method,
+        "adaptation": method.adaptation,
+        "scene_tiles": method.scene_tiles if method.adaptation == "scene" else None,
         "dense": method.dense,
         "external": None if external is None else external.describe(),
         "cls_weight": settings.cls_weight,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ovrs.contract import TileScores
 from ovrs.model import cass, mlmp, pseudo, tmpa, tmpa_compat, tpt
@@ -14,12 +16,11 @@ from ovrs.model.head import class_scores
 from ovrs.model.text import TextBank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
+    from ovrs.contract import TileSample
     from ovrs.grid import Window
     from ovrs.model.upsample import Upsampler
     from ovrs.tiling import TileGeometry
@@ -55,6 +56,7 @@ class ClipSegmenter:
     ) -> None:
         self.encoder, self.upsampler, self.bank, self.settings = encoder, upsampler, bank, settings
         self.geometry, self.facts = geometry, facts
+        self.text = self.base_text = bank.vectors
         self.class_count, self.channels = bank.class_count, len(bank.vectors)
 
     def encode(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
@@ -66,7 +68,7 @@ class ClipSegmenter:
         self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         features = self.encode(rgb, valid, crops)
-        total, weights = self.sum_crops(features, self.bank.vectors, self.bank.vectors)
+        total, weights = self.sum_crops(features, self.text, self.base_text)
         return total.cpu().numpy(), weights.cpu().numpy()
 
     def sum_crops(self, features: TileFeatures, text: Tensor, base_text: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,10 +98,13 @@ class ClipSegmenter:
     def describe(self) -> dict[str, Any]:
         return self.facts
 
-    def with_text(self, text: Tensor, facts: dict[str, Any]) -> ClipSegmenter:
+    def with_text(self, text: Tensor, base_text: Tensor, facts: dict[str, Any]) -> ClipSegmenter:
         """The same segmenter with other vectors for its queries, still frozen: what scene-level adaptation gives."""
-        bank = replace(self.bank, vectors=text)
-        return ClipSegmenter(self.encoder, self.upsampler, bank, self.settings, self.geometry, {**self.facts, **facts})
+        other = ClipSegmenter(
+            self.encoder, self.upsampler, self.bank, self.settings, self.geometry, {**self.facts, **facts}
+        )
+        other.text, other.base_text = text, base_text
+        return other
 
 
 class _Episodic:
@@ -122,6 +127,47 @@ class TmpaSegmenter(_Episodic):
         features = self.frozen.encode(rgb, valid, crops)
         calibration = tmpa.calibrate(features, self.frozen.bank, self.settings)
         return self.frozen.classify(features, calibration.text, calibration.base_text, calibration.events)
+
+
+class SceneTmpaSegmenter(_Episodic):
+    """TMPA with one calibration for the scene: classes that a tile lacks are calibrated too, and there are no seams."""
+
+    settings: tmpa.TmpaSettings
+
+    def adapt_scene(self, samples: Iterable[TileSample]) -> dict[str, NDArray[Any]]:
+        """Calibrate to the patches of all sampled tiles together."""
+        tiles = [self.frozen.encode(*sample) for sample in samples]
+        bank = self.frozen.bank
+        if tiles:
+            pool = _Pool(*(torch.cat([getattr(t, part) for t in tiles]) for part in _Pool._fields))
+            found = tmpa.calibrate(pool, bank, self.settings)
+        else:
+            found = tmpa.Calibration(bank.vectors, bank.vectors, bank.vectors[:, 0] * 0, events=("no_valid_patch",))
+        return {
+            "text": found.text.cpu().numpy(),
+            "base_text": found.base_text.cpu().numpy(),
+            "alpha": found.alpha.cpu().numpy(),
+            "losses": np.array(found.losses),
+            "events": np.array(found.events),
+            "tiles": np.array(len(tiles)),
+        }
+
+    def with_state(self, state: Mapping[str, NDArray[Any]]) -> ClipSegmenter:
+        device = self.frozen.bank.vectors.device
+        text, base = (torch.from_numpy(state[name]).to(device) for name in ("text", "base_text"))
+        return self.frozen.with_text(text, base, asdict(self.settings))
+
+    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+        """A tile given alone is a scene of its own."""
+        return self.with_state(self.adapt_scene([(rgb, valid, crops)])).segment(rgb, valid, crops)
+
+
+class _Pool(NamedTuple):
+    """Patches of many tiles: what `tmpa.calibrate` looks at."""
+
+    patches: Tensor
+    cls: Tensor
+    patch_valid: Tensor
 
 
 class TmpaCompatSegmenter(_Episodic):

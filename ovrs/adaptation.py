@@ -1,0 +1,76 @@
+"""One adaptation for a whole scene: from a seeded sample of its tiles, kept beside the run, applied everywhere.
+
+What is learned is written to the run directory before the first block, so every worker and every resumed run uses the
+same; blocks then need no agreement at their borders, because nothing differs between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ovrs.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ovrs.contract import SceneAdaptive, TileSample
+    from ovrs.scene import SceneSource
+    from ovrs.tiling import Plan
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "adaptation.npz"
+_SEED = 0
+
+
+def sample_tiles(scene: SceneSource, plan: Plan, count: int) -> Iterator[TileSample]:
+    """Up to `count` tiles with valid pixels, spread over the scene at random but always the same for a plan."""
+    rows, cols = plan.tile_shape
+    found = 0
+    for index in np.random.default_rng(_SEED).permutation(rows * cols):
+        if found == count:
+            return
+        tile = plan.tile(*divmod(int(index), cols))
+        pixels = scene.read(tile.window)
+        if pixels.valid.any():
+            found += 1
+            crops = tuple(c.relative_to(tile.window) for c in tile.crops)
+            yield np.ascontiguousarray(pixels.rgb), np.ascontiguousarray(pixels.valid), crops
+
+
+def learn(segmenter: SceneAdaptive, scene: SceneSource, plan: Plan, count: int, file: Path) -> None:
+    """Adapt to a sample of the scene and write the result, unless an earlier attempt did."""
+    if file.exists():
+        return
+    state = segmenter.adapt_scene(sample_tiles(scene, plan, count))
+    log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
+    temporary = file.with_name(f".{file.name}.tmp.npz")
+    np.savez(temporary, allow_pickle=False, **state)
+    temporary.replace(file)
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of what was learned, for provenance and for workers that keep a segmenter.
+
+    Raises:
+        StoreError: The file is gone, so the finished blocks cannot be continued alike.
+    """
+    if not file.is_file():
+        raise StoreError(f"{file} is missing: what this run learned from its scene; begin anew with --overwrite")
+    with np.load(file, allow_pickle=False) as state:
+        digest = hashlib.sha256()
+        for name in sorted(state.files):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(state[name]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def facts_of(file: Path) -> dict[str, Any]:
+    """What a map's provenance says of the adaptation to its scene."""
+    with np.load(file, allow_pickle=False) as state:
+        return {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
