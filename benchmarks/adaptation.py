@@ -1,0 +1,244 @@
+"""Prompts and adaptation on labelled images: every row of the papers' comparison, clean and corrupted.
+
+    python -m benchmarks.adaptation --data DATA --sets czortho dubai [--rows all|text] [--corruption all --severity 3 5]
+
+The image is one tile: no blending between tiles, so that rows differ by the method alone. Methods that only change the
+text share one encoding of each image. One line per set, corruption and row; `--out` appends them to a CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.sets import SETS, LabelledSet, renamed
+from ovrs.corruptions import CORRUPTIONS, corrupt
+from ovrs.evaluate import Confusion
+from ovrs.grid import Window
+from ovrs.model import tmpa
+from ovrs.model.build import build_clip_segmenter
+from ovrs.model.segmenter import ClipSegmenter, TmpaSegmenter
+from ovrs.options import MethodOptions, ModelOptions
+from ovrs.tiling import crop_starts
+
+if TYPE_CHECKING:
+    from ovrs.model.features import TileFeatures
+    from ovrs.vocabulary import Vocabulary
+
+TEXT_ROWS: dict[str, dict[str, Any]] = {
+    "names": {"method": "none", "prompts": "names"},
+    "+ synonyms": {"method": "none", "prompts": "synonyms"},
+    "+ descriptions": {"method": "none"},
+    "fixed alpha 0.02": {"method": "tmpa", "steps": 0},
+    "fixed alpha 0.1": {"method": "tmpa", "steps": 0, "alpha_init": 0.1},
+    "TMPA": {"method": "tmpa"},
+    "TMPA + shift": {"method": "tmpa_shift"},
+}
+STUDY_ROWS: dict[str, dict[str, Any]] = {
+    "descriptions, max": {"method": "none", "aggregate": "max"},
+    "descriptions, mean": {"method": "none", "aggregate": "mean"},
+    "descriptions, no prefix, max": {"method": "none", "prefix": False, "aggregate": "max"},
+    "descriptions, no prefix, mean": {"method": "none", "prefix": False, "aggregate": "mean"},
+    "names, TMPA, absent text": {"method": "tmpa", "prompts": "names", "absent": "text"},
+    "names, TMPA, absent mean": {"method": "tmpa", "prompts": "names", "absent": "mean"},
+    "TMPA, max, absent text": {"method": "tmpa", "aggregate": "max", "absent": "text"},
+    "TMPA, max, absent mean": {"method": "tmpa", "aggregate": "max", "absent": "mean"},
+    "TMPA, mean, absent text": {"method": "tmpa", "aggregate": "mean", "absent": "text"},
+    "TMPA, mean, absent mean": {"method": "tmpa", "aggregate": "mean", "absent": "mean"},
+    "fixed 0.05, mean, absent mean": {
+        "method": "tmpa",
+        "steps": 0,
+        "alpha_init": 0.05,
+        "aggregate": "mean",
+        "absent": "mean",
+    },
+    "fixed 0.1, mean, absent mean": {
+        "method": "tmpa",
+        "steps": 0,
+        "alpha_init": 0.1,
+        "aggregate": "mean",
+        "absent": "mean",
+    },
+    "fixed 0.2, mean, absent mean": {
+        "method": "tmpa",
+        "steps": 0,
+        "alpha_init": 0.2,
+        "aggregate": "mean",
+        "absent": "mean",
+    },
+}
+NORM_ROWS: dict[str, dict[str, Any]] = {
+    "TENT": {"method": "tent"},
+    "TPT": {"method": "tpt"},
+    "CLIPArTT": {"method": "clipartt"},
+    "WATT": {"method": "watt"},
+    "MLMP": {"method": "mlmp"},
+}
+DENSE_ROWS = {
+    f"dense {v}": {"method": "none", "dense": v} for v in ("vanilla", "maskclip", "sclip", "clearclip", "naclip", "gem")
+}
+GROUPS = {"text": TEXT_ROWS, "study": STUDY_ROWS, "norms": NORM_ROWS, "dense": DENSE_ROWS}
+
+
+@dataclass
+class Row:
+    """A segmenter under test."""
+
+    name: str
+    segmenter: Any
+    shares_features: bool
+
+    def scores(self, rgb: np.ndarray, crops: tuple[Window, ...], features: TileFeatures | None) -> np.ndarray:
+        if features is None or not self.shares_features:
+            return self.segmenter.segment(rgb, np.ones(rgb.shape[1:], bool), crops).scores
+        if isinstance(self.segmenter, ClipSegmenter):
+            return self.segmenter.classify(features, self.segmenter.text, self.segmenter.base_text, ()).scores
+        frozen = self.segmenter.frozen
+        found = tmpa.calibrate(features, frozen.bank, self.segmenter.settings)
+        return frozen.classify(features, found.text, found.base_text, ()).scores
+
+
+def build_rows(
+    table: dict[str, dict[str, Any]], words: Vocabulary, model: ModelOptions, common: dict[str, Any]
+) -> list[Row]:
+    rows = []
+    for name, given in table.items():
+        segmenter = build_clip_segmenter(model, MethodOptions.model_validate({**common, **given}), words)
+        shared = isinstance(segmenter, ClipSegmenter | TmpaSegmenter) and "dense" not in given
+        rows.append(Row(name, segmenter, shared))
+    return rows
+
+
+def windows(shape: tuple[int, int], crop: int, stride: int) -> tuple[Window, ...]:
+    size = (min(crop, shape[0]), min(crop, shape[1]))
+    return tuple(
+        Window(r, c, *size) for r in crop_starts(shape[0], crop, stride) for c in crop_starts(shape[1], crop, stride)
+    )
+
+
+def evaluate(
+    rows: list[Row], pairs: list[tuple[np.ndarray, np.ndarray]], change: Callable[[np.ndarray, int], np.ndarray]
+) -> dict[str, Confusion]:
+    """One confusion matrix per row over all images."""
+    geometry = rows[0].segmenter.geometry
+    first = rows[0].segmenter
+    frozen = first if isinstance(first, ClipSegmenter) else first.frozen
+    found = {row.name: Confusion.empty(first.class_count) for row in rows}
+    for index, (image, labels) in enumerate(pairs):
+        rgb = np.ascontiguousarray(np.moveaxis(change(image, index), -1, 0))
+        crops = windows(rgb.shape[1:], geometry.crop, geometry.stride)
+        shared = [r for r in rows if r.shares_features]
+        features = frozen.encode(rgb, np.ones(rgb.shape[1:], bool), crops) if shared else None
+        for row in rows:
+            guess = row.scores(rgb, crops, features).argmax(0).astype(np.uint8)
+            size = (labels.shape[1], labels.shape[0])
+            full = np.asarray(Image.fromarray(guess).resize(size, Image.Resampling.NEAREST))
+            found[row.name] = found[row.name].add(full, labels)
+    return found
+
+
+def cut(pairs: list[tuple[np.ndarray, np.ndarray]], side: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The middle of every image, `side` shown pixels."""
+    if side is None:
+        return pairs
+    out = []
+    for image, labels in pairs:
+        sy, sx = labels.shape[0] / image.shape[0], labels.shape[1] / image.shape[1]
+        h, w = min(side, image.shape[0]), min(side, image.shape[1])
+        y, x = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
+        part = labels[round(y * sy) : round((y + h) * sy), round(x * sx) : round((x + w) * sx)]
+        out.append((np.ascontiguousarray(image[y : y + h, x : x + w]), part))
+    return out
+
+
+def nearest_colour(given: LabelledSet, data: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Confusion:
+    """The class whose mean colour in the training images is nearest: what knowing the colours alone is worth."""
+    classes = len(given.words.classes)
+    total, count = np.zeros((classes, 3)), np.zeros(classes)
+    for image, labels in given.pairs(data, held=False):
+        small = np.asarray(Image.fromarray(labels).resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST))
+        for c in range(classes):
+            total[c] += image[small == c].sum(0)
+            count[c] += (small == c).sum()
+    means = total / np.maximum(count, 1)[:, None]
+    score = Confusion.empty(classes)
+    for image, labels in pairs:
+        guess = np.linalg.norm(image[:, :, None] - means, axis=-1).argmin(-1).astype(np.uint8)
+        full = np.asarray(Image.fromarray(guess).resize(labels.shape[::-1], Image.Resampling.NEAREST))
+        score = score.add(full, labels)
+    return score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["czortho", "dubai"])
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--rows", nargs="+", choices=[*GROUPS, "paraphrases", "colour"], default=["text"])
+    parser.add_argument("--corruption", nargs="+", default=["none"], choices=["none", "all", *CORRUPTIONS])
+    parser.add_argument("--severity", nargs="+", type=int, default=[5])
+    parser.add_argument("--side", type=int, help="only the middle of each image, this many shown pixels")
+    parser.add_argument("--images", type=int, help="only so many images, evenly spread")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="method options for every row")
+    parser.add_argument("--out", type=Path, help="CSV to append to")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    from ovrs.preset import parse_settings
+
+    common, model = parse_settings(args.set), ModelOptions(model=args.model)
+    names = list(CORRUPTIONS) if args.corruption == ["all"] else args.corruption
+    for title in args.sets:
+        given = SETS[title]
+        pairs = cut(list(given.pairs(args.data)), args.side)
+        if args.images:
+            pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(args.images, len(pairs))).round().astype(int)]
+        print(f"\n{title}: {len(pairs)} images; {', '.join(given.words.class_names)}", flush=True)
+        table = {k: v for group in args.rows if group in GROUPS for k, v in GROUPS[group].items()}
+        rows = build_rows(table, given.words, model, common)
+        if "paraphrases" in args.rows:
+            plain = {"method": "none", "prompts": "names"}
+            rows += build_rows({"own names": plain}, given.words, model, common)
+            for k, other in enumerate(given.paraphrases):
+                rows += build_rows({f"paraphrase {k + 1}": plain}, renamed(given.words, other), model, common)
+        for name in names:
+            for severity in args.severity if name != "none" else [0]:
+                change = (
+                    (lambda image, _: image)
+                    if name == "none"
+                    else (lambda image, i, n=name, s=severity: corrupt(image, n, s, i))
+                )
+                found = evaluate(rows, pairs, change) if rows else {}
+                if "colour" in args.rows and name == "none":
+                    found["nearest mean colour"] = nearest_colour(given, args.data, pairs)
+                    majority = next(iter(found.values())).majority_miou()
+                    print(f"{'majority class':34} {majority:6.2f}")
+                report(title, name, severity, found, args.out)
+
+
+def report(title: str, corruption: str, severity: int, found: dict[str, Confusion], out: Path | None) -> None:
+    if corruption != "none":
+        print(f"{corruption} {severity}")
+    for name, score in found.items():
+        each = " ".join(f"{100 * v:5.1f}" for v in score.iou())
+        print(f"{name:34} {score.miou():6.2f} {score.accuracy():6.2f}   {each}", flush=True)
+    if out is not None:
+        new = not out.exists()
+        with out.open("a", newline="") as stream:
+            writer = csv.writer(stream)
+            if new:
+                writer.writerow(["set", "corruption", "severity", "row", "miou", "accuracy"])
+            writer.writerows(
+                [title, corruption, severity, n, round(s.miou(), 2), round(s.accuracy(), 2)] for n, s in found.items()
+            )
+
+
+if __name__ == "__main__":
+    main()
