@@ -1,6 +1,6 @@
 """Join both towers into a directory in open_clip's format (float16 safetensors): the bundled model.
 
-python -m training.export --work DIR --out ovrs/bundled
+python -m training.export --work DIR --out ovrs/assets
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _metadata(directory: Path | None) -> dict[str, Any]:
 
 def bundled_directory() -> Path:
     """Where the bundled model lies."""
-    return Path(str(resources.files("ovrs"))) / "bundled"
+    return Path(str(resources.files("ovrs"))) / "assets"
 
 
 def _directory(options: ModelOptions) -> Path | None:
