@@ -1,0 +1,148 @@
+"""Laws that hold without any reference: limits, permutations, counts of queries, presets."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_30_golden import tile_features
+from typer.testing import CliRunner
+
+from ovrs import options, preset
+from ovrs.__main__ import app
+from ovrs.errors import OptionError
+from ovrs.model import dense, mlmp
+from ovrs.model.dense import DENSE_VARIANTS, encode_prelude, last_block
+from ovrs.model.head import class_scores, join_queries
+from ovrs.model.methods import DENSE, METHOD_NAMES
+from ovrs.model.text import TextBank, queries_of
+from ovrs.model.tmpa import TmpaSettings, calibrate, find_prototypes
+from ovrs.vocabulary import ClassEntry, Vocabulary
+
+
+@pytest.mark.parametrize("variant", ["maskclip", "sclip", "clearclip", "naclip_kk", "segearth"])
+def test_last_blocks_without_neighbourhood_are_permutation_equivariant(tiny_clip, variant):
+    torch.manual_seed(0)
+    order = torch.randperm(16)
+    with torch.no_grad():
+        x, grid = encode_prelude(tiny_clip.visual, torch.randn(1, 3, 64, 64))
+        moved = torch.cat([x[:, :1], x[:, 1:][:, order]], 1)
+        first, second = (last_block(tiny_clip.visual, t, grid, variant).patches for t in (x, moved))
+    torch.testing.assert_close(second, first[:, order], atol=1e-5, rtol=0)
+
+
+def test_naclip_of_a_wide_neighbourhood_is_key_key_attention(tiny_clip, monkeypatch):
+    """A constant added to all patch logits shifts them against the class token alone: lengths change, directions do not."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(dense, "_NACLIP_SIGMA", 1e6)
+    prior = dense.gaussian_prior((4, 4), 1e6, torch.device("cpu"), torch.float64)
+    assert torch.equal(prior[1:, 1:], torch.ones(16, 16, dtype=torch.float64))
+    assert prior[0].sum() == prior[:, 0].sum() == 0
+    k = torch.randn(1, 2, 17, 64)
+    v = torch.randn(1, 2, 17, 64)
+    v[..., 0, :] = 0
+    wide, plain = (dense.mixing(name)(k, k, v, (4, 4))[..., 1:, :] for name in ("naclip", "naclip_kk"))
+    torch.testing.assert_close(F.normalize(wide, dim=-1), F.normalize(plain, dim=-1), atol=1e-5, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.floats(0, 1))
+def test_joined_queries(counts, share):
+    torch.manual_seed(sum(counts))
+    class_of = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)])
+    bank = TextBank(torch.zeros(len(class_of), 4), class_of, len(counts))
+    values = torch.rand(len(class_of), 3)
+    want = [
+        share * values[class_of == c].amax(0) + (1 - share) * values[class_of == c].mean(0) for c in range(len(counts))
+    ]
+    torch.testing.assert_close(join_queries(values, bank, share), torch.stack(want))
+
+
+def test_balanced_queries_make_a_repeated_query_worth_one():
+    """A class that repeats its only query gains nothing, in the mean and in the sum of its probabilities."""
+    logits = torch.tensor([[0.3], [0.1], [0.1], [0.1]])
+    bank = TextBank(torch.zeros(4, 2), torch.tensor([0, 1, 1, 1]), 2)
+    alone = class_scores(logits[:2], TextBank(torch.zeros(2, 2), torch.tensor([0, 1]), 2), 10)
+    balanced = (10 * logits + bank.balanced().offsets[:, None]).softmax(0)
+    np.testing.assert_allclose([balanced[0, 0], balanced[1:, 0].sum()], alone[:, 0], atol=1e-6)
+    assert bank.offsets is None
+
+
+def test_queries_of_a_vocabulary():
+    words = Vocabulary(
+        name="w",
+        classes=(
+            ClassEntry(name="Water", synonyms=("a lake",), descriptions=("Dark, smooth.",)),
+            ClassEntry(name="tree"),
+        ),
+    )
+    assert queries_of(words) == (["water", "a lake", "water dark, smooth", "tree"], [0, 0, 0, 1])
+    assert queries_of(words, prefix=False)[0][2] == "dark, smooth"
+    assert queries_of(words, "names") == (["water", "tree"], [0, 1])
+    assert queries_of(words, "synonyms") == (["water", "a lake", "tree"], [0, 0, 1])
+
+
+def test_classes_without_prototype_may_move_toward_the_mean_patch(golden, tiny_clip):
+    features = tile_features(tiny_clip, golden["img150x130"][0], 96, 48)
+    bank = TextBank(torch.from_numpy(golden["queries_avg80"]), torch.tensor(golden["query_idx"]), 5)
+    plain = TmpaSettings(scale=40.0, cls_weight=-0.3)
+    fair = TmpaSettings(scale=40.0, cls_weight=-0.3, absent="mean")
+    before, after = find_prototypes(features, bank, plain), find_prototypes(features, bank, fair)
+    assert not before.found.all()
+    assert after.found.all()
+    mean = F.normalize(features.patches.flatten(0, 1).mean(0), dim=0)
+    torch.testing.assert_close(after.vectors[~before.found], mean.expand(int((~before.found).sum()), -1))
+    torch.testing.assert_close(after.vectors[before.found], before.vectors[before.found])
+    still = TmpaSettings(scale=40.0, cls_weight=-0.3, absent="mean", steps=0)
+    assert (calibrate(features, bank, still).alpha == 0.02).all()
+
+
+def test_batches_in_float32_give_the_same_labels(tiny_visual_p8, golden):
+    """Probabilities to 1e-4 and 99.99 % equal labels after three steps."""
+    torch.manual_seed(0)
+    images = torch.from_numpy(golden["img80x112"]).repeat(4, 1, 1, 1) + 0.3 * torch.randn(4, 3, 80, 112)
+    words = torch.from_numpy(golden["tent_naclip_text"]).float()
+    given = mlmp.MlmpSettings(steps=3, scale=100.0)
+
+    def probabilities(batch):
+        return (100 * mlmp.adapt(tiny_visual_p8, batch, words[None], words, given).patches @ words.T).softmax(-1)
+
+    both = probabilities(images)
+    alone = torch.cat([probabilities(images[i : i + 1]) for i in range(4)])
+    assert (both - alone).abs().max() < 1e-4
+    assert (both.argmax(-1) == alone.argmax(-1)).float().mean() >= 0.9999
+
+
+def test_every_preset_is_valid_and_names_its_source():
+    assert {n.partition("/")[0] for n in preset.names()} == {"mlmp", "naclip", "segearth", "tmpa", "tmpa_released"}
+    for name in preset.names():
+        chosen = options.build(method=preset.method_options(name)).method
+        assert chosen.method in METHOD_NAMES
+        assert chosen.dense in DENSE_VARIANTS
+        assert "@" in preset.load(name.partition("/")[0]).source
+    assert preset.load("tmpa_released").tuned_on_labels
+    assert preset.method_options("tmpa_released/vaihingen")["cls_weight"] == -0.48
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: preset.load("magic"), "choose one of mlmp"),
+        (lambda: preset.method_options("segearth"), "an entry is needed"),
+        (lambda: preset.method_options("segearth/mars"), "segearth/loveda"),
+        (lambda: preset.parse_settings(["beta"]), "KEY=VALUE"),
+        (lambda: preset.parse_settings(["magic=1"]), "no such option"),
+        (lambda: preset.parse_settings(["beta=-1"]), "greater than or equal to 0"),
+    ],
+)
+def test_wrong_presets_and_settings_are_named(call, told):
+    with pytest.raises(OptionError, match=told):
+        call()
+
+
+def test_methods_are_listed():
+    assert {entry.name for entry in DENSE} == set(DENSE_VARIANTS)
+    shown = CliRunner().invoke(app, ["methods"]).output
+    for name in (*METHOD_NAMES, *DENSE_VARIANTS, "tmpa_released/vaihingen", "not zero-shot"):
+        assert name in shown
