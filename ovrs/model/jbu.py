@@ -44,7 +44,7 @@ class JbuStage(nn.Module):
         )
 
     def kernel(self, guide: Tensor) -> Tensor:
-        """Taps of every pixel `(B, Δ², H, W)` from the image at this stage's size `(B, 3, H, W)`.
+        """Taps of every pixel from the image at this stage's size `(B, 3, H, W)`, in the layout of `correlate`.
 
         Raises:
             ValueError: Fewer than radius + 1 rows or columns: reflection has nothing to reflect.
@@ -52,9 +52,20 @@ class JbuStage(nn.Module):
         if min(guide.shape[-2:]) <= self.radius:
             raise ValueError(f"joint bilateral upsampling needs more than {self.radius} pixels, got {guide.shape[-2:]}")
         near = correlate(self.range_proj(guide), self.radius)
-        weight = (self.range_temp.exp().clamp(1e-4, 1e4) * near).softmax(dim=1) * self.spatial()
-        weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-7)
-        return weight + 0.1 * self.fixup_proj(torch.cat([weight, guide], dim=1))
+        weight = (self.range_temp.exp().clamp(1e-4, 1e4) * near).softmax(dim=-1) * self.spatial().flatten()
+        weight = weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-7)
+        return weight + 0.1 * self._correction(weight, guide)
+
+    def _correction(self, weight: Tensor, guide: Tensor) -> Tensor:
+        """`fixup_proj` of taps and guide together, as matrix products on the taps' layout (its dropout is left out)."""
+        first, second = self.fixup_proj[0], self.fixup_proj[3]
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(second, nn.Conv2d)
+        matrix = first.weight[:, :, 0, 0]
+        taps = weight.shape[-1]
+        colour = F.pad(guide, (0, weight.shape[2] - guide.shape[-1])).permute(0, 2, 3, 1)
+        hidden = F.linear(weight, matrix[:, :taps]) + F.linear(colour, matrix[:, taps:], first.bias)
+        return F.linear(F.gelu(hidden), second.weight[:, :, 0, 0], second.bias)
 
     def spatial(self) -> Tensor:
         """Gaussian over the taps `(1, Δ², 1, 1)`, in normalised coordinates: -1 to 1 across the window."""
@@ -106,32 +117,39 @@ class Jbu(nn.Module):
 
 
 def correlate(x: Tensor, radius: int) -> Tensor:
-    """Dot products of every pixel with its reflect-padded neighbours: `(B, C, H, W)` to `(B, Δ², H, W)`."""
+    """Dot products of every pixel with its reflect-padded neighbours.
+
+    Args:
+        x: `(B, C, H, W)`.
+        radius: r, for Δ = 2 r + 1.
+
+    Returns:
+        `(B, H, W', Δ²)`, W' being W made up to whole strips; what lies beyond W means nothing.
+    """
     batch, _, height, width = x.shape
     diameter, strips = 2 * radius + 1, -(-width // _STRIP)
-    centre = _strips(F.pad(x, (0, strips * _STRIP - width)), 0)  # (B, H, strips, 16, C)
-    padded = F.pad(x, (radius,) * 4, mode="reflect")
-    around = _strips(F.pad(padded, (0, strips * _STRIP - width)), radius)  # (B, H + 2r, strips, 16 + 2r, C)
-    rows = []
-    for dy in range(diameter):
-        products = centre @ around[:, dy : dy + height].transpose(-1, -2)
-        rows.append(_diagonals(products, diameter))
-    taps = torch.stack(rows, dim=-2)  # (B, H, strips, 16, Δ, Δ)
-    return taps.reshape(batch, height, strips * _STRIP, diameter**2)[:, :, :width].permute(0, 3, 1, 2)
+    rest = strips * _STRIP - width
+    centre = _strips(F.pad(x, (0, rest)), 0)  # (B, H, strips, 16, C)
+    around = _strips(
+        F.pad(F.pad(x, (radius,) * 4, mode="reflect"), (0, rest)), radius
+    )  # (B, H + 2r, strips, 16 + 2r, C)
+    turned = around.transpose(-1, -2)
+    rows = [_diagonals(centre @ turned[:, dy : dy + height], diameter) for dy in range(diameter)]
+    return torch.stack(rows, dim=-2).view(batch, height, strips * _STRIP, diameter**2)
 
 
 def apply_kernel(x: Tensor, taps: Tensor, radius: int) -> Tensor:
-    """Weighted sums of the reflect-padded neighbours: `(B, C, H, W)`, `(B, Δ², H, W)` to `(B, C, H, W)`."""
+    """Weighted sums of the reflect-padded neighbours: `(B, C, H, W)` and taps as `correlate` lays them out."""
     batch, channels, height, width = x.shape
     diameter, strips = 2 * radius + 1, -(-width // _STRIP)
     padded = F.pad(x, (radius,) * 4, mode="reflect")
     around = _strips(F.pad(padded, (0, strips * _STRIP - width)), radius)
-    weights = F.pad(taps, (0, strips * _STRIP - width)).permute(0, 2, 3, 1)
-    weights = weights.reshape(batch, height, strips, _STRIP, diameter, diameter)
-    total = x.new_zeros(batch, height, strips, _STRIP, channels)
+    weights = taps.view(batch, height, strips, _STRIP, diameter, diameter).transpose(-2, -3)
+    bands = _bands(weights)  # (B, H, strips, Δ, 16, 16 + 2r)
+    total = x.new_zeros(batch * height * strips, _STRIP, channels)
     for dy in range(diameter):
-        total = total + _band(weights[..., dy, :]) @ around[:, dy : dy + height]
-    return total.reshape(batch, height, strips * _STRIP, channels)[:, :, :width].permute(0, 3, 1, 2)
+        total = torch.baddbmm(total, bands[..., dy, :, :].flatten(0, 2), around[:, dy : dy + height].flatten(0, 2))
+    return total.view(batch, height, strips * _STRIP, channels)[:, :, :width].permute(0, 3, 1, 2)
 
 
 def _strips(x: Tensor, radius: int) -> Tensor:
@@ -148,7 +166,7 @@ def _diagonals(products: Tensor, diameter: int) -> Tensor:
     return skewed[..., :diameter]
 
 
-def _band(weights: Tensor) -> Tensor:
+def _bands(weights: Tensor) -> Tensor:
     """The inverse of `_diagonals`: `(…, 16, Δ)` to `(…, 16, 16 + 2r)`, zero off the band."""
     diameter = weights.shape[-1]
     width = _STRIP + diameter - 1
