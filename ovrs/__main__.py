@@ -66,6 +66,9 @@ def map_command(
     pretrained: Annotated[str | None, typer.Option(help="open_clip's pretrained tag.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 for the vision tower.")] = None,
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="Compile the vision tower: slower start, faster tiles.")
+    ] = False,
     crop: Annotated[int | None, typer.Option(help="Side of the model's window in pixels.")] = None,
     stride: Annotated[int | None, typer.Option(help="Distance between windows.")] = None,
     method: Annotated[str | None, typer.Option(help="See `ovrs methods`.")] = None,
@@ -131,6 +134,7 @@ def map_command(
             "pretrained": pretrained,
             "device": device,
             "dtype": dtype,
+            "compile": compile_model or None,
             "crop": crop,
             "stride": stride,
         },

@@ -51,6 +51,8 @@ class ModelOptions(_Options):
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the vision tower; everything after it is float32."""
+    compile: bool = False
+    """Compile the tower's blocks with torch.compile; needs a C++ compiler (CPU) or Triton (CUDA), and a minute at start."""
     crop: int | None = Field(default=None, ge=16)
     """Side of the model's window in pixels. Default: the model's training size."""
     stride: int | None = Field(default=None, ge=1)
@@ -77,6 +79,8 @@ class MethodOptions(_Options):
     """`proxyclip` and `cass`: a local checkpoint of it; without one, timm fetches the published weights."""
     upsampler: str | None = None
     """`bilinear`, `jbu_one` or `jbu_stack`. Default: *model* (bilinear)."""
+    upsampler_rank: int = Field(default=64, ge=0)
+    """Joint bilateral upsamplers: dimensions in which the lengths of pixel features are measured; 0 takes all (exact)."""
     upsampler_weights: Path | None = None
     """Weights of a joint bilateral upsampler. Default: *model*."""
     cls_weight: float | None = Field(default=None, ge=-2, le=2)

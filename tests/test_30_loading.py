@@ -130,7 +130,7 @@ def test_the_bundled_model_is_whole_and_small():
     assert model.defaults["dense"] == "segearth"
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_agrees_with_float32(dtype):
     full, low = (segment(ModelOptions(crop=64, dtype=d)) for d in ("float32", dtype))
     assert np.abs(full - low).max() < 0.1

@@ -1,6 +1,7 @@
 """Minutes long: `make test-slow`."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,24 @@ def test_local_dask_processes_give_the_same_arrays(tmp_path):
     serial, dask = (zarr.open_group(tmp_path / f"{e}.zarr") for e in ("serial", "dask"))
     for name in ("label", "confidence"):
         np.testing.assert_array_equal(serial[name][:], dask[name][:])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_tower_gives_the_same_map():
+    from conftest import smooth
+
+    from ovrs import vocabulary
+    from ovrs.grid import Window
+    from ovrs.model.build import build_clip_segmenter
+    from ovrs.options import MethodOptions, ModelOptions
+
+    crops = (Window(0, 0, 160, 160),)
+    rgb, valid = smooth(160, 160), np.ones((160, 160), bool)
+    words = vocabulary.load("demo")
+    plain, compiled = (
+        build_clip_segmenter(ModelOptions(compile=c), MethodOptions(method="none"), words)
+        .segment(rgb, valid, crops)
+        .scores
+        for c in (False, True)
+    )
+    np.testing.assert_allclose(compiled, plain, atol=1e-4)

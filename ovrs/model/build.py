@@ -266,7 +266,8 @@ def _upsampler(method: MethodOptions, model: LoadedModel) -> Upsampler:
     if path is None and model.directory is not None:
         path = model.directory / f"{method.upsampler}.safetensors"
     dim = int(model.clip.visual.output_dim)
-    return JointBilateral(load_jbu(str(method.upsampler), path or Path(f"{method.upsampler}.ckpt"), dim, model.device))
+    net = load_jbu(str(method.upsampler), path or Path(f"{method.upsampler}.ckpt"), dim, model.device)
+    return JointBilateral(net, method.upsampler_rank or None)
 
 
 def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[str, Any]:
@@ -289,6 +290,8 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "prompts": method.prompts,
         "name_prefix": method.prefix,
         "upsampler": method.upsampler,
+        "upsampler_rank": None if method.upsampler == "bilinear" else method.upsampler_rank,
+        "compiled": parts.model_options.compile,
         "crop_ramp": settings.ramp,
         "batch": BATCH,
         "queries": len(bank.vectors),

@@ -67,6 +67,9 @@ def load(options: ModelOptions) -> LoadedModel:
     weights_hash = hash_weights(clip)
     dtype: torch.dtype = getattr(torch, options.dtype)
     clip.visual.to(device=device, dtype=dtype)
+    if options.compile:
+        for block in clip.visual.transformer.resblocks:
+            block.compile(dynamic=False)  # compiled at first use; the state dictionary keeps its names
     own = _metadata(directory)
     if own.get("sha256", weights_hash) != weights_hash:
         raise WeightsError(
