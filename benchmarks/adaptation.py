@@ -43,37 +43,23 @@ TEXT_ROWS: dict[str, dict[str, Any]] = {
     "TMPA + shift": {"method": "tmpa_shift"},
 }
 STUDY_ROWS: dict[str, dict[str, Any]] = {
-    "descriptions, max": {"method": "none", "aggregate": "max"},
-    "descriptions, mean": {"method": "none", "aggregate": "mean"},
-    "descriptions, no prefix, max": {"method": "none", "prefix": False, "aggregate": "max"},
-    "descriptions, no prefix, mean": {"method": "none", "prefix": False, "aggregate": "mean"},
-    "names, TMPA, absent text": {"method": "tmpa", "prompts": "names", "absent": "text"},
-    "names, TMPA, absent mean": {"method": "tmpa", "prompts": "names", "absent": "mean"},
-    "TMPA, max, absent text": {"method": "tmpa", "aggregate": "max", "absent": "text"},
-    "TMPA, max, absent mean": {"method": "tmpa", "aggregate": "max", "absent": "mean"},
-    "TMPA, mean, absent text": {"method": "tmpa", "aggregate": "mean", "absent": "text"},
-    "TMPA, mean, absent mean": {"method": "tmpa", "aggregate": "mean", "absent": "mean"},
-    "fixed 0.05, mean, absent mean": {
-        "method": "tmpa",
-        "steps": 0,
-        "alpha_init": 0.05,
-        "aggregate": "mean",
-        "absent": "mean",
-    },
-    "fixed 0.1, mean, absent mean": {
-        "method": "tmpa",
-        "steps": 0,
-        "alpha_init": 0.1,
-        "aggregate": "mean",
-        "absent": "mean",
-    },
-    "fixed 0.2, mean, absent mean": {
-        "method": "tmpa",
-        "steps": 0,
-        "alpha_init": 0.2,
-        "aggregate": "mean",
-        "absent": "mean",
-    },
+    f"{aggregate}{', no prefix' if not prefix else ''}{label}": {"aggregate": aggregate, "prefix": prefix, **given}
+    for aggregate in ("max", "mean")
+    for prefix in (True, False)
+    for label, given in {
+        "": {"method": "none"},
+        ", fixed 0.05, absent mean": {"method": "tmpa", "steps": 0, "alpha_init": 0.05, "absent": "mean"},
+        ", TMPA": {"method": "tmpa"},
+        ", TMPA, absent mean": {"method": "tmpa", "absent": "mean"},
+        ", TMPA, absent mean, shares kept": {"method": "tmpa", "absent": "mean", "keep_shares": 1.0},
+        ", TMPA, absent mean, shares kept x10": {"method": "tmpa", "absent": "mean", "keep_shares": 10.0},
+        ", TMPA from 0.05, absent mean, shares kept x10": {
+            "method": "tmpa",
+            "alpha_init": 0.05,
+            "absent": "mean",
+            "keep_shares": 10.0,
+        },
+    }.items()
 }
 NORM_ROWS: dict[str, dict[str, Any]] = {
     "TENT": {"method": "tent"},

@@ -112,6 +112,8 @@ class MethodOptions(_Options):
     alpha_max: float = Field(default=0.5, gt=0, le=1)
     absent: Literal["text", "mean"] | None = None
     """TMPA: what classes without prototype move toward. Default: *model* (text, the paper's)."""
+    keep_shares: float | None = Field(default=None, ge=0)
+    """TMPA: weight of keeping the tile's class shares. Default: *model* (0, the paper's loss)."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of α, of the LayerNorms, or of the context. Default: the method's own (TMPA 0.01, WATT 0.0001,
     others 0.001)."""

@@ -98,6 +98,24 @@ def test_classes_without_prototype_may_move_toward_the_mean_patch(golden, tiny_c
     assert (calibrate(features, bank, still).alpha == 0.02).all()
 
 
+def test_kept_shares_hold_the_classes_where_they_were(golden, tiny_clip):
+    """Entropy still falls, and the tile's class shares move less than with entropy alone."""
+    features = tile_features(tiny_clip, golden["img150x130"][0], 96, 48)
+    bank = TextBank(torch.from_numpy(golden["queries_avg80"]), torch.tensor(golden["query_idx"]), 5)
+
+    def shares(text):
+        scores = class_scores(text @ features.patches.flatten(0, 1).T, bank, 40.0)
+        return (scores / scores.sum(0)).mean(1)
+
+    before, drift = shares(bank.vectors), []
+    for weight in (0.0, 10.0):
+        given = TmpaSettings(scale=40.0, cls_weight=0.0, absent="mean", keep_shares=weight, steps=10)
+        found = calibrate(features, bank, given)
+        assert found.events == ("adapted",)
+        drift.append(float((before * (before / shares(found.text)).log()).sum()))
+    assert drift[1] < 0.5 * drift[0]
+
+
 def test_batches_in_float32_give_the_same_labels(tiny_visual_p8, golden):
     """Probabilities to 1e-4 and 99.99 % equal labels after three steps."""
     torch.manual_seed(0)

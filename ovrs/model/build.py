@@ -45,6 +45,7 @@ _CLIP_DEFAULTS: dict[str, Any] = {
     "upsampler": "bilinear",
     "aggregate": "max",
     "absent": "text",
+    "keep_shares": 0.0,
     "prefix": True,
 }
 """SegEarth-OV's settings, for models without recommendations of their own."""
@@ -54,7 +55,9 @@ _CASS_GLOBAL = 0.3
 
 OWN_OPTIONS: dict[str, frozenset[str]] = {
     "none": frozenset(),
-    "tmpa": frozenset({"adaptation", "steps", "alpha_init", "alpha_max", "absent", "lr", "anchors", "scene_tiles"}),
+    "tmpa": frozenset(
+        {"adaptation", "steps", "alpha_init", "alpha_max", "absent", "keep_shares", "lr", "anchors", "scene_tiles"}
+    ),
     "tmpa_compat": frozenset({"steps", "alpha_init", "lr_shift"}),
     "tent": frozenset({"steps", "lr"}),
     "mlmp": frozenset({"steps", "lr", "layers", "image_weight", "beta", "templates"}),
@@ -243,7 +246,7 @@ def _tmpa_settings(parts: _Parts) -> tmpa.TmpaSettings:
         cls_weight=own.cls_weight,
         max_share=own.max_share,
         shift=parts.method.method == "tmpa_shift",
-        **parts.given("steps", "lr", "lr_shift", "alpha_init", "alpha_max", "anchors", "absent"),
+        **parts.given("steps", "lr", "lr_shift", "alpha_init", "alpha_max", "anchors", "absent", "keep_shares"),
     )
 
 
