@@ -23,8 +23,10 @@ types: $(VENV)/installed
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.upsampler
+	$(BIN)/python -m benchmarks.speed
 
 # constraints.txt holds the tested versions; remove `-c constraints.txt` to try newer ones
 $(VENV)/installed: pyproject.toml constraints.txt

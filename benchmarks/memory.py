@@ -1,7 +1,7 @@
 """Peak memory against scene size, each run in a process of its own.
 
-    python benchmarks/memory.py                 # the trivial segmenter: 5,000² and 20,000², map and export
-    python benchmarks/memory.py --model bundled # the bundled model: 2,048², 4,096², 8,192²
+    python -m benchmarks.memory                 # the trivial segmenter: 5,000² and 20,000², map and export
+    python -m benchmarks.memory --model bundled # the bundled model: 2,048², 4,096², 8,192²
 
 Prints peak resident memory, and the same above the import baseline (a map of a 64 px scene). The scene is one
 generated tile mirrored over the raster, so that writing it does not dominate.

@@ -1,6 +1,6 @@
 """Do tile or block lines show in a map? Class changes across them against changes elsewhere.
 
-    python benchmarks/seams.py [--store MAP.zarr] [--size 8192]
+    python -m benchmarks.seams [--store MAP.zarr] [--size 8192]
 
 For each family of lines: share of label changes across the lines, over the share across all other pixel borders. The
 same ratio for 64 random offsets of the same lines gives the range that chance explains (2.5 to 97.5 %). Tiles are groups

@@ -1,6 +1,6 @@
 """How well the bundled text tower understands words and sentences it was not trained on.
 
-python benchmarks/text.py [--model bundled] [--phrases WORK/texts.json] [--teacher]
+python -m benchmarks.text [--model bundled] [--phrases WORK/texts.json] [--teacher]
 """
 
 from __future__ import annotations
