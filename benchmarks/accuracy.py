@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
@@ -23,7 +24,9 @@ from benchmarks.sets import SETS
 from ovrs import options, pipeline, store, vocabulary
 from ovrs.demo import write_demo_scene
 from ovrs.evaluate import Confusion
-from ovrs.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ovrs.vocabulary import Vocabulary
 
 ROWS = {
     "names only, no adaptation": {"method": "none", "prompts": "names"},

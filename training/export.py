@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -16,6 +17,9 @@ from safetensors.torch import save_file
 
 from ovrs.model.loading import _from_directory, hash_weights
 from training.model import CONFIG, build
+
+RECOMMENDED = {"absent": "mean", "keep_shares": 10.0}
+"""Method options that suit a model whose texts and patches were trained toward each other (model card)."""
 
 
 def main() -> None:
@@ -43,7 +47,10 @@ def main() -> None:
     (args.out / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
     scale = round(math.exp(float(vision["dense_scale"])), 2)
     clip, _, _ = _from_directory(args.out)
-    own = {"defaults": {"dense": "segearth", "cls_weight": 0.0, "logit_scale": scale}, "sha256": hash_weights(clip)}
+    if (args.work / "jbu_one.safetensors").exists():
+        shutil.copy(args.work / "jbu_one.safetensors", args.out / "jbu_one.safetensors")
+    defaults = {"dense": "segearth", "cls_weight": 0.0, "logit_scale": scale, **RECOMMENDED}
+    own = {"defaults": defaults, "sha256": hash_weights(clip)}
     (args.out / "ovrs.json").write_text(json.dumps(own, indent=1) + "\n")
     print(sum(p.numel() for p in model.parameters()) / 1e6, "M parameters, dense logit scale", scale)
 
