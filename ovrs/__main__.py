@@ -195,6 +195,64 @@ def methods() -> None:
 
 
 @app.command()
+def prompts(
+    words: Annotated[str, typer.Argument(metavar="VOCABULARY", help="A shipped name or a YAML file.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="YAML file to write.")] = None,
+    llm_base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's chat protocol.")] = None,
+    llm_model: Annotated[str | None, typer.Option(help="The model's name at that endpoint.")] = None,
+    scene_context: Annotated[str, typer.Option(help='Such as "RGB orthophoto, 0.1 m, German suburb, summer".')] = "",
+    count: Annotated[int, typer.Option(min=1, max=20, help="Descriptions per class.")] = 5,
+    rewrite: Annotated[bool, typer.Option("--rewrite", help="Also classes that have descriptions.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only look for faults in the file.")] = False,
+) -> None:
+    """Let a language model write context prompts, or check a prompt file. The key comes from OPENAI_API_KEY."""
+    from ovrs import vocabulary as room
+    from ovrs.errors import PromptError
+    from ovrs.model.text import cache_directory
+    from ovrs.prompts import LanguageModel, write_prompts
+
+    given = room.load(words)
+    if check:
+        _check_prompts(given)
+        return
+    if llm_model is None or out is None:
+        raise OptionError("name the model and the file to write: --llm-model NAME -o FILE.yaml (or --check)")
+    if rewrite:
+        given = given.model_copy(
+            update={"classes": tuple(c.model_copy(update={"descriptions": ()}) for c in given.classes)}
+        )
+    model = LanguageModel(base_url=llm_base_url, name=llm_model)
+    try:
+        done = write_prompts(
+            given,
+            model,
+            context=scene_context,
+            count=count,
+            cache=cache_directory() / "prompts",
+            progress=lambda name: typer.echo(f"written: {name}"),
+        )
+    except PromptError as error:
+        if error.partial is not None:
+            out.write_text(room.dump(error.partial), "utf-8")
+            typer.echo(f"{out} holds what was good; the same command asks for the rest", err=True)
+        raise
+    out.write_text(room.dump(done), "utf-8")
+    typer.echo(f"prompts: {out}")
+
+
+def _check_prompts(words: Vocabulary) -> None:
+    from ovrs.lint_prompts import lint
+    from ovrs.model.text import longest_template, token_count
+
+    findings = lint(words, token_count, longest_template())
+    for finding in findings:
+        typer.echo(finding)
+    if findings:
+        raise typer.Exit(1)
+    typer.echo("no faults found")
+
+
+@app.command()
 def resume(store: Store) -> None:
     """Go on with an interrupted run."""
     from ovrs import pipeline

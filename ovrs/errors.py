@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ovrs.vocabulary import Vocabulary
+
 
 class OvrsError(Exception):
     """Base class. A message says what was asked, what was found, and what to do."""
@@ -25,6 +30,14 @@ class VocabularyError(OvrsError, ValueError):
     """A class list or prompt file cannot be used."""
 
     exit_code = 2
+
+
+class PromptError(OvrsError):
+    """A language model could not be made to write prompts; what was good is kept."""
+
+    exit_code = 3
+    partial: Vocabulary | None = None
+    """The vocabulary with the classes that could be written."""
 
 
 class SceneReadError(OvrsError, OSError):

@@ -156,6 +156,12 @@ def parse(text: str, origin: str) -> Vocabulary:
         raise VocabularyError(f"{origin}: {faults}") from error
 
 
+def dump(words: Vocabulary) -> str:
+    """YAML text that `parse` reads back to the same vocabulary."""
+    content = words.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+
+
 def from_names(names: Sequence[str]) -> Vocabulary:
     """A vocabulary from bare class names: entries of the shipped land-cover library where the name or a synonym is
     known there, composed prompts elsewhere.

@@ -50,8 +50,8 @@ def queries_of(
     Args:
         vocabulary: The classes.
         prompts: Names only, names and synonyms, or these and the descriptions.
-        prefix: Put the class's name before each description, as TMPA's prompt files have it: a sentence such as "a dark
-            smooth surface" fits more than one class, "water a dark smooth surface" does not.
+        prefix: Put the class's name before each description that does not hold it, as TMPA's prompt files have it: "a
+            dark smooth surface" fits more than one class, "water a dark smooth surface" does not.
     """
     queries, class_of = [], []
     for index, entry in enumerate(vocabulary.classes):
@@ -59,7 +59,8 @@ def queries_of(
         if prompts != "names":
             own += entry.synonyms
         if prompts == "all":
-            own += [f"{entry.name} {d}" if prefix else d for d in entry.descriptions]
+            name = entry.name.lower()
+            own += [f"{entry.name} {d}" if prefix and name not in d.lower() else d for d in entry.descriptions]
         queries += [clean(q) for q in own]
         class_of += [index] * len(own)
     return queries, class_of
@@ -90,6 +91,18 @@ def imagenet_templates() -> list[Callable[[str], str]]:
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     return list(OPENAI_IMAGENET_TEMPLATES)
+
+
+def longest_template() -> str:
+    """The template of the ensemble that leaves least room for a query."""
+    return max((template("{}") for template in imagenet_templates()), key=token_count)
+
+
+def token_count(sentence: str) -> int:
+    """Tokens of a sentence in CLIP's byte-pair code, start and end included, before any cutting."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return len(SimpleTokenizer().encode(sentence)) + 2
 
 
 def clean(query: str) -> str:
