@@ -1,0 +1,133 @@
+"""Commands about words and what is known: methods, prompts, vocabularies, catalogs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ovrs.errors import OptionError
+
+if TYPE_CHECKING:
+    from ovrs.vocabulary import Vocabulary
+
+app = typer.Typer()
+vocabularies = typer.Typer(help="Classes and their prompts.", no_args_is_help=True)
+catalogs = typer.Typer(help="Scenes, vocabularies and outputs by name.", no_args_is_help=True)
+app.add_typer(vocabularies, name="vocabulary")
+app.add_typer(catalogs, name="catalog")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, dense features and presets, each with its source."""
+    from ovrs import preset
+    from ovrs.model.methods import DENSE, METHODS
+
+    for title, entries in (("--method", METHODS), ("--dense", DENSE)):
+        typer.echo(f"{title}\n" + "\n".join(f"  {e.name:16} {e.what}  [{e.reference}; {e.status}]" for e in entries))
+    typer.echo("golden: equal to arrays of the authors' code; equations: from the paper, with property tests")
+    typer.echo("--preset")
+    for file in sorted({name.partition("/")[0] for name in preset.names()}):
+        found = preset.load(file)
+        tuned = "  (tuned on labels: not zero-shot)" if found.tuned_on_labels else ""
+        typer.echo(f"  {file}: {found.title}{tuned}\n    {', '.join(f'{file}/{e}' for e in found.datasets)}")
+
+
+@app.command()
+def prompts(
+    words: Annotated[str, typer.Argument(metavar="VOCABULARY", help="A shipped name or a YAML file.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="YAML file to write.")] = None,
+    llm_base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's chat protocol.")] = None,
+    llm_model: Annotated[str | None, typer.Option(help="The model's name at that endpoint.")] = None,
+    scene_context: Annotated[str, typer.Option(help='Such as "RGB orthophoto, 0.1 m, German suburb, summer".')] = "",
+    count: Annotated[int, typer.Option(min=1, max=20, help="Descriptions per class.")] = 5,
+    rewrite: Annotated[bool, typer.Option("--rewrite", help="Also classes that have descriptions.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only look for faults in the file.")] = False,
+) -> None:
+    """Let a language model write context prompts, or check a prompt file. The key comes from OPENAI_API_KEY."""
+    from ovrs import vocabulary as room
+    from ovrs.errors import PromptError
+    from ovrs.model.text import cache_directory
+    from ovrs.prompts import LanguageModel, write_prompts
+
+    given = room.load(words)
+    if check:
+        _check_prompts(given)
+        return
+    if llm_model is None or out is None:
+        raise OptionError("name the model and the file to write: --llm-model NAME -o FILE.yaml (or --check)")
+    if rewrite:
+        given = given.model_copy(
+            update={"classes": tuple(c.model_copy(update={"descriptions": ()}) for c in given.classes)}
+        )
+    model = LanguageModel(base_url=llm_base_url, name=llm_model)
+    try:
+        done = write_prompts(
+            given,
+            model,
+            context=scene_context,
+            count=count,
+            cache=cache_directory() / "prompts",
+            progress=lambda name: typer.echo(f"written: {name}"),
+        )
+    except PromptError as error:
+        if error.partial is not None:
+            out.write_text(room.dump(error.partial), "utf-8")
+            typer.echo(f"{out} holds what was good; the same command asks for the rest", err=True)
+        raise
+    out.write_text(room.dump(done), "utf-8")
+    typer.echo(f"prompts: {out}")
+
+
+def _check_prompts(words: Vocabulary) -> None:
+    from ovrs.lint_prompts import lint
+    from ovrs.model.text import longest_template, token_count
+
+    findings = lint(words, token_count, longest_template())
+    for finding in findings:
+        typer.echo(finding)
+    if findings:
+        raise typer.Exit(1)
+    typer.echo("no faults found")
+
+
+@vocabularies.command("list")
+def vocabulary_list() -> None:
+    """The shipped vocabularies."""
+    from ovrs import vocabulary as room
+
+    for name in room.shipped():
+        found = room.load(name)
+        typer.echo(f"{name:14} {len(found.classes):3} classes  {found.title}")
+
+
+@vocabularies.command("show")
+def vocabulary_show(name: Annotated[str, typer.Argument(help="A shipped name or a YAML file.")]) -> None:
+    """Classes and prompts of one vocabulary."""
+    from ovrs import vocabulary as room
+
+    for entry in room.load(name).classes:
+        typer.echo(f"{entry.name} ({', '.join(entry.synonyms) or 'no synonyms'}), {entry.prompt_source}")
+        for sentence in entry.descriptions:
+            typer.echo(f"    {sentence}")
+
+
+@catalogs.command("check")
+def catalog_check(path: Annotated[Path, typer.Argument()] = Path("data_catalog.yaml")) -> None:
+    """Check a catalog; every fault is named with its line."""
+    from ovrs import catalog as room
+
+    found = room.load(path)
+    typer.echo(f"{path}: {len(found.scenes)} scenes, {len(found.vocabularies)} vocabularies, in order")
+
+
+@catalogs.command("list")
+def catalog_list(path: Annotated[Path, typer.Argument()] = Path("data_catalog.yaml")) -> None:
+    """The scenes of a catalog."""
+    from ovrs import catalog as room
+
+    found = room.load(path)
+    for name, entry in sorted(found.scenes.items()):
+        typer.echo(f"{name:16} {entry.vocabulary:12} {found.uri(entry)}  {entry.title}")
