@@ -1,6 +1,7 @@
 """Who may import whom, and what a bare import costs. Read from the source, so that a slip fails here first."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,12 @@ def test_public_names_resolve():
         assert getattr(ovrs, name) is not None
     with pytest.raises(AttributeError):
         _ = ovrs.nothing
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda f: f.stem)
+def test_benchmarks_can_be_imported_and_tell_their_command(file, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    if file.stem != "__init__":
+        module = importlib.import_module(f"benchmarks.{file.stem}")
+        if hasattr(module, "main"):
+            assert f"python -m benchmarks.{file.stem}" in module.__doc__
