@@ -52,10 +52,11 @@ def main() -> None:
 
 
 def tower(name: str) -> Callable[[list[str]], np.ndarray]:
-    from ovrs.model.loading import load_model
+    from ovrs.model.loading import load
     from ovrs.model.text import embed, imagenet_templates
+    from ovrs.options import ModelOptions
 
-    model = load_model(name)
+    model = load(ModelOptions(model=name))
     plain = [lambda phrase: phrase]
     return lambda phrases: embed(
         model.clip, model.tokenize, phrases, imagenet_templates() if len(phrases) <= 64 else plain
