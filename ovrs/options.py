@@ -108,7 +108,8 @@ class MethodOptions(_Options):
     (crops then show as boxes; `tmpa_compat` always does this)."""
     steps: int | None = Field(default=None, ge=0, le=1000)
     """Optimisation steps per tile. Default: the method's own (TMPA 3, others 10); TMPA's 0 keeps the initial visual bias."""
-    alpha_init: float = Field(default=0.02, ge=0, le=1)
+    alpha_init: float | None = Field(default=None, ge=0, le=1)
+    """TMPA: visual bias to start from. Default: *model* (0.02; `tmpa_compat` always 0.02)."""
     alpha_max: float = Field(default=0.5, gt=0, le=1)
     absent: Literal["text", "mean"] | None = None
     """TMPA: what classes without prototype move toward. Default: *model* (text, the paper's)."""

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ovrs.model.loading import _from_directory, hash_weights
 from training.model import CONFIG, build
 
-RECOMMENDED = {"absent": "mean", "keep_shares": 10.0}
+RECOMMENDED = {"aggregate": "mean", "absent": "mean", "keep_shares": 100.0, "alpha_init": 0.05}
 """Method options that suit a model whose texts and patches were trained toward each other (model card)."""
 
 

@@ -61,6 +61,9 @@ def main() -> None:
     with torch.no_grad():
         net.fixup_proj[1].weight.zero_()
         net.fixup_proj[1].bias.zero_()
+        net.up.fixup_proj[3].weight.zero_()  # begin as a plain bilateral filter, a narrow one
+        net.up.fixup_proj[3].bias.zero_()
+        net.up.sigma_spatial.fill_(0.3)
     trained = list(net.up.parameters())
     optimiser = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.0)
     start, step, mean = time.time(), 0, None
@@ -85,7 +88,7 @@ def main() -> None:
         (loss / base.detach()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-        ratio = float(loss / base)
+        ratio = float(loss.detach() / base.detach())
         mean = ratio if mean is None else 0.95 * mean + 0.05 * ratio
         step += 1
         if step % 10 == 0:

@@ -96,6 +96,8 @@ def with_model_defaults(method: MethodOptions, model: LoadedModel) -> MethodOpti
         defaults["cls_weight"] = _CASS_GLOBAL / (1 - _CASS_GLOBAL)
     if method.method in NORM_METHODS or method.method == "tpt":
         defaults["cls_weight"] = 0.0  # none of these has a global term
+    if method.method == "tmpa_compat":
+        defaults.pop("alpha_init", None)  # the released start, whatever the model recommends
     wanted = {k: v for k, v in defaults.items() if k in type(method).model_fields and getattr(method, k) is None}
     return method.model_copy(update=wanted)
 
