@@ -231,30 +231,29 @@ def plain_tmpa(visual, image, text):
 @torch.no_grad()
 def plain_jbu(visual, image, text):
     """All 512 channels, one neighbour after the other."""
-    from ovrs.model.jbu import Jbu, JbuStage
+    from ovrs.model.jbu import Jbu
 
-    def correlate(x, radius):
-        padded = F.pad(x, (radius,) * 4, mode="reflect")
-        h, w = x.shape[-2:]
-        d = 2 * radius + 1
-        return torch.stack([(x * padded[..., i : i + h, j : j + w]).sum(1) for i in range(d) for j in range(d)], 1)
-
-    def apply(x, taps, radius):
-        padded = F.pad(x, (radius,) * 4, mode="reflect")
-        h, w = x.shape[-2:]
-        d, out = 2 * radius + 1, torch.zeros_like(x)
-        for n in range(d * d):
-            out += taps[:, n : n + 1] * padded[..., n // d : n // d + h, n % d : n % d + w]
-        return out
-
-    import ovrs.model.jbu as room
-
-    room.correlate, room.apply_kernel = correlate, apply
-    assert JbuStage is room.JbuStage
     net = Jbu("jbu_one", 512).eval().to(image.device)
-    patches = plain_tokens(visual, image)[0].transpose(1, 2).unflatten(-1, (14, 14))
-    full = F.normalize(net(patches, image), dim=1)
+    x = plain_tokens(visual, image)[0].transpose(1, 2).unflatten(-1, (14, 14))
+    for stage in net.stages():
+        x = plain_stage(stage, x, image)
+    full = F.normalize(x + 0.1 * net.fixup_proj(x), dim=1)
     torch.einsum("bdhw,md->bmhw", full, text)
+
+
+def plain_stage(stage, source, image):
+    h, w = source.shape[-2] * 2, source.shape[-1] * 2
+    r, d = stage.radius, stage.diameter
+    guide = F.adaptive_avg_pool2d(image, (h, w))
+    z = stage.range_proj(guide)
+    offsets = [(i, j) for i in range(d) for j in range(d)]
+    padded = F.pad(z, (r,) * 4, mode="reflect")
+    near = torch.stack([(z * padded[..., i : i + h, j : j + w]).sum(1) for i, j in offsets], 1)
+    weight = (stage.range_temp.exp() * near).softmax(1) * stage.spatial()
+    weight = weight / weight.sum(1, keepdim=True)
+    weight = weight + 0.1 * stage.fixup_proj(torch.cat([weight, guide], 1))
+    padded = F.pad(F.interpolate(source, size=(h, w), mode="bicubic"), (r,) * 4, mode="reflect")
+    return sum(weight[:, n : n + 1] * padded[..., i : i + h, j : j + w] for n, (i, j) in enumerate(offsets))
 
 
 def clock(device: str) -> float:
