@@ -108,10 +108,12 @@ def test_a_batch_equals_single_images(golden, tiny_clip_p8, reference, stack, en
     images = torch.from_numpy(golden["img80x112"]).double()
     images = torch.cat([images, images.flip(-1) * 0.8 + 0.1])
 
+    def singly(sentences):
+        """One by one: the text tower is float32, and its rounding depends on what is encoded together."""
+        return torch.cat([encode([s]) for s in sentences]).double()
+
     def run(batch):
         if method == "clipartt":
-            # one by one: the text tower is float32, and its rounding depends on what is encoded together
-            singly = lambda sentences: torch.cat([encode([s]) for s in sentences]).double()  # noqa: E731
             return run_clipartt(clip, batch, reference.double(), golden, singly, steps=3)
         mode = "parallel" if method.endswith("parallel") else "sequential"
         return watt(clip.visual, batch, stack.double(), PseudoSettings(rounds=2, mode=mode))
