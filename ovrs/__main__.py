@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs import cli_words
+from ovrs import cli_sam3, cli_words
 from ovrs.errors import OptionError, OvrsError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time.",
 )
 app.add_typer(cli_words.app)  # without a name: its commands stand beside ours
+app.add_typer(cli_sam3.app, name="sam3")
 
 Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=False)]
 
@@ -59,7 +60,10 @@ def map_command(
         bool, typer.Option("--allow-ungeoreferenced", help="Map a raster that has no place on the ground.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="bundled, an open_clip name, or a directory in open_clip's format.")
+        str | None,
+        typer.Option(
+            help="bundled, an open_clip name, a directory in open_clip's format, sam3, or a directory of SAM 3."
+        ),
     ] = None,
     pretrained: Annotated[str | None, typer.Option(help="open_clip's pretrained tag.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
@@ -101,7 +105,7 @@ def map_command(
 ) -> None:
     """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
     from ovrs import options, pipeline
-    from ovrs.preset import method_options, parse_settings
+    from ovrs.preset import merged, method_options, parse_settings
 
     reading = {
         "bands": _numbers(bands, "--bands", int),
@@ -137,8 +141,7 @@ def map_command(
             "stride": stride,
         },
         method={
-            **(method_options(preset) if preset else {}),
-            **parse_settings(settings or []),
+            **merged(method_options(preset) if preset else {}, parse_settings(settings or [])),
             **given(
                 method=method,
                 dense=dense,

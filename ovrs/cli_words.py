@@ -23,9 +23,9 @@ app.add_typer(catalogs, name="catalog")
 def methods() -> None:
     """List the methods, dense features and presets, each with its source."""
     from ovrs import preset
-    from ovrs.model.methods import DENSE, METHODS
+    from ovrs.model.methods import DENSE, METHODS, SAM3_METHODS
 
-    for title, entries in (("--method", METHODS), ("--dense", DENSE)):
+    for title, entries in (("--method", METHODS), ("--method, with --model sam3", SAM3_METHODS), ("--dense", DENSE)):
         typer.echo(f"{title}\n" + "\n".join(f"  {e.name:16} {e.what}  [{e.reference}; {e.status}]" for e in entries))
     typer.echo("golden: equal to arrays of the authors' code; equations: from the paper, with property tests")
     typer.echo("--preset")

@@ -58,6 +58,12 @@ class WeightsError(OvrsError):
     exit_code = 3
 
 
+class Sam3WeightsMissing(WeightsError, FileNotFoundError):  # noqa: N818  (the name that users of SAM 3 look for)
+    """SAM 3's gated weights are not where they were looked for; the message says how to get them."""
+
+    exit_code = 2
+
+
 class StoreError(OvrsError):
     """The output store cannot be created, opened or finished."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ovrs.errors import OptionError
+
+SAM3_NAMES = ("sam3", "facebook/sam3", "sam3-tiny")
 
 
 class _Options(BaseModel):
@@ -44,7 +47,8 @@ class ModelOptions(_Options):
     """Which network gives the features."""
 
     model: str = "bundled"
-    """`bundled`, an open_clip name such as `ViT-B-16`, or a local directory in open_clip's format."""
+    """`bundled`, an open_clip name such as `ViT-B-16`, a local directory in open_clip's format; `sam3`, a directory with
+    SAM 3's weights, or `sam3-tiny`."""
     pretrained: str | None = None
     """open_clip's pretrained tag, for a model named by open_clip's name."""
     device: str = "auto"
@@ -56,7 +60,70 @@ class ModelOptions(_Options):
     crop: int | None = Field(default=None, ge=16)
     """Side of the model's window in pixels. Default: the model's training size."""
     stride: int | None = Field(default=None, ge=1)
-    """Distance between windows. Default: half the crop."""
+    """Distance between windows. Default: half the crop; SAM 3 three quarters."""
+
+    @property
+    def family(self) -> Literal["clip", "sam3", "trivial"]:
+        """Which kind of network `model` names; a directory tells by its `config.json`."""
+        if self.model == "trivial":
+            return "trivial"
+        if self.model in SAM3_NAMES:
+            return "sam3"
+        config = Path(self.model) / "config.json"
+        if config.is_file() and not (Path(self.model) / "open_clip_config.json").is_file():
+            kind = str(json.loads(config.read_text("utf-8")).get("model_type", ""))
+            return "sam3" if kind.startswith("sam3") else "clip"
+        return "clip"
+
+
+class Sam3Options(_Options):
+    """SAM 3's methods (`docs/sam3.md`); on the command line `--set sam3.NAME=VALUE`."""
+
+    structure_head: Literal["both", "semantic", "instance"] = "both"
+    """CoCo-SAM3: which masks are evidence."""
+    structure_prompts: Literal["name", "all"] | None = None
+    """Whether the detector is asked for synonyms too. Default: `segearth_ov3` all, others name."""
+    score_floor: float = Field(default=0.3, ge=0, le=1)
+    """CoCo-SAM3: instances with a lower object score do not count."""
+    confidence: float = Field(default=0.3, ge=0, le=1)
+    """SegEarth-OV3: the same, for object score times presence."""
+    presence_weight: float = Field(default=1.0, ge=0)
+    """CoCo-SAM3: weight of the presence logit."""
+    presence_rescue: bool = False
+    """CoCo-SAM3: on a tile where no class is present, judge background by the masks alone."""
+    presence_floor: float | None = None
+    """Phrases whose presence logit lies below it are not given masks (saves the mask decoder). Default: all are."""
+    prior_space: Literal["none", "rs_clip", "sam3", "sam3_neck", "prototype", "aligned"] = "rs_clip"
+    """Where pixels are compared with phrases."""
+    prior_preset: Literal["stabilised", "literal"] = "stabilised"
+    """Spaces inside SAM 3: with layer norm and centring, or the bare product."""
+    prior_layer: int | None = Field(default=None, ge=0)
+    """Block of the vision tower (from 0). Default: the last global layer but one (23)."""
+    prior_weight: float = Field(default=1.0, ge=0)
+    """λ. Used only when the space passed the probe."""
+    prior_tau: float = Field(default=0.1, gt=0)
+    """Temperature of the cosines."""
+    prior_model: str = "bundled"
+    """`rs_clip`: any CLIP that --model takes."""
+    prior_pretrained: str | None = None
+    require_probe: bool = True
+    """Keep λ at 0 until a verdict accepts the space; false is for ablations."""
+    probe: Path | None = None
+    """Verdict written by `ovrs sam3 probe`."""
+    alignment: Path | None = None
+    """`aligned`: map written by `ovrs sam3 align`."""
+    synonyms: int = Field(default=3, ge=0)
+    """At most so many synonyms of a class; 0 is the paper's SEC row."""
+    background: Literal["threshold", "prompt"] | None = None
+    """Whether the background class is only what stays below the threshold, or asked for too. Default: `segearth_ov3`
+    prompt, others threshold."""
+    prompt_chunk: int | None = Field(default=None, ge=1)
+    """Phrases grounded at a time. Default: 2 on a CPU, 4 on a GPU (halved when its memory is short)."""
+
+    @field_validator("probe", "alignment")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.absolute()
 
 
 class MethodOptions(_Options):
@@ -142,6 +209,8 @@ class MethodOptions(_Options):
     """CASS: where the tree of class names is cut. Default: 0.06."""
     amount: float | None = Field(default=None, ge=0, le=1)
     """CASS: how far a class moves toward the image. Default: 0.03."""
+    sam3: Sam3Options = Sam3Options()
+    """SAM 3's methods only."""
 
     @field_validator("proxy_weights", "upsampler_weights")
     @classmethod
@@ -183,9 +252,13 @@ def build(**sections: Mapping[str, object]) -> MapOptions:
         OptionError: Names each wrong field, its value and the limit.
     """
     try:
-        return MapOptions.model_validate(
+        options = MapOptions.model_validate(
             {k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()}
         )
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
         raise OptionError(faults) from error
+    if options.model.family == "sam3" and "method" not in options.method.model_fields_set:
+        method = options.method.model_copy(update={"method": "coco_sam3"})
+        return options.model_copy(update={"method": method})
+    return options

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ovrs.errors import OptionError
-from ovrs.options import MethodOptions
+from ovrs.options import MethodOptions, Sam3Options
 
 
 class Preset(BaseModel):
@@ -55,7 +55,13 @@ def method_options(name: str) -> dict[str, Any]:
     if entry not in preset.datasets:
         told = f"{entry!r} is none of its entries" if entry else "an entry is needed"
         raise OptionError(f"preset {file}: {told}; choose one of {', '.join(f'{file}/{e}' for e in preset.datasets)}")
-    return {**preset.common, **preset.datasets[entry]}
+    return merged(preset.common, preset.datasets[entry])
+
+
+def merged(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """`first` with what `then` says; the section `sam3` is joined key by key."""
+    nested = {**first.get("sam3", {}), **then.get("sam3", {})}
+    return {**first, **then, **({"sam3": nested} if nested else {})}
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -64,14 +70,20 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     Raises:
         OptionError: No equals sign, an unknown key, or a value that does not fit it.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise OptionError(f"--set wants KEY=VALUE, got {pair!r}")
-        if key not in MethodOptions.model_fields:
-            raise OptionError(f"--set {key}: no such option; choose one of {', '.join(MethodOptions.model_fields)}")
-        found[key] = yaml.safe_load(value)
+        section, _, own = key.partition(".")
+        fields: set[str] = set(MethodOptions.model_fields) - {"sam3"}
+        fields |= {f"sam3.{name}" for name in Sam3Options.model_fields}
+        if key not in fields:
+            raise OptionError(f"--set {key}: no such option; choose one of {', '.join(sorted(fields))}")
+        if own:
+            found.setdefault(section, {})[own] = yaml.safe_load(value)
+        else:
+            found[key] = yaml.safe_load(value)
     try:
         MethodOptions.model_validate(found)
     except ValidationError as error:

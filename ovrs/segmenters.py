@@ -53,7 +53,8 @@ def build(spec: SegmenterSpec) -> Segmenter:
 
 
 def _make(spec: SegmenterSpec) -> Segmenter:
-    if spec.model.model == "trivial":
+    family = spec.model.family
+    if family == "trivial":
         from ovrs.testing import ColourSegmenter
         from ovrs.tiling import TileGeometry
 
@@ -61,9 +62,15 @@ def _make(spec: SegmenterSpec) -> Segmenter:
         return ColourSegmenter(
             len(spec.vocabulary.classes), TileGeometry(crop=crop, stride=spec.model.stride or crop // 2)
         )
-    from ovrs.model.build import build_clip_segmenter
+    segmenter: Segmenter
+    if family == "sam3":
+        from ovrs.model.sam3.build import build_sam3_segmenter
 
-    segmenter = build_clip_segmenter(spec.model, spec.method, spec.vocabulary)
+        segmenter = build_sam3_segmenter(spec.model, spec.method, spec.vocabulary)
+    else:
+        from ovrs.model.build import build_clip_segmenter
+
+        segmenter = build_clip_segmenter(spec.model, spec.method, spec.vocabulary)
     if spec.state is None:
         return segmenter
     if not isinstance(segmenter, SceneAdaptive):

@@ -36,6 +36,8 @@ class ClassEntry(_Model):
     """Other words for the same ground; each is a query of its own."""
     descriptions: tuple[str, ...] = ()
     """One-sentence context prompts about what is visible from above."""
+    phrases: tuple[str, ...] = ()
+    """Short singular nouns for detectors that are asked for concepts (SAM 3), the best first. Default: name and synonyms."""
     colour: HexColour | None = None
     prompt_source: str = "library"
     """`library`, `composed`, or the language model that wrote the descriptions."""
@@ -44,6 +46,11 @@ class ClassEntry(_Model):
     @classmethod
     def _strip(cls, value: str) -> str:
         return value.strip()
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """What a detector is asked for: `phrases`, else name and synonyms; lower case, none twice."""
+        return tuple(dict.fromkeys(w.strip().lower() for w in self.phrases or (self.name, *self.synonyms)))
 
     @property
     def queries(self) -> tuple[str, ...]:
@@ -112,7 +119,10 @@ class Vocabulary(_Model):
 
     def digest(self) -> str:
         """SHA-256 over everything that can change the map (not colours, not provenance)."""
-        content = [[c.name, list(c.synonyms), list(c.descriptions)] for c in self.classes]
+        content = [
+            [c.name, list(c.synonyms), list(c.descriptions), *([list(c.phrases)] if c.phrases else [])]
+            for c in self.classes
+        ]
         rule = None if self.background is None else [self.background.class_name, self.background.threshold]
         return hashlib.sha256(json.dumps([content, rule]).encode()).hexdigest()
 

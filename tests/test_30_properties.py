@@ -15,7 +15,7 @@ from ovrs.errors import OptionError
 from ovrs.model import dense, mlmp
 from ovrs.model.dense import DENSE_VARIANTS, encode_prelude, last_block
 from ovrs.model.head import class_scores, join_queries
-from ovrs.model.methods import DENSE, METHOD_NAMES
+from ovrs.model.methods import DENSE, METHOD_NAMES, SAM3_METHOD_NAMES
 from ovrs.model.text import TextBank, queries_of
 from ovrs.model.tmpa import TmpaSettings, calibrate, find_prototypes
 from ovrs.vocabulary import ClassEntry, Vocabulary
@@ -133,12 +133,17 @@ def test_batches_in_float32_give_the_same_labels(tiny_visual_p8, golden):
 
 
 def test_every_preset_is_valid_and_names_its_source():
-    assert {n.partition("/")[0] for n in preset.names()} == {"mlmp", "naclip", "segearth", "tmpa", "tmpa_released"}
+    files = {n.partition("/")[0] for n in preset.names()}
+    assert files == {"mlmp", "naclip", "sam3", "segearth", "segearth_ov3", "tmpa", "tmpa_released"}
     for name in preset.names():
         chosen = options.build(method=preset.method_options(name)).method
+        source = preset.load(name.partition("/")[0]).source
+        if chosen.method in SAM3_METHOD_NAMES:
+            assert "arXiv" in source
+            continue
         assert chosen.method in METHOD_NAMES
         assert chosen.dense in DENSE_VARIANTS
-        assert "@" in preset.load(name.partition("/")[0]).source
+        assert "@" in source
     assert preset.load("tmpa_released").tuned_on_labels
     assert preset.method_options("tmpa_released/vaihingen")["cls_weight"] == -0.48
 

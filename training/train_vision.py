@@ -135,6 +135,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help="highest learning rate")
+    parser.add_argument("--resume", action="store_true", help="go on from WORK/vision.pt, at the native size only")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
@@ -157,12 +159,16 @@ def main() -> None:
         betas=(0.9, 0.98),
     )
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if args.resume:
+        before = torch.load(args.work / "vision.pt", weights_only=True)
+        visual.load_state_dict(before["visual"])
+        dense_scale.data, image_scale.data = before["dense_scale"].clone(), before["image_scale"].clone()
     start, step = time.time(), 0
     while (progress := (time.time() - start) / 60 / args.minutes) < 1:
-        rate = PEAK_RATE * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-6
+        rate = args.rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-6
         for group in optimiser.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
-        size, n_dense, n_scene = SMALL if progress < SMALL_SHARE else NATIVE
+        size, n_dense, n_scene = SMALL if progress < SMALL_SHARE and not args.resume else NATIVE
         pairs = [rng.choice(m.by_set[n]) for n in rng.choices(list(DRAW_SET), list(DRAW_SET.values()), k=n_dense)]
         crops = [dense_crop(p, seen, size, rng) for p, seen in pairs]
         rows = draw.choice(len(m.scene_share), n_scene, p=m.scene_share)

@@ -13,7 +13,7 @@ from ovrs.model import mlmp, pseudo, tmpa, tmpa_compat, tpt
 from ovrs.model.dense import DENSE_VARIANTS, LAST_BLOCK_VARIANTS, DenseVariant, native_size, patch_size
 from ovrs.model.features import EXTERNAL_VARIANTS, Encoder
 from ovrs.model.loading import LoadedModel, load
-from ovrs.model.methods import METHOD_NAMES, NORM_METHODS
+from ovrs.model.methods import METHOD_NAMES, NORM_METHODS, SAM3_METHOD_NAMES
 from ovrs.model.proxy import ExternalViT
 from ovrs.model.refine import Refined, RefineSettings
 from ovrs.model.segmenter import (
@@ -31,6 +31,7 @@ from ovrs.model.segmenter import (
 )
 from ovrs.model.text import TextBank, build_prompt_stack, build_text_bank, clean, encode_sentences, queries_of
 from ovrs.model.upsample import UPSAMPLERS, Bilinear, JointBilateral, Upsampler, load_jbu
+from ovrs.options import Sam3Options
 from ovrs.tiling import TileGeometry
 
 if TYPE_CHECKING:
@@ -103,12 +104,16 @@ def with_model_defaults(method: MethodOptions, model: LoadedModel) -> MethodOpti
 
 
 def _check(method: MethodOptions, vocabulary: Vocabulary) -> None:
+    if method.method in SAM3_METHOD_NAMES:
+        raise OptionError(f"method {method.method} needs SAM 3: add --model sam3 (or a directory with its weights)")
     if method.method not in METHOD_NAMES:
         raise OptionError(f"method {method.method!r} is unknown; choose one of {', '.join(METHOD_NAMES)}")
     if method.dense is not None and method.dense not in DENSE_VARIANTS:
         raise OptionError(f"dense variant {method.dense!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}")
     if method.upsampler is not None and method.upsampler not in UPSAMPLERS:
         raise OptionError(f"upsampler {method.upsampler!r} is unknown; choose one of {', '.join(UPSAMPLERS)}")
+    if method.sam3 != Sam3Options():
+        raise OptionError("the options sam3.… belong to SAM 3: choose --model sam3, or leave them out")
     given = {name for name in _SPECIFIC if getattr(method, name) != type(method).model_fields[name].default}
     foreign = sorted(given - OWN_OPTIONS[method.method])
     if foreign:

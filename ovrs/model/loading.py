@@ -59,7 +59,7 @@ def load(options: ModelOptions) -> LoadedModel:
         WeightsError: Unknown, missing or unsafe weights, or no ViT; the message names the ways to get one.
         OptionError: The device does not exist.
     """
-    device = _device(options.device)
+    device = resolve_device(options.device)
     directory = _directory(options)
     clip, tokenize, preprocess = _from_directory(directory) if directory else _from_name(options)
     check_vit(clip.visual)
@@ -164,7 +164,12 @@ def _from_name(options: ModelOptions) -> tuple[Any, Any, dict[str, Any]]:
     return clip, open_clip.get_tokenizer(options.model), {"mean": normalise.mean, "std": normalise.std}
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device of an option: `auto` takes a GPU where there is one.
+
+    Raises:
+        OptionError: No such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

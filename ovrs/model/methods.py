@@ -31,6 +31,12 @@ METHODS = (
     Entry("watt_compat", "watt with the released layout of axes", "dosowiechi/MLMP@2a887de", "golden"),
     Entry("cass", "some class vectors moved toward patches of each crop", "arXiv 2411.17150", "equations"),
 )
+SAM3_METHODS = (
+    Entry("sam3", "argmax of SAM 3's class-wide masks", "arXiv 2511.16719", "equations"),
+    Entry("segearth_ov3", "semantic and instance masks fused, gated by presence", "arXiv 2512.08730", "equations"),
+    Entry("coco_sam3", "mask evidence with a semantic prior, synonyms and presence", "arXiv 2604.19648", "equations"),
+)
+SAM3_METHOD_NAMES = tuple(entry.name for entry in SAM3_METHODS)
 DENSE = (
     Entry("segearth", "q-q + k-k + v-v, no skip connection", "arXiv 2410.01768", "golden"),
     Entry("vanilla", "unchanged CLIP", "arXiv 2103.00020", "golden"),

@@ -1,0 +1,106 @@
+"""From the detector's masks to class scores: SAM 3 plain, SegEarth-OV3's fusion, CoCo-SAM3's calibration.
+
+Evidence: `sam3` sigmoid(semantic); `segearth_ov3` arXiv 2512.08730, rule as in its code; `coco_sam3` arXiv 2604.19648.
+Where the papers are silent the choice is ours and marked so in `docs/sam3.md`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ovrs.model.sam3.backend import Detection
+
+EPS = 1e-4
+_LIMIT = float(torch.logit(torch.tensor(1 - EPS, dtype=torch.float64)))
+"""Logits of mask evidence stay within ±9.21."""
+RESCUE_BELOW = 0.05
+
+
+def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """`(n, h, w)` to `(n, H, W)`, bilinear."""
+    return F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def plain(detection: Detection, size: tuple[int, int]) -> tuple[Tensor]:
+    """`sam3`: probability of the class-wide mask `(b, H, W)`."""
+    return (resize(detection.semantic, size).sigmoid(),)
+
+
+def segearth(detection: Detection, size: tuple[int, int], confidence: float) -> tuple[Tensor]:
+    """`segearth_ov3`: presence · max(semantic, instances · their score · presence) `(b, H, W)`.
+
+    Presence enters the gate, the weight of an instance and the total; masks are resized before the sigmoid.
+    """
+    out = []
+    presence = detection.presence.sigmoid()
+    weights = detection.objects.sigmoid() * presence[:, None]
+    for semantic, masks, weight, here in zip(detection.semantic, detection.masks, weights, presence, strict=True):
+        best = resize(semantic[None], size)[0].sigmoid()
+        for query in torch.nonzero(weight > confidence)[:, 0].tolist():  # one at a time: 200 large masks never coexist
+            best = torch.maximum(best, resize(masks[query][None], size)[0].sigmoid() * weight[query])
+        out.append(best * here)
+    return (torch.stack(out),)
+
+
+def structure(detection: Detection, head: str, score_floor: float) -> tuple[Tensor, Tensor]:
+    """CoCo-SAM3's mask evidence L `(b, h, w)` as logits, presence kept out of it, and presence z `(b,)`.
+
+    Args:
+        detection: A chunk's detection.
+        head: `semantic`, `instance`, or `both` (their maximum).
+        score_floor: Instances with a lower object score do not count.
+    """
+    parts = []
+    if head != "instance":
+        parts.append(detection.semantic.clamp(-_LIMIT, _LIMIT))
+    if head != "semantic":
+        score = detection.objects.sigmoid()
+        score = torch.where(score >= score_floor, score, torch.zeros_like(score))
+        instances = (detection.masks.sigmoid() * score[..., None, None]).amax(dim=1)
+        parts.append(torch.logit(instances.clamp(EPS, 1 - EPS)))
+    return (torch.stack(parts).amax(dim=0), detection.presence)
+
+
+def join_rows(values: Tensor, class_of: Tensor, classes: int) -> Tensor:
+    """Maximum over each class's phrases: `(R, …)` to `(C, …)`."""
+    return torch.stack([values[class_of == c].amax(dim=0) for c in range(classes)])
+
+
+def log_prior(cosines: list[Tensor], tau: float) -> Tensor:
+    """Semantic prior log π `(C, h, w)`: each class's cosines `(m, h, w)` by log-mean-exp, then softmax over classes.
+
+    The mean (not the sum) keeps a class from winning by having more synonyms; with equal m it cancels.
+    """
+    joined = torch.stack([torch.logsumexp(u / tau, dim=0) - torch.tensor(float(len(u))).log() for u in cosines])
+    return joined.log_softmax(dim=0)
+
+
+def fuse(evidence: Tensor, presence: Tensor, prior: Tensor | None, weight: float, presence_weight: float) -> Tensor:
+    """S = L + λ · log π + w · z `(C, h, w)`; the prior is resized to the masks."""
+    scores = evidence + presence_weight * presence[:, None, None]
+    if prior is None or weight == 0:
+        return scores
+    return scores + weight * resize(prior, (evidence.shape[-2], evidence.shape[-1])).log_softmax(dim=0)
+
+
+def coco_evidence(scores: Tensor, evidence: Tensor, presence: Tensor, size: tuple[int, int], *, rescue: bool) -> Tensor:
+    """What is averaged over windows: S and the winner-independent probability sigmoid(L) · sigmoid(z), `(2C, H, W)`.
+
+    `rescue`: where no class is present on the tile, the probability is sigmoid(L) alone (ours).
+    """
+    here = presence.sigmoid()
+    if rescue and float(here.max()) < RESCUE_BELOW:
+        here = torch.ones_like(here)
+    return torch.cat([resize(scores, size), resize(evidence, size).sigmoid() * here[:, None, None]])
+
+
+def coco_scores(mean: Tensor) -> Tensor:
+    """Scores `(C, …)` whose maximum is the class with the largest S and whose value there is its probability."""
+    values, chance = mean.chunk(2)
+    best, winner = values.max(dim=0, keepdim=True)
+    return chance.gather(0, winner) * (values - best).exp()

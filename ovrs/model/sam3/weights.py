@@ -1,0 +1,109 @@
+"""Find, check and load SAM 3's weights. Nothing is ever downloaded; the licence is the user's to accept."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovrs.errors import OptionError, Sam3WeightsMissing, WeightsError
+from ovrs.model.loading import hash_weights
+
+log = logging.getLogger(__name__)
+
+HUB_NAME = "facebook/sam3"
+TINY = "sam3-tiny"
+"""The random model of the tests and of a first try: every code path, no knowledge."""
+_HOW = (
+    f"Get the weights: accept the SAM License (no military use) at {HUB_NAME} on Hugging Face, wait for approval, then\n"
+    f"    hf download {HUB_NAME} --local-dir DIR\n"
+    f"and name DIR with --model or in OVRS_SAM3_DIR. Without them: --model {TINY} (random weights, for trying the way "
+    "through), or the CLIP methods (`ovrs methods`)"
+)
+
+
+def find_directory(model: str) -> Path:
+    """The directory with the weights: `model` itself, else `OVRS_SAM3_DIR`, else the Hugging Face cache.
+
+    Raises:
+        Sam3WeightsMissing: Nothing there, or not all that is needed; the message says what was looked for and where.
+    """
+    if model not in ("sam3", HUB_NAME):
+        return checked(Path(model))
+    if own := os.environ.get("OVRS_SAM3_DIR"):
+        return checked(Path(own))
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(HUB_NAME, "config.json")
+    if not isinstance(cached, str):
+        raise Sam3WeightsMissing(
+            f"no SAM 3 weights: OVRS_SAM3_DIR is not set and the Hugging Face cache has no {HUB_NAME}. {_HOW}"
+        )
+    return checked(Path(cached).parent)
+
+
+def checked(directory: Path) -> Path:
+    """`directory`, if it holds what loading needs.
+
+    Raises:
+        Sam3WeightsMissing: It does not.
+    """
+    if not directory.is_dir():
+        raise Sam3WeightsMissing(f"no SAM 3 weights: {directory} is no directory. {_HOW}")
+    names = {p.name for p in directory.iterdir()}
+    weights = {n for n in names if n.endswith((".safetensors", ".bin"))}
+    if "sam3.pt" in names and not weights:
+        raise Sam3WeightsMissing(
+            f"{directory} holds sam3.pt only, which must be converted first: transformers ships "
+            f"models/sam3/convert_sam3_to_hf.py. Or download model.safetensors. {_HOW}"
+        )
+    lacking = [n for n in ("config.json",) if n not in names] + ([] if weights else ["model.safetensors"])
+    if lacking:
+        raise Sam3WeightsMissing(f"no SAM 3 weights: {directory} lacks {' and '.join(lacking)}. {_HOW}")
+    return directory
+
+
+def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
+    """The network in evaluation mode on the CPU, and a name for provenance.
+
+    Raises:
+        Sam3WeightsMissing: See `find_directory`.
+        WeightsError: The files are damaged, incomplete or of another model.
+        OptionError: The extra `sam3` is not installed.
+    """
+    try:
+        from safetensors import SafetensorError
+        from transformers import Sam3Model
+        from transformers.utils import logging as their_logging
+    except ImportError as error:
+        raise OptionError(f'SAM 3 needs transformers 5: pip install "ovrs[sam3]" ({error})') from error
+    if model == TINY:
+        from ovrs.model.sam3.tiny import build
+
+        log.warning("%s has random weights: its maps mean nothing", TINY)
+        return build().to(dtype), TINY
+    directory = find_directory(model)
+    their_logging.disable_progress_bar()  # ours is the one to be read
+    log.warning("SAM 3 is used under the SAM License (Meta, 19 November 2025): no military, nuclear or espionage use")
+    try:
+        pretrained: Any = Sam3Model.from_pretrained  # its annotation knows no loading info
+        network, report = pretrained(directory, local_files_only=True, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise WeightsError(f"{directory} cannot be loaded as SAM 3: {error}. {_HOW}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise WeightsError(
+            f"{directory} is not a whole SAM 3: {len(missing)} tensors are missing, such as {missing[0]}. {_HOW}"
+        )
+    return network.eval().requires_grad_(False), directory.name
+
+
+def facts(model: str) -> str:
+    """One line on weights that load: name, parameters, input size, hash (errors as `load`)."""
+    network, name = load(model, torch.float32)
+    size = sum(p.numel() for p in network.parameters())
+    side = network.config.vision_config.backbone_config.image_size
+    return f"{name}: {size / 1e6:.1f} M parameters, {side} px, sha256 {hash_weights(network)}"
