@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs import cli_sam3, cli_words
+from ovrs import cli_bench, cli_catalog, cli_sam3, cli_words
 from ovrs.errors import OptionError, OvrsError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ app = typer.Typer(
     help="Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time.",
 )
 app.add_typer(cli_words.app)  # without a name: its commands stand beside ours
+app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_catalog.app, name="catalog")
 app.add_typer(cli_sam3.app, name="sam3")
 
 Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=False)]
@@ -39,7 +41,7 @@ def _global(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 def map_command(
     scene: Annotated[str, typer.Argument(help="A raster GDAL can open, or with --catalog the name of a scene.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The store to write, NAME.zarr. With --catalog: its output root.")
+        str | None, typer.Option("-o", "--out", help="The store to write, NAME.zarr. With --catalog: its output root.")
     ] = None,
     classes: Annotated[str | None, typer.Option(help='Class names in plain words: "building, road, water".')] = None,
     vocabulary: Annotated[
@@ -107,7 +109,7 @@ def map_command(
     from ovrs import options, pipeline
     from ovrs.preset import merged, method_options, parse_settings
 
-    reading = {
+    reading: dict[str, object] = {
         "bands": _numbers(bands, "--bands", int),
         "gsd": gsd,
         "bbox": _numbers(bbox, "--bbox", float, 4),
@@ -116,32 +118,40 @@ def map_command(
         "nodata": nodata,
         "allow_ungeoreferenced": allow_ungeoreferenced or None,
     }
-    uri, words, target = scene, None, out
+    words, work, own_model, own_method = None, [(scene, out)], {}, {}
     if catalog is not None:
         from ovrs import catalog as catalog_room
 
         known = catalog_room.load(catalog)
         entry = known.scene(scene)
-        uri, target = known.uri(entry), out or known.output(scene)
-        reading = {**entry.read.model_dump(exclude_unset=True), **{k: v for k, v in reading.items() if v is not None}}
+        work = [(uri, known.output(name)) for name, uri in known.uris(scene)]
+        if out is not None and len(work) > 1:
+            raise OptionError(f"scene {scene} is {len(work)} files; leave -o out, the catalog's output root is used")
+        work = [(uri, out or target) for uri, target in work]
+        reading = {**entry.read.model_dump(exclude_unset=True), **given(**reading)}
+        own_model = known.model(entry.model).model_dump(exclude_unset=True)
+        own_method = entry.method.model_dump(exclude_unset=True)
         if classes is None and vocabulary is None:
             words = known.vocabulary(entry.vocabulary)
-    if target is None:
+    if any(target is None for _, target in work):
         raise OptionError("name the store to write: -o NAME.zarr")
     words = words or _vocabulary(classes, vocabulary)
     chosen = options.build(
         scene=reading,
         model={
-            "model": model,
-            "pretrained": pretrained,
-            "device": device,
-            "dtype": dtype,
-            "compile": compile_model or None,
-            "crop": crop,
-            "stride": stride,
+            **own_model,
+            **given(
+                model=model,
+                pretrained=pretrained,
+                device=device,
+                dtype=dtype,
+                compile=compile_model or None,
+                crop=crop,
+                stride=stride,
+            ),
         },
         method={
-            **merged(method_options(preset) if preset else {}, parse_settings(settings or [])),
+            **merged(merged(own_method, method_options(preset) if preset else {}), parse_settings(settings or [])),
             **given(
                 method=method,
                 dense=dense,
@@ -168,10 +178,11 @@ def map_command(
             f"note: no prompt library entry for {', '.join(words.composed_classes)}; composed prompts are used (recorded in the map)",
             err=True,
         )
-    with _progress() as show:
-        facts = pipeline.map_scene(uri, words, target, chosen, overwrite=overwrite, progress=show)
-    _print_areas(facts)
-    typer.echo(f"map: {target}")
+    for uri, target in work:
+        with _progress() as show:
+            facts = pipeline.map_scene(uri, words, Path(str(target)), chosen, overwrite=overwrite, progress=show)
+        _print_areas(facts)
+        typer.echo(f"map: {target}")
 
 
 def given(**values: object) -> dict[str, object]:

@@ -1,40 +1,120 @@
-"""`data_catalog.yaml`: the scenes, vocabularies and outputs a person works with, by name."""
+"""`data_catalog.yaml`: the scenes, collections, vocabularies, models, data sets and outputs a person works with, by name.
+
+Checked as a whole: every fault is named with its line. `${NAME}` and `${NAME:-default}` are taken from the environment.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ovrs import vocabulary
 from ovrs.errors import CatalogError, VocabularyError
-from ovrs.options import SceneOptions
+from ovrs.options import MethodOptions, ModelOptions, SceneOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ovrs.vocabulary import Vocabulary
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_GLOB = re.compile(r"[*?\[]")
+_REMOTE = re.compile(r"^(/vsi|[a-z][a-z0-9+.-]*://)")
+
+
+E = TypeVar("E")
 
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SceneEntry(_Entry):
-    """One raster and how it is to be read."""
+class _Work(_Entry):
+    """How imagery is mapped."""
 
-    path: str
-    """File relative to the catalog, or anything GDAL opens (`/vsicurl/…`, `s3://…`)."""
     vocabulary: str
     """A name from `vocabularies`, or a shipped one."""
-    title: str = ""
+    model: str | None = None
+    """A name from `models`. Default: the bundled model."""
+    method: MethodOptions = MethodOptions()
     read: SceneOptions = SceneOptions()
+    """Bands, ground sample distance, stretch, …"""
+    title: str = ""
+
+
+class SceneEntry(_Work):
+    """One raster, or all that a pattern finds."""
+
+    path: str
+    """File or pattern (`*.tif`) relative to the catalog, or anything GDAL opens (`/vsicurl/…`, `s3://…`)."""
+
+
+class StacSearch(_Entry):
+    """A search of a STAC API (pystac-client)."""
+
+    url: str
+    collections: tuple[str, ...] = Field(min_length=1)
+    bbox: tuple[float, float, float, float] | None = None
+    """west, south, east, north in degrees."""
+    datetime: str | None = None
+    """Such as `2026-01-01/..`."""
+    query: dict[str, Any] | None = None
+    asset: str = "visual"
+    """The asset of each item that is mapped."""
+    max_items: int = Field(default=1000, ge=1)
+
+
+class CollectionEntry(_Work):
+    """Where new imagery appears; flows look here."""
+
+    pattern: str | None = None
+    """Files, relative to the catalog: `incoming/**/*.tif`."""
+    stac: StacSearch | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> CollectionEntry:
+        if (self.pattern is None) == (self.stac is None):
+            raise ValueError("a collection has either a pattern or a stac search")
+        return self
+
+
+class DatasetEntry(_Entry):
+    """A labelled set for `ovrs bench`."""
+
+    layout: str
+    """How it lies on disk: one of `ovrs bench datasets`, or `pairs` for two folders."""
+    root: str
+    split: str = ""
+    """Replaces the layout's own split."""
+    held_out: tuple[str, ...] = ()
+    """Only images whose names begin so."""
+    shrink: float = Field(default=1.0, gt=0)
+    """The model sees so many times fewer pixels per side; labels stay as they are."""
+    vocabulary: str | None = None
+    """Default: the layout's."""
+    images: str | None = None
+    """Layout `pairs`: pattern of the images below `root`."""
+    labels: str | None = None
+    """Layout `pairs`: file of the labels, with `{stem}` for the image's name."""
+    colours: tuple[str, ...] = ()
+    """Layout `pairs`: RRGGBB of each class; without, labels hold class numbers."""
+    first: int = 0
+    """Layout `pairs`: number of the first class in label files; lower ones are ignored."""
+    licence: str = ""
+    obtain: str = ""
+    """How to get it."""
 
 
 class Outputs(_Entry):
     """Where products go."""
 
-    root: Path = Path("maps")
+    root: str = "maps"
+    """A directory relative to the catalog, or a URL that fsspec knows (`s3://bucket/maps`)."""
 
 
 class Catalog(_Entry):
@@ -43,8 +123,11 @@ class Catalog(_Entry):
     version: int = Field(ge=1, le=1)
     outputs: Outputs = Outputs()
     vocabularies: dict[str, Path] = {}
+    models: dict[str, ModelOptions] = {}
     scenes: dict[str, SceneEntry] = {}
-    base: Path = Path()
+    collections: dict[str, CollectionEntry] = {}
+    datasets: dict[str, DatasetEntry] = {}
+    base: Path = Field(default=Path(), exclude=True)
     """Directory of the catalog file: relative paths start here."""
 
     def scene(self, name: str) -> SceneEntry:
@@ -53,28 +136,62 @@ class Catalog(_Entry):
         Raises:
             CatalogError: There is none; the message lists those there are.
         """
-        if name not in self.scenes:
-            raise CatalogError(f"the catalog has no scene {name!r}; it has: {', '.join(sorted(self.scenes)) or 'none'}")
-        return self.scenes[name]
+        return _known(self.scenes, name, "scene")
 
-    def uri(self, entry: SceneEntry) -> str:
-        """What GDAL opens for a scene."""
-        if "://" in entry.path or entry.path.startswith("/"):
-            return entry.path
-        return str(self.base / entry.path)
+    def collection(self, name: str) -> CollectionEntry:
+        """One collection by name (errors as `scene`)."""
+        return _known(self.collections, name, "collection")
+
+    def dataset(self, name: str) -> DatasetEntry:
+        """One labelled set by name (errors as `scene`)."""
+        return _known(self.datasets, name, "data set")
+
+    def resolve(self, path: str) -> str:
+        """A path of the catalog as seen from here; URLs and absolute paths stay."""
+        return path if _REMOTE.match(path) else str(self.base / path)
+
+    def uris(self, name: str) -> list[tuple[str, str]]:
+        """(map name, what GDAL opens) for each raster of a scene; several where its path is a pattern.
+
+        Raises:
+            CatalogError: The pattern finds nothing.
+        """
+        path = self.resolve(self.scene(name).path)
+        if _REMOTE.match(path) or not _GLOB.search(path):
+            return [(name, path)]
+        found = sorted(glob(path))
+        if not found:
+            raise CatalogError(f"scene {name}: {path} finds no file")
+        return [(f"{name}/{Path(f).stem}", f) for f in found]
 
     def vocabulary(self, name: str) -> Vocabulary:
         """A vocabulary by catalog name, else by shipped name."""
         file = self.vocabularies.get(name)
         return vocabulary.load(name if file is None else self.base / file)
 
-    def output(self, name: str) -> Path:
+    def model(self, name: str | None) -> ModelOptions:
+        """A model by catalog name; None is the bundled one."""
+        return ModelOptions() if name is None else _known(self.models, name, "model")
+
+    def output(self, name: str) -> str:
         """Where the map of a scene goes."""
-        return self.base / self.outputs.root / f"{name}.zarr"
+        return f"{self.resolve(self.outputs.root).rstrip('/')}/{name}.zarr"
+
+
+def _known(entries: dict[str, E], name: str, kind: str) -> E:
+    if name not in entries:
+        raise CatalogError(f"the catalog has no {kind} {name!r}; it has: {', '.join(sorted(entries)) or 'none'}")
+    return entries[name]
+
+
+def glob(pattern: str) -> list[str]:
+    """Files that a pattern finds; `**` goes down any number of folders."""
+    root = Path(pattern).anchor or "."
+    return [str(p) for p in Path(root).glob(str(Path(pattern).relative_to(Path(pattern).anchor)))]
 
 
 def load(path: Path) -> Catalog:
-    """Read and check a catalog: fields, and that every vocabulary a scene names exists.
+    """Read and check a catalog: fields, and that every name it refers to exists.
 
     Raises:
         CatalogError: Each fault with the line it stands in.
@@ -88,22 +205,60 @@ def load(path: Path) -> Catalog:
         raise CatalogError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(data, dict) or "base" in data:
         raise CatalogError(f"{path}: expected a mapping with version, scenes, vocabularies and outputs")
-    try:
-        catalog = Catalog.model_validate({**data, "base": path.parent})
-    except ValidationError as error:
-        raise CatalogError(
-            "\n".join(
-                f"{path}:{_line(lines, e['loc'])}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-            )
-        ) from error
-    faults = [
-        f"{path}:{_line(lines, ('scenes', name, 'vocabulary'))}: scene {name}: {fault}"
-        for name, entry in catalog.scenes.items()
-        if (fault := _vocabulary_fault(catalog, entry.vocabulary))
-    ]
+    faults: list[tuple[tuple[Any, ...], str]] = []
+    data = _substituted(data, (), faults)
+    if not faults:
+        try:
+            catalog = Catalog.model_validate({**data, "base": path.parent})
+        except ValidationError as error:
+            faults = [(e["loc"], f"{'.'.join(map(str, e['loc']))}: {e['msg']}") for e in error.errors()]
+        else:
+            faults = list(_broken_references(catalog))
     if faults:
-        raise CatalogError("\n".join(faults))
+        raise CatalogError("\n".join(f"{path}:{_line(lines, at)}: {told}" for at, told in faults))
     return catalog
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of the file, for editors."""
+    found = Catalog.model_json_schema()
+    found["properties"].pop("base", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "data_catalog.yaml of ovrs"}
+
+
+def _substituted(value: Any, at: tuple[Any, ...], faults: list[tuple[tuple[Any, ...], str]]) -> Any:
+    """`value` with environment variables filled in, everywhere."""
+    if isinstance(value, dict):
+        return {k: _substituted(v, (*at, k), faults) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_substituted(v, (*at, i), faults) for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        fallback: str | None = match[2]
+        found = os.environ.get(match[1], fallback)
+        if found is None:
+            faults.append(
+                (at, f"the environment variable {match[1]} is not set; set it, or write ${{{match[1]}:-default}}")
+            )
+        return found or ""
+
+    return _VARIABLE.sub(fill, value)
+
+
+def _broken_references(catalog: Catalog) -> Iterator[tuple[tuple[Any, ...], str]]:
+    for section, entries in (("scenes", catalog.scenes), ("collections", catalog.collections)):
+        kind = section.removesuffix("s")
+        for name, entry in entries.items():
+            if fault := _vocabulary_fault(catalog, entry.vocabulary):
+                yield (section, name, "vocabulary"), f"{kind} {name}: {fault}"
+            if entry.model is not None and entry.model not in catalog.models:
+                known = ", ".join(sorted(catalog.models)) or "none"
+                yield (section, name, "model"), f"{kind} {name}: no model {entry.model!r}; the catalog has: {known}"
+    for name, data in catalog.datasets.items():
+        if data.vocabulary is not None and (fault := _vocabulary_fault(catalog, data.vocabulary)):
+            yield ("datasets", name, "vocabulary"), f"data set {name}: {fault}"
 
 
 def _vocabulary_fault(catalog: Catalog, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Commands about words and what is known: methods, prompts, vocabularies, catalogs."""
+"""Commands about words and what is known: methods, prompts, vocabularies."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 vocabularies = typer.Typer(help="Classes and their prompts.", no_args_is_help=True)
-catalogs = typer.Typer(help="Scenes, vocabularies and outputs by name.", no_args_is_help=True)
 app.add_typer(vocabularies, name="vocabulary")
-app.add_typer(catalogs, name="catalog")
 
 
 @app.command()
@@ -112,22 +110,3 @@ def vocabulary_show(name: Annotated[str, typer.Argument(help="A shipped name or 
         typer.echo(f"{entry.name} ({', '.join(entry.synonyms) or 'no synonyms'}), {entry.prompt_source}")
         for sentence in entry.descriptions:
             typer.echo(f"    {sentence}")
-
-
-@catalogs.command("check")
-def catalog_check(path: Annotated[Path, typer.Argument()] = Path("data_catalog.yaml")) -> None:
-    """Check a catalog; every fault is named with its line."""
-    from ovrs import catalog as room
-
-    found = room.load(path)
-    typer.echo(f"{path}: {len(found.scenes)} scenes, {len(found.vocabularies)} vocabularies, in order")
-
-
-@catalogs.command("list")
-def catalog_list(path: Annotated[Path, typer.Argument()] = Path("data_catalog.yaml")) -> None:
-    """The scenes of a catalog."""
-    from ovrs import catalog as room
-
-    found = room.load(path)
-    for name, entry in sorted(found.scenes.items()):
-        typer.echo(f"{name:16} {entry.vocabulary:12} {found.uri(entry)}  {entry.title}")

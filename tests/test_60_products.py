@@ -91,8 +91,8 @@ scenes:
 def test_catalog_resolves_names(tmp_path):
     (tmp_path / "c.yaml").write_text(CATALOG)
     found = catalog.load(tmp_path / "c.yaml")
-    assert found.uri(found.scene("one")) == str(tmp_path / "scene.tif")
-    assert found.output("one") == tmp_path / "maps/one.zarr"
+    assert found.uris("one") == [("one", str(tmp_path / "scene.tif"))]
+    assert found.output("one") == str(tmp_path / "maps/one.zarr")
     assert found.vocabulary("demo") == vocabulary.load("demo")
     with pytest.raises(CatalogError, match="it has: one"):
         found.scene("two")
