@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check lint types clean bench
+.PHONY: demo test test-slow test-cluster check lint types clean bench
 
 demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
@@ -13,6 +13,10 @@ test: $(VENV)/installed
 # minutes each: kill -9 and resume, seams of real adaptation at 8192 px, memory
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# a Prefect server, a Dask scheduler and workers as processes on loopback
+test-cluster: $(VENV)/installed
+	$(BIN)/python -m pytest -m cluster --timeout 1200
 
 check: lint types test
 

@@ -6,14 +6,22 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 
 from ovrs import job, pipeline
-from ovrs.errors import IncompleteRunError
+from ovrs.cache import cache_directory
+from ovrs.errors import IncompleteRunError, PromptError
 from ovrs.export.cog import write_cog
 from ovrs.export.quicklook import write_quicklook
+from ovrs.prompts import LanguageModel, write_prompts
+from ovrs.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
@@ -33,10 +41,13 @@ async def can_heal(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 
 
 @task(name="map-blocks", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=can_heal, cache_policy=NO_CACHE)
-def map_blocks(this: Job, names: list[str]) -> int:
+def map_blocks(this: Job, names: list[str], progress_artifact: Any = None) -> int:
     """Compute those of `names` that have no finished marker; the markers, not Prefect, say what is done."""
     missing = set(this.missing())
     failed = [r for r in pipeline.compute(this, [n for n in names if n in missing]) if not r.finished]
+    if progress_artifact is not None:
+        done = 1 - len(this.missing()) / this.plan.block_count
+        update_progress_artifact(progress_artifact, progress=round(100 * done, 1))
     if failed:
         raise IncompleteRunError(
             "\n".join([f"{len(failed)} blocks failed", *(f"{r.reason} (block {r.name})" for r in failed)])
@@ -47,6 +58,49 @@ def map_blocks(this: Job, names: list[str]) -> int:
 finish = task(name="finish", cache_policy=NO_CACHE)(job.finish)
 
 
+@task(name="prompts", cache_policy=NO_CACHE)
+def prompts(words: Vocabulary, llm: LanguageModel | None, context: str, allow_composed: bool) -> Vocabulary:
+    """Let a language model describe the classes that nobody has described; composed prompts stand in only if allowed.
+
+    Raises:
+        PromptError: The endpoint failed and composed prompts are not allowed.
+    """
+    bare = [c.name for c in words.classes if c.prompt_source == COMPOSED or not c.descriptions]
+    if not bare or (llm is None and allow_composed):
+        return words
+    if llm is None:
+        raise PromptError(
+            f"no prompts for {', '.join(bare)}: name a language model (llm), write a vocabulary file, or set allow_composed_prompts"
+        )
+    stripped = words.model_copy(
+        update={
+            "classes": tuple(
+                c.model_copy(update={"descriptions": (), "prompt_source": "library"}) if c.name in bare else c
+                for c in words.classes
+            )
+        }
+    )
+    try:
+        return write_prompts(stripped, llm, context=context, cache=cache_directory() / "prompts")
+    except PromptError as error:
+        if not allow_composed:
+            raise
+        get_run_logger().warning("composed prompts for %s: %s", ", ".join(bare), error)
+        written = {c.name: c for c in error.partial.classes} if error.partial else {}
+        kept = [
+            written[c.name] if written.get(c.name) and written[c.name].descriptions else composed_entry(c)
+            for c in words.classes
+        ]
+        return words.model_copy(update={"classes": tuple(kept)})
+
+
+def composed_entry(entry: ClassEntry) -> ClassEntry:
+    """`entry` as it is when described, else with composed prompts, marked as such for the map's provenance."""
+    if entry.descriptions:
+        return entry
+    return entry.model_copy(update={"descriptions": composed(entry.name).descriptions, "prompt_source": COMPOSED})
+
+
 @task(name="export", cache_policy=NO_CACHE)
 def export(store: Path) -> list[str]:
     """COG and picture beside the store."""
@@ -54,9 +108,11 @@ def export(store: Path) -> list[str]:
 
 
 @task(name="publish", cache_policy=NO_CACHE)
-def publish(facts: dict[str, Any], picture: str | None) -> None:
-    """Class areas and the picture as Prefect artifacts."""
+def publish(facts: dict[str, Any], picture: str | None, products: list[str]) -> None:
+    """Class areas, links to the products and the picture as Prefect artifacts."""
     create_table_artifact(key="class-areas", table=facts["classes"], description=f"Areas of {facts['scene']['name']}")
+    lines = "\n".join(f"- `{p}`" for p in products)
+    create_markdown_artifact(key="products", markdown=f"Products of {facts['scene']['name']}\n\n{lines}")
     if picture is not None:
         data = base64.b64encode(Path(picture).read_bytes()).decode()
         create_image_artifact(

@@ -180,7 +180,7 @@ def map_command(
         )
     for uri, target in work:
         with _progress() as show:
-            facts = pipeline.map_scene(uri, words, Path(str(target)), chosen, overwrite=overwrite, progress=show)
+            facts = pipeline.map_to(uri, words, str(target), chosen, overwrite=overwrite, progress=show)
         _print_areas(facts)
         typer.echo(f"map: {target}")
 

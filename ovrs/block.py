@@ -41,15 +41,23 @@ class BlockMap:
 
 
 def map_block(
-    scene: SceneSource, segmenter: Segmenter, plan: Plan, block: Block, rule: DecisionRule, *, keep_scores: bool = False
+    scene: SceneSource,
+    segmenter: Segmenter,
+    plan: Plan,
+    block: Block,
+    rule: DecisionRule,
+    *,
+    keep_scores: bool = False,
+    pixels: Pixels | None = None,
 ) -> BlockMap:
     """Read a block with its halo, score every tile that touches it, blend, and decide its core.
 
     Tiles are scene-wide, so a neighbour that needs the same tile computes the same numbers: the two blocks agree at
-    their border without talking to each other.
+    their border without talking to each other. `pixels`: the block's read window, if somebody has read it already.
     """
     started = time.perf_counter()
-    pixels = scene.read(block.read)
+    if pixels is None:
+        pixels = scene.read(block.read)
     read_seconds = time.perf_counter() - started
     core = _Core(block.core, segmenter.class_count, keep_scores)
     valid = pixels.valid[block.core.slices_in(block.read)]

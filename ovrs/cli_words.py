@@ -46,8 +46,8 @@ def prompts(
 ) -> None:
     """Let a language model write context prompts, or check a prompt file. The key comes from OPENAI_API_KEY."""
     from ovrs import vocabulary as room
+    from ovrs.cache import cache_directory
     from ovrs.errors import PromptError
-    from ovrs.model.text import cache_directory
     from ovrs.prompts import LanguageModel, write_prompts
 
     given = room.load(words)

@@ -70,6 +70,12 @@ class StoreError(OvrsError):
     exit_code = 3
 
 
+class SchedulerLostError(StoreError):
+    """The Dask scheduler went away during a run; finished blocks are kept."""
+
+    exit_code = 4
+
+
 class DigestMismatchError(StoreError):
     """The store was begun by a run with other inputs or options."""
 

@@ -1,40 +1,57 @@
-"""Where blocks are computed. Every executor takes a picklable function and items, and yields results as they come.
+"""Where batches of blocks are computed. Every executor takes a picklable function and items, and yields results as they come.
 
 Nothing here knows rasters or models; nothing elsewhere knows Dask.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ovrs.errors import OptionError
+from ovrs.errors import OptionError, SchedulerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ovrs.options import RunOptions
 
+log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 IN_FLIGHT_PER_WORKER = 2
 """Items submitted ahead of each worker: enough to keep it busy, few enough to bound memory and scheduler load."""
+RECONNECTS = 5
+RECONNECT_SECONDS = 30.0
+"""How often and how long a lost scheduler is waited for."""
 
 
-def run(options: RunOptions, fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Apply `fn` to every item with the executor that the options name."""
+def run(
+    options: RunOptions,
+    fn: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    warm: Callable[[], object] | None = None,
+    lost: Callable[[Item, Exception], Result] | None = None,
+) -> Iterator[Result]:
+    """Apply `fn` to every item with the executor that the options name.
+
+    Args:
+        options: Executor, workers, scheduler address and resources.
+        fn: Picklable for Dask.
+        items: Taken one by one; a million of them never exist at once.
+        warm: Called once on every Dask worker before its first item: loads the model.
+        lost: What stands for an item that killed its Dask workers again and again. Without it, that is an error.
+    """
     if options.executor == "serial":
-        return run_serial(fn, items)
+        return map(fn, items)
     if options.executor == "threads":
         return run_threads(fn, items, options.workers)
-    return run_dask(fn, items, options.workers, options.scheduler)
-
-
-def run_serial(fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """One after another in this thread."""
-    return map(fn, items)
+    return run_dask(fn, items, options, warm, lost)
 
 
 def run_threads(fn: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
@@ -57,39 +74,143 @@ def _bounded(submit: Callable[[Item], Future[Result]], items: Iterator[Item], li
 
 
 def run_dask(
-    fn: Callable[[Item], Result], items: Iterable[Item], workers: int, scheduler: str | None
+    fn: Callable[[Item], Result],
+    items: Iterable[Item],
+    options: RunOptions,
+    warm: Callable[[], object] | None = None,
+    lost: Callable[[Item, Exception], Result] | None = None,
 ) -> Iterator[Result]:
-    """On a Dask cluster: a standing one at `scheduler`, else `workers` local processes for the time of the run.
+    """On a Dask cluster: a standing one at `options.scheduler`, else local processes for the time of the run.
+
+    A worker that dies takes nothing with it: Dask gives its items to others, three times. A scheduler that is restarted
+    is waited for, and what was under way is submitted again.
 
     Raises:
         OptionError: No scheduler answers at the address.
+        SchedulerLostError: It went away and did not come back.
     """
-    from distributed import Client, LocalCluster, as_completed
+    from distributed import LocalCluster
 
-    if scheduler is None:
-        cluster: Any = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, processes=True)
-    else:
-        cluster = None
+    cluster: Any = None
+    if options.scheduler is None:
+        cluster = LocalCluster(
+            n_workers=options.workers,
+            threads_per_worker=1,
+            dashboard_address=None,
+            processes=True,
+            resources=options.resources or None,
+        )
+    queue, under_way = iter(items), dict[int, Item]()
     try:
-        try:
-            client = Client(cluster or scheduler, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise OptionError(
-                f"no Dask scheduler answers at {scheduler}: {error}. Start one with `dask scheduler` and `dask worker {scheduler}`"
-            ) from error
-        with client:
-            slots = max(1, sum(client.nthreads().values()))
-            queue = iter(items)
-
-            def submit(item: Item) -> Any:
-                return client.submit(fn, item, pure=False, retries=2)
-
-            running = as_completed([submit(item) for item in islice(queue, slots * IN_FLIGHT_PER_WORKER)])
-            for future in running:
-                result = future.result()
-                for item in islice(queue, 1):
-                    running.add(submit(item))
-                yield result
+        for attempt in range(RECONNECTS + 1):
+            try:
+                yield from _serve(_connected(cluster, options.scheduler), fn, queue, under_way, options, warm, lost)
+                return
+            except _Disconnected as error:
+                if cluster is not None or attempt == RECONNECTS:
+                    raise SchedulerLostError(
+                        f"the Dask scheduler at {options.scheduler or 'this machine'} went away ({error}); finished blocks "
+                        "are kept, `ovrs resume` goes on"
+                    ) from error
+                log.warning("lost the Dask scheduler (%s); waiting for it to come back", error)
+                _wait_for(str(options.scheduler))
     finally:
         if cluster is not None:
             cluster.close()
+
+
+class _Disconnected(Exception):  # noqa: N818
+    """The client lost its scheduler."""
+
+
+def _connected(cluster: Any, address: str | None) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(cluster or address, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"no Dask scheduler answers at {address}: {error}. Start one with `dask scheduler` and `dask worker {address}`"
+        ) from error
+
+
+def _serve(
+    client: Any,
+    fn: Callable[[Item], Result],
+    queue: Iterator[Item],
+    under_way: dict[int, Item],
+    options: RunOptions,
+    warm: Callable[[], object] | None,
+    lost: Callable[[Item, Exception], Result] | None,
+) -> Iterator[Result]:
+    """Keep a bounded number of items with the scheduler; `under_way` survives the loss of it."""
+    from asyncio import CancelledError as AsyncCancelled
+    from concurrent.futures import CancelledError
+
+    from distributed import as_completed
+    from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
+    from distributed.scheduler import KilledWorker
+
+    gone = (FutureCancelledError, CancelledError, AsyncCancelled, CommClosedError, OSError)
+    names = iter(range(max(under_way, default=-1) + 1, 1 << 62))
+    with client:
+        try:
+            if warm is not None:
+                client.register_plugin(_warm_plugin(warm))
+            slots = max(1, sum(client.nthreads().values()))
+            keys: dict[str, int] = {}
+
+            def submit(name: int, item: Item) -> Any:
+                under_way[name] = item
+                future = client.submit(fn, item, pure=False, retries=2, resources=options.resources or None)
+                keys[future.key] = name
+                return future
+
+            running = as_completed([submit(n, i) for n, i in list(under_way.items())], loop=client.loop)
+            for item in islice(queue, max(0, slots * IN_FLIGHT_PER_WORKER - len(under_way))):
+                running.add(submit(next(names), item))
+            for future in running:
+                name = keys.pop(future.key)
+                try:
+                    result = future.result()
+                except KilledWorker as error:
+                    if lost is None:
+                        raise
+                    result = lost(under_way[name], error)
+                del under_way[name]
+                for item in islice(queue, 1):
+                    running.add(submit(next(names), item))
+                yield result
+        except gone as error:
+            raise _Disconnected(f"{type(error).__name__}: {error}") from error
+
+
+def _wait_for(address: str) -> None:
+    from distributed import Client
+
+    until = time.monotonic() + RECONNECT_SECONDS
+    while time.monotonic() < until:
+        try:
+            with Client(address, timeout="3s", set_as_default=False) as client:
+                client.wait_for_workers(1, timeout=10)
+                return
+        except (OSError, TimeoutError):
+            time.sleep(1)
+
+
+def _warm_plugin(warm: Callable[[], object]) -> Any:
+    """A Dask worker plugin that loads the model when a worker joins."""
+    from distributed import WorkerPlugin
+
+    class Warm(WorkerPlugin):
+        name = "ovrs-warm"
+
+        def setup(self, worker: object) -> None:  # noqa: ARG002
+            try:
+                warm()
+            except Exception as error:  # noqa: BLE001
+                # a worker that cannot load the model must fail its blocks with the reason, not its registration
+                log.warning("the model could not be loaded ahead: %s", error)
+
+    return Warm()

@@ -11,6 +11,8 @@ import shutil
 import time
 import uuid
 import zlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +36,11 @@ from ovrs.tiling import Plan, TileGeometry
 from ovrs.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-    from ovrs.scene import RasterScene
+    from ovrs.scene import Pixels, RasterScene
     from ovrs.tiling import Block
 
 log = logging.getLogger(__name__)
@@ -67,8 +71,28 @@ class Job:
         records = self.run_dir.records()
         return [name for name in self.plan.block_names() if name not in records or not records[name].finished]
 
-    def __call__(self, name: str) -> BlockRecord:
-        return run_block(self, name)
+    def __call__(self, names: list[str]) -> list[BlockRecord]:
+        return list(run_blocks(self, names))
+
+    def warm(self) -> None:
+        """Load the model in this process."""
+        segmenters.build(self.spec)
+
+    def lost(self, names: list[str], error: Exception) -> list[BlockRecord]:
+        """Record blocks that killed every worker they were given to."""
+        found = []
+        for name in names:
+            before = self.run_dir.record_of(name)
+            if before is not None and before.finished:
+                found.append(before)
+                continue
+            attempt = before.attempt + 1 if before else 1
+            reason = f"KilledWorker: the workers that computed it died ({str(error).splitlines()[0]})"
+            record = BlockRecord(name=name, status="failed", reason=reason, attempt=attempt)
+            log.warning("block %s failed: %s", name, reason)
+            self.run_dir.record(record)
+            found.append(record)
+        return found
 
 
 def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions) -> tuple[Job, dict[str, Any]]:
@@ -171,13 +195,23 @@ def discard(out: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def run_block(job: Job, name: str) -> BlockRecord:
+def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
+    """Compute blocks one after another; a second thread reads the next one's pixels meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ovrs-read") as reader:
+        coming: deque[Future[Pixels]] = deque()
+        for index, name in enumerate(names):
+            for ahead in names[index + len(coming) : index + 2]:
+                coming.append(reader.submit(job.scene.read, job.block(ahead).read))
+            yield run_block(job, name, coming.popleft())
+
+
+def run_block(job: Job, name: str, pixels: Future[Pixels] | None = None) -> BlockRecord:
     """Compute and write one block, then its marker. A failure becomes a marker with the reason, never a hole."""
     before = job.run_dir.record_of(name)
     attempt = before.attempt + 1 if before else 1
     started = time.perf_counter()
     try:
-        record = _compute(job, name)
+        record = _compute(job, name, None if pixels is None else pixels.result())
     except Exception as error:
         record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {error}")
         log.warning("block %s failed: %s", name, record.reason)
@@ -187,10 +221,11 @@ def run_block(job: Job, name: str) -> BlockRecord:
     return record
 
 
-def _compute(job: Job, name: str) -> BlockRecord:
+def _compute(job: Job, name: str, pixels: Pixels | None) -> BlockRecord:
     block = job.block(name)
     segmenter = segmenters.build(job.spec)
-    result = map_block(job.scene, segmenter, job.plan, block, job.rule, keep_scores=job.options.run.store_scores)
+    keep = job.options.run.store_scores
+    result = map_block(job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=pixels)
     store.write_block(
         store.partial_path(job.out), block.core, job.plan.chunk, result.label, result.confidence, result.score
     )

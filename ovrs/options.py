@@ -230,6 +230,10 @@ class RunOptions(_Options):
     workers: int = Field(default=2, ge=1)
     scheduler: str | None = None
     """Address of a standing Dask scheduler, `tcp://host:8786`."""
+    resources: dict[str, float] = {}
+    """Dask resources that each piece of work takes, `{"GPU": 1}`; workers are started with `--resources GPU=1`."""
+    batch: int = Field(default=4, ge=1, le=1024)
+    """Consecutive blocks given to a Dask worker at a time: it reads the next one while it computes."""
     pyramid: bool = True
     """Write overview levels."""
     allow_holes: bool = False

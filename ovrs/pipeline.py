@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs import execute, job
+from ovrs import execute, job, publish
+from ovrs.provenance import require_same
 from ovrs.rundir import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from ovrs.job import Job
     from ovrs.options import MapOptions
@@ -54,6 +57,43 @@ def map_scene(
     return run(job.prepare(uri, vocabulary, out, options, overwrite=overwrite), progress=progress)
 
 
+def map_to(
+    uri: str | Path,
+    vocabulary: Vocabulary,
+    target: str | Path,
+    options: MapOptions,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    staging: Path | None = None,
+) -> dict[str, Any]:
+    """`map_scene`, to a path or to a URL: a map for a URL is made in `staging`, published, and taken away there.
+
+    Args:
+        uri: See `map_scene`, as for `vocabulary`, `options`, `overwrite` and `progress`.
+        target: `NAME.zarr` or `s3://bucket/NAME.zarr`.
+        staging: Folder for unpublished maps; all workers must see it. Default: `$OVRS_STAGING`, else `ovrs-staging`.
+
+    Raises:
+        OvrsError: See `map_scene` and `ovrs.publish.publish`. What is computed stays in `staging`.
+    """
+    if not publish.is_remote(target):
+        return map_scene(uri, vocabulary, Path(target), options, overwrite=overwrite, progress=progress)
+    url = str(target)
+    local = publish.staging_path(url, staging or Path(os.environ.get("OVRS_STAGING", "ovrs-staging")))
+    there = None if overwrite else publish.published_facts(url)
+    if there is not None:
+        _, description = job.build_job(uri, vocabulary, local, options)
+        require_same(there["digest"], description["digest"], url)
+        log.info("%s is complete already", url)
+        return there
+    local.parent.mkdir(parents=True, exist_ok=True)
+    facts = map_scene(uri, vocabulary, local, options, overwrite=overwrite, progress=progress)
+    publish.publish(local, url, overwrite=overwrite)
+    job.discard(local)
+    return facts
+
+
 def resume(out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map_scene`)."""
     return run(job.resume(out), progress=progress)
@@ -74,12 +114,33 @@ def compute(this: Job, names: list[str], *, progress: Progress | None = None) ->
     total = this.plan.block_count
     done = total - len(names)
     records = []
-    for record in execute.run(this.options.run, this, names):
+    for record in _records(this, names):
         records.append(record)
         done += record.finished
         if progress is not None:
             progress(record, done, total)
     return records
+
+
+def _records(this: Job, names: list[str]) -> Iterator[BlockRecord]:
+    """Block records as they come, from whichever executor."""
+    run = this.options.run
+    if run.executor == "serial":
+        yield from job.run_blocks(this, names)
+    elif run.executor == "threads":  # threads overlap reading and computing by themselves
+        yield from execute.run(run, partial(job.run_block, this), names)
+    else:
+        killers = []
+        groups = [names[i : i + run.batch] for i in range(0, len(names), run.batch)]
+        for records in execute.run(run, this, groups, warm=this.warm, lost=this.lost):
+            if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
+                killers += [r.name for r in records if not r.finished]  # one of them did it: each gets its own chance
+                records = [r for r in records if r.finished]
+            yield from records
+        for records in (
+            execute.run(run, this, [[n] for n in killers], warm=this.warm, lost=this.lost) if killers else ()
+        ):
+            yield from records
 
 
 def batches(names: list[str], count: int) -> list[list[str]]:

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_flow_equals_library(prefect_server, noise_scene, words, trivial, tmp_pa
     from flows.map_scene import map_scene
 
     scene = noise_scene(700, 500)
-    facts = map_scene(str(scene), tmp_path / "flow.zarr", vocabulary_name="demo", options=trivial(), batches=3)
+    facts = map_scene(str(scene), str(tmp_path / "flow.zarr"), vocabulary_name="demo", options=trivial(), batches=3)
     pipeline.map_scene(scene, words, tmp_path / "library.zarr", trivial())
     flow, library = (zarr.open_group(tmp_path / f"{name}.zarr") for name in ("flow", "library"))
     for name in ("label", "confidence", "2/label", "2/confidence"):
@@ -67,7 +68,7 @@ def test_flow_retries_what_can_heal_and_never_hides_the_rest(
         return read(self, window)
 
     monkeypatch.setattr(RasterScene, "_read_raw", flaky)
-    scene, out = str(noise_scene(500, 300)), tmp_path / "flow.zarr"
+    scene, out = str(noise_scene(500, 300)), str(tmp_path / "flow.zarr")
     run = functools.partial(
         room.map_scene, scene, out, vocabulary_name="demo", options=trivial(), batches=2, products=False
     )
@@ -76,7 +77,7 @@ def test_flow_retries_what_can_heal_and_never_hides_the_rest(
         return
     with pytest.raises(IncompleteRunError, match="connection reset"):
         run()
-    assert not out.exists()
+    assert not Path(out).exists()
     left[0] = 0
     assert run()["holes"] == []
 
@@ -89,3 +90,62 @@ def test_batches_cover_all_names_in_order():
         assert len(parts) == min(count, 11)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert pipeline.batches([], 4) == []
+
+
+WATCHED = 'version: 1\noutputs: {root: maps}\nmodels: {quick: {model: trivial, crop: 64}}\ncollections:\n  drop: {pattern: "in/*.tif", vocabulary: demo, model: quick, method: {method: none}}\n'
+
+
+def test_a_watcher_maps_what_is_new_and_nothing_twice(prefect_server, noise_scene, tmp_path, monkeypatch):
+    import ovrs.imagery
+    from flows.imagery import watch_collection
+    from ovrs.ledger import Ledger
+
+    monkeypatch.setattr(ovrs.imagery, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(ovrs.imagery.images, "__kwdefaults__", {"settle": 0.0})
+    (tmp_path / "in").mkdir()
+    (tmp_path / "c.yaml").write_text(WATCHED)
+    assert watch_collection("drop", tmp_path / "c.yaml") == {}
+    noise_scene(200, 150, name="in/a.tif")
+    assert watch_collection("drop", tmp_path / "c.yaml") == {"a": "mapped"}
+    store = tmp_path / "maps/drop/a.zarr"
+    before = (store / "zarr.json").stat().st_mtime_ns
+    (tmp_path / "in/b.tif").write_bytes(b"no raster")
+    with pytest.raises(IncompleteRunError, match="1 of 2 images failed: b"):
+        watch_collection("drop", tmp_path / "c.yaml")
+    assert (store / "zarr.json").stat().st_mtime_ns == before
+    states = {e["name"]: e["status"] for e in Ledger(str(tmp_path / "maps")).entries()}
+    assert states == {"a": "done", "b": "failed"}
+
+
+def test_export_flow_writes_products_of_a_finished_map(prefect_server, noise_scene, words, trivial, tmp_path):
+    from flows.products import export_products
+
+    pipeline.map_scene(noise_scene(200, 150), words, tmp_path / "m.zarr", trivial())
+    paths = export_products(tmp_path / "m.zarr")
+    assert all((tmp_path / p).exists() for p in paths)
+    assert "products" in asyncio.run(artifact_keys())
+
+
+def test_prompts_task_stops_or_composes_when_the_endpoint_is_down(prefect_server, noise_scene, trivial, tmp_path):
+    from flows.map_scene import map_scene
+    from ovrs.errors import PromptError
+    from ovrs.prompts import LanguageModel
+
+    scene, down = (
+        str(noise_scene(200, 150)),
+        LanguageModel(base_url="http://127.0.0.1:9/v1", name="m", retries=0, timeout=2),
+    )
+    with pytest.raises(PromptError, match="no prompts for sausage stand"):
+        map_scene(scene, str(tmp_path / "a.zarr"), "water, sausage stand", options=trivial())
+    with pytest.raises(PromptError):
+        map_scene(scene, str(tmp_path / "a.zarr"), "water, sausage stand", options=trivial(), llm=down)
+    facts = map_scene(
+        scene,
+        str(tmp_path / "a.zarr"),
+        "water, sausage stand",
+        options=trivial(),
+        llm=down,
+        allow_composed_prompts=True,
+        products=False,
+    )
+    assert facts["composed_prompts"] == ["sausage stand"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import pickle
 import warnings
 from dataclasses import dataclass, field
@@ -165,11 +166,13 @@ def _from_name(options: ModelOptions) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of an option: `auto` takes a GPU where there is one.
+    """The device of an option: `auto` takes `OVRS_DEVICE`, else a GPU where there is one.
 
     Raises:
         OptionError: No such device.
     """
+    if name == "auto" and os.environ.get("OVRS_DEVICE"):
+        name = os.environ["OVRS_DEVICE"]  # a worker says which of a machine's GPUs is its own
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from ovrs.cache import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,13 +160,6 @@ def _encode(clip: Any, tokens: Tensor) -> Tensor:
     x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
     x = clip.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=1)]
     return x @ clip.text_projection
-
-
-def cache_directory() -> Path:
-    """`$OVRS_CACHE`, else `ovrs` under the user's cache directory."""
-    if own := os.environ.get("OVRS_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ovrs"
 
 
 def _cached(model: LoadedModel, queries: list[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:

@@ -17,9 +17,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovrs.cache import cache_directory
 from ovrs.model.loading import hash_weights
 from ovrs.model.sam3.tiny import END
-from ovrs.model.text import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,0 +1,74 @@
+"""The imagery of a collection: files that a pattern finds, or items of a STAC search."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ovrs.catalog import glob
+from ovrs.errors import CatalogError, OptionError
+from ovrs.ledger import Image
+
+if TYPE_CHECKING:
+    from ovrs.catalog import Catalog, StacSearch
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 5.0
+"""A file that changed so recently may still be growing; the next look takes it."""
+
+
+def images(catalog: Catalog, name: str, *, settle: float = SETTLE_SECONDS) -> list[Image]:
+    """What a collection holds now, in the order of names.
+
+    Raises:
+        CatalogError: No such collection, or its API does not answer.
+    """
+    entry = catalog.collection(name)
+    if entry.stac is not None:
+        return _items(name, entry.stac)
+    found = []
+    for file in sorted(glob(catalog.resolve(str(entry.pattern)))):
+        state = Path(file).stat()
+        if time.time() - state.st_mtime < settle:
+            log.info("%s changed a moment ago; it is left for the next look", file)
+            continue
+        found.append(Image(Path(file).stem, str(Path(file).absolute()), f"{state.st_size}-{state.st_mtime_ns}"))
+    names = [i.name for i in found]
+    doubles = sorted({n for n in names if names.count(n) > 1})
+    if doubles:
+        raise CatalogError(
+            f"collection {name}: several files are called {', '.join(doubles)}; their maps would collide"
+        )
+    return found
+
+
+def _items(name: str, search: StacSearch) -> list[Image]:
+    try:
+        from pystac_client import Client
+        from pystac_client.exceptions import APIError
+    except ImportError as error:
+        raise OptionError(f'STAC searches need pystac-client: pip install "ovrs[stac]" ({error})') from error
+    try:
+        found = Client.open(search.url).search(
+            collections=list(search.collections),
+            bbox=search.bbox,
+            datetime=search.datetime,
+            query=search.query,
+            max_items=search.max_items,
+        )
+        items = sorted(found.items(), key=lambda item: item.id)
+    except (APIError, OSError) as error:
+        raise CatalogError(f"collection {name}: {search.url} does not answer: {error}") from error
+    out = []
+    for item in items:
+        if search.asset not in item.assets:
+            log.warning("item %s has no asset %s (it has %s)", item.id, search.asset, ", ".join(item.assets))
+            continue
+        updated = str(item.properties.get("updated") or item.properties.get("created") or item.datetime)
+        out.append(
+            Image(item.id, item.assets[search.asset].get_absolute_href() or item.assets[search.asset].href, updated)
+        )
+    return out

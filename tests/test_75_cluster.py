@@ -1,0 +1,198 @@
+"""The whole installation as separate processes on loopback, by the commands of `infra/README.md`: `make test-cluster`."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from ovrs import options, pipeline, vocabulary
+from ovrs.ledger import Ledger
+from ovrs.synth import World, write_scene
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Site:
+    """Server, scheduler, workers; everything they say goes to log files that are kept when a test fails."""
+
+    def __init__(self, folder):
+        self.folder, self.running = folder, {}
+        self.api_port, self.dask_port = free_port(), free_port()
+        self.scheduler = f"tcp://127.0.0.1:{self.dask_port}"
+        self.env = {
+            **os.environ,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": f"http://127.0.0.1:{self.api_port}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+            "OVRS_HOME": str(ROOT),
+            "OVRS_INCOMING": str(folder / "incoming"),
+            "OVRS_OUTPUTS": str(folder / "maps"),
+            "OVRS_CACHE": str(folder / "cache"),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        }
+
+    def start(self, name, *command):
+        log = (self.folder / f"{name}.log").open("w")
+        self.running[name] = subprocess.Popen(
+            list(map(str, command)),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=self.env,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+
+    def run(self, *command):
+        return subprocess.run(
+            list(map(str, command)), check=True, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=300
+        ).stdout
+
+    def stop(self):
+        for process in self.running.values():
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, request):
+    found = Site(tmp_path_factory.mktemp("site"))
+    (found.folder / "incoming").mkdir()
+    try:
+        found.start("server", BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", found.api_port)
+        found.start(
+            "scheduler", BIN / "dask", "scheduler", "--host", "127.0.0.1", "--port", found.dask_port, "--no-dashboard"
+        )
+        for i in range(2):
+            worker = [
+                "worker",
+                found.scheduler,
+                "--nthreads",
+                1,
+                "--resources",
+                "GPU=1",
+                "--name",
+                f"w{i}",
+                "--no-dashboard",
+            ]
+            found.start(f"worker{i}", BIN / "dask", *worker, "--local-directory", found.folder)
+        wait(
+            lambda: urllib.request.urlopen(f"http://127.0.0.1:{found.api_port}/api/health", timeout=2).status == 200,
+            180,
+        )
+        found.run(BIN / "prefect", "work-pool", "create", "ovrs", "--type", "process")
+        found.run(BIN / "prefect", "--no-prompt", "deploy", "--prefect-file", "infra/prefect.yaml", "--all")
+        found.start("flows", BIN / "prefect", "worker", "start", "--pool", "ovrs")
+        yield found
+    finally:
+        found.stop()
+        kept = ROOT / "build/cluster-logs"
+        kept.mkdir(parents=True, exist_ok=True)
+        for log in found.folder.glob("*.log"):
+            shutil.copy(log, kept)
+
+
+def wait(condition, seconds):
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < until, "timed out; logs are in build/cluster-logs"
+        time.sleep(1)
+
+
+def watch(site, batch):
+    """One scheduled look: the deployment with a schedule of its own, every 15 seconds, through the Dask cluster."""
+    run = {"executor": "dask", "scheduler": site.scheduler, "resources": {"GPU": 1}, "block_pitches": 1, "batch": batch}
+    given = {
+        "collection": "incoming",
+        "catalog": str(ROOT / "data_catalog.yaml"),
+        "run": run,
+        "allow_composed_prompts": True,
+    }
+    site.run(BIN / "prefect", "deployment", "schedule", "clear", "-y", "watch-collection/watch")
+    site.run(
+        BIN / "prefect",
+        "deployment",
+        "schedule",
+        "create",
+        "watch-collection/watch",
+        "--interval",
+        15,
+        "--parameters",
+        json.dumps(given),
+    ) if _takes_parameters(site) else site.run(
+        BIN / "prefect",
+        "deployment",
+        "run",
+        "watch-collection/watch",
+        *[a for k, v in given.items() for a in ("--param", f"{k}={json.dumps(v)}")],
+    )
+
+
+def _takes_parameters(site):
+    told = site.run(BIN / "prefect", "deployment", "schedule", "create", "--help")
+    return "--parameters" in told
+
+
+def mapped(site, name):
+    entries = {e["name"]: e for e in Ledger(str(site.folder / "maps")).entries()}
+    state = entries.get(name, {"status": "none"})
+    assert state["status"] != "failed", state
+    return state["status"] == "done"
+
+
+def compare(site, name, scene):
+    quiet = site.folder / f"{name}-quiet.zarr"
+    pipeline.map_scene(scene, vocabulary.load("landcover"), quiet, options.build(run={"block_pitches": 1}))
+    there, here = (zarr.open_group(p, mode="r") for p in (site.folder / f"maps/incoming/{name}.zarr", quiet))
+    for array in ("label", "confidence"):
+        assert np.mean(there[array][:] == here[array][:]) == 1.0
+
+
+def test_a_dropped_file_is_mapped_by_schedule_and_exported(site):
+    write_scene(site.folder / "first.tif", height=1200, width=1000, world=World(seed=5))
+    shutil.move(site.folder / "first.tif", site.folder / "incoming/first.tif")
+    time.sleep(6)  # a file that changed a moment ago is left for the next look
+    watch(site, 4)
+    wait(lambda: mapped(site, "first"), 300)
+    assert (site.folder / "maps/incoming/first.tif").exists()
+    assert (site.folder / "maps/incoming/first.png").exists()
+    compare(site, "first", site.folder / "incoming/first.tif")
+
+
+def test_a_killed_worker_changes_nothing(site):
+    write_scene(site.folder / "second.tif", height=1600, width=1400, world=World(seed=6))
+    shutil.move(site.folder / "second.tif", site.folder / "incoming/second.tif")
+    time.sleep(6)
+    watch(site, 1)
+    blocks = site.folder / "maps/incoming/second.run/blocks"
+    wait(lambda: len(list(blocks.glob("*.json"))) >= 2, 240)
+    os.killpg(site.running["worker0"].pid, signal.SIGKILL)
+    wait(lambda: mapped(site, "second"), 300)
+    compare(site, "second", site.folder / "incoming/second.tif")
