@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
@@ -114,7 +116,15 @@ def publish(facts: dict[str, Any], picture: str | None, products: list[str]) -> 
     lines = "\n".join(f"- `{p}`" for p in products)
     create_markdown_artifact(key="products", markdown=f"Products of {facts['scene']['name']}\n\n{lines}")
     if picture is not None:
-        data = base64.b64encode(Path(picture).read_bytes()).decode()
-        create_image_artifact(
-            key="quicklook", image_url=f"data:image/png;base64,{data}", description=facts["scene"]["name"]
-        )
+        url = f"data:image/jpeg;base64,{base64.b64encode(thumbnail(Path(picture))).decode()}"
+        create_image_artifact(key="quicklook", image_url=url, description=facts["scene"]["name"])
+
+
+def thumbnail(picture: Path, side: int = 900) -> bytes:
+    """A small JPEG: Prefect refuses events of a megabyte."""
+    with Image.open(picture) as image:
+        small = image.convert("RGB")
+    small.thumbnail((side, side))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return stream.getvalue()

@@ -1,6 +1,5 @@
 """The whole installation as separate processes on loopback, by the commands of `infra/README.md`: `make test-cluster`."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 import zarr
 
 from ovrs import options, pipeline, vocabulary
@@ -52,20 +52,22 @@ class Site:
         }
 
     def start(self, name, *command):
-        log = (self.folder / f"{name}.log").open("w")
-        self.running[name] = subprocess.Popen(
-            list(map(str, command)),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=self.env,
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        with (self.folder / f"{name}.log").open("w") as log:
+            self.running[name] = subprocess.Popen(
+                list(map(str, command)),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.env,
+                cwd=ROOT,
+                start_new_session=True,
+            )
 
     def run(self, *command):
-        return subprocess.run(
-            list(map(str, command)), check=True, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=300
-        ).stdout
+        done = subprocess.run(
+            list(map(str, command)), check=False, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def stop(self):
         for process in self.running.values():
@@ -103,7 +105,7 @@ def site(tmp_path_factory, request):
             180,
         )
         found.run(BIN / "prefect", "work-pool", "create", "ovrs", "--type", "process")
-        found.run(BIN / "prefect", "--no-prompt", "deploy", "--prefect-file", "infra/prefect.yaml", "--all")
+        found.run(BIN / "prefect", "--no-prompt", "deploy", "--prefect-file", deployments(found), "--all")
         found.start("flows", BIN / "prefect", "worker", "start", "--pool", "ovrs")
         yield found
     finally:
@@ -112,6 +114,18 @@ def site(tmp_path_factory, request):
         kept.mkdir(parents=True, exist_ok=True)
         for log in found.folder.glob("*.log"):
             shutil.copy(log, kept)
+
+
+def deployments(site):
+    """The project's deployments; the watcher looks every ten seconds here, and computes on the Dask cluster."""
+    content = yaml.safe_load((ROOT / "infra/prefect.yaml").read_text())
+    watch = next(d for d in content["deployments"] if d["name"] == "watch")
+    watch["schedules"] = [{"interval": 10}]
+    run = {"executor": "dask", "scheduler": site.scheduler, "resources": {"GPU": 1}, "block_pitches": 1, "batch": 1}
+    watch["parameters"] |= {"catalog": str(ROOT / "data_catalog.yaml"), "run": run}
+    file = site.folder / "prefect.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
 
 
 def wait(condition, seconds):
@@ -124,40 +138,6 @@ def wait(condition, seconds):
             pass
         assert time.monotonic() < until, "timed out; logs are in build/cluster-logs"
         time.sleep(1)
-
-
-def watch(site, batch):
-    """One scheduled look: the deployment with a schedule of its own, every 15 seconds, through the Dask cluster."""
-    run = {"executor": "dask", "scheduler": site.scheduler, "resources": {"GPU": 1}, "block_pitches": 1, "batch": batch}
-    given = {
-        "collection": "incoming",
-        "catalog": str(ROOT / "data_catalog.yaml"),
-        "run": run,
-        "allow_composed_prompts": True,
-    }
-    site.run(BIN / "prefect", "deployment", "schedule", "clear", "-y", "watch-collection/watch")
-    site.run(
-        BIN / "prefect",
-        "deployment",
-        "schedule",
-        "create",
-        "watch-collection/watch",
-        "--interval",
-        15,
-        "--parameters",
-        json.dumps(given),
-    ) if _takes_parameters(site) else site.run(
-        BIN / "prefect",
-        "deployment",
-        "run",
-        "watch-collection/watch",
-        *[a for k, v in given.items() for a in ("--param", f"{k}={json.dumps(v)}")],
-    )
-
-
-def _takes_parameters(site):
-    told = site.run(BIN / "prefect", "deployment", "schedule", "create", "--help")
-    return "--parameters" in told
 
 
 def mapped(site, name):
@@ -178,8 +158,6 @@ def compare(site, name, scene):
 def test_a_dropped_file_is_mapped_by_schedule_and_exported(site):
     write_scene(site.folder / "first.tif", height=1200, width=1000, world=World(seed=5))
     shutil.move(site.folder / "first.tif", site.folder / "incoming/first.tif")
-    time.sleep(6)  # a file that changed a moment ago is left for the next look
-    watch(site, 4)
     wait(lambda: mapped(site, "first"), 300)
     assert (site.folder / "maps/incoming/first.tif").exists()
     assert (site.folder / "maps/incoming/first.png").exists()
@@ -189,8 +167,6 @@ def test_a_dropped_file_is_mapped_by_schedule_and_exported(site):
 def test_a_killed_worker_changes_nothing(site):
     write_scene(site.folder / "second.tif", height=1600, width=1400, world=World(seed=6))
     shutil.move(site.folder / "second.tif", site.folder / "incoming/second.tif")
-    time.sleep(6)
-    watch(site, 1)
     blocks = site.folder / "maps/incoming/second.run/blocks"
     wait(lambda: len(list(blocks.glob("*.json"))) >= 2, 240)
     os.killpg(site.running["worker0"].pid, signal.SIGKILL)
