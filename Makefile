@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-cluster check lint types clean bench
+.PHONY: demo test test-slow test-cluster test-gis viewer check lint types clean bench
 
 demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
@@ -17,6 +17,15 @@ test-slow: $(VENV)/installed
 # a Prefect server, a Dask scheduler and workers as processes on loopback
 test-cluster: $(VENV)/installed
 	$(BIN)/python -m pytest -m cluster --timeout 1200
+
+# the bundle in ovrs/view/static, from exact versions with integrity hashes; needs Node.js
+viewer:
+	cd ovrs/view/source && npm ci && node node_modules/esbuild/install.js && npm run build && rm -rf node_modules
+
+# QGIS, GDAL's tools and Chromium from Debian open what we write
+test-gis: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet playwright
+	$(BIN)/python -m pytest -m gis --timeout 900
 
 check: lint types test
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs import cli_bench, cli_catalog, cli_sam3, cli_words
+from ovrs import cli_bench, cli_catalog, cli_products, cli_sam3, cli_words
 from ovrs.errors import OptionError, OvrsError
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time.",
 )
-app.add_typer(cli_words.app)  # without a name: its commands stand beside ours
+app.add_typer(cli_products.app)
+app.add_typer(cli_words.app)  # without a name: their commands stand beside ours
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_catalog.app, name="catalog")
 app.add_typer(cli_sam3.app, name="sam3")
@@ -230,29 +231,6 @@ def info(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For
     from ovrs.report import info_of
 
     typer.echo(info_of(store, as_json=as_json))
-
-
-@app.command()
-def export(
-    store: Store,
-    cog: Annotated[
-        Path | None, typer.Option(help="Cloud Optimized GeoTIFF with colours, class names and a QGIS style.")
-    ] = None,
-    png: Annotated[Path | None, typer.Option(help="Picture of scene, map and legend.")] = None,
-) -> None:
-    """Write GIS products of a finished map."""
-    if cog is None and png is None:
-        raise OptionError("nothing to export: name --cog FILE.tif, --png FILE.png or both")
-    if cog is not None:
-        from ovrs.export.cog import write_cog
-        from ovrs.export.qml import write_qml
-
-        typer.echo(f"cog: {write_cog(store, cog)}")
-        typer.echo(f"style: {write_qml(store, cog)}")
-    if png is not None:
-        from ovrs.export.quicklook import write_quicklook
-
-        typer.echo(f"picture: {write_quicklook(store, png)}")
 
 
 @app.command()

@@ -124,12 +124,18 @@ class RasterScene:
 
     def decimated(self, side: int) -> Pixels:
         """The whole scene, at most `side` pixels along its longer side (nearest overview; for quicklooks)."""
-        shape = decimated_shape(self.geobox, side)
+        whole = RasterWindow(0, 0, self.geobox.width, self.geobox.height)
+        return self._thinned(whole, decimated_shape(self.geobox, side))
+
+    def decimated_window(self, window: Window, factor: int) -> Pixels:
+        """One window with `factor` times fewer pixels per side, at least one (for viewers)."""
+        raster = RasterWindow(window.col_off, window.row_off, window.width, window.height)
+        return self._thinned(raster, (-(-window.height // factor), -(-window.width // factor)))
+
+    def _thinned(self, window: RasterWindow, shape: tuple[int, int]) -> Pixels:
         with rasterio.Env(**GDAL_SETTINGS):
-            whole = RasterWindow(0, 0, self.geobox.width, self.geobox.height)
-            bands, valid = read_valid(self.handle(), self.bands, self.alpha, whole, shape)
-        pixels = to_rgb(self.stretch.apply(bands) if self.stretch else bands.astype(np.uint8))
-        return Pixels(pixels, valid)
+            bands, valid = read_valid(self.handle(), self.bands, self.alpha, window, shape)
+        return Pixels(to_rgb(self.stretch.apply(bands) if self.stretch else bands.astype(np.uint8)), valid)
 
 
 class _Offset:

@@ -81,6 +81,7 @@ def _compose(
         draw.text((x, 8), title, fill="black", font=bold)
         canvas.paste(Image.fromarray(panel), (x, _MARGIN + 20))
         x += width + _MARGIN
+    _scale_bar(draw, x - width - _MARGIN, _MARGIN + 20 + height, width, facts)
     y = _MARGIN + 20
     areas = {c["name"]: c for c in facts.get("classes", [])}
     for name, colour in zip(names, colours, strict=True):
@@ -101,3 +102,23 @@ def _compose(
     for i, line in enumerate(lines):
         draw.text((x, y + 12 + 22 * i), line[:40], fill="#444444", font=font)
     return canvas
+
+
+def _scale_bar(draw: ImageDraw.ImageDraw, left: int, bottom: int, width: int, facts: dict[str, Any]) -> None:
+    """A round length in metres and a north arrow, over the lower left corner of the map; the grid is north-up."""
+    metres = facts["pixel_size_m"][0] * facts["grid"]["shape"][1] / width  # of one pixel of the picture
+    length = scale_length(metres * width / 4)
+    pixels, font = round(length / metres), ImageFont.load_default(14)
+    x, y = left + 12, bottom - 16
+    draw.rectangle((x - 6, y - 44, x + pixels + 40, y + 10), fill="white", outline="#888888")
+    draw.rectangle((x, y - 4, x + pixels, y), fill="black")
+    draw.text((x, y - 24), f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m", fill="black", font=font)
+    north = x + pixels + 22
+    draw.polygon([(north, y - 38), (north - 8, y - 10), (north, y - 16), (north + 8, y - 10)], fill="black")
+    draw.text((north - 5, y - 8), "N", fill="black", font=font)
+
+
+def scale_length(metres: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `metres`."""
+    power = 10.0 ** np.floor(np.log10(max(metres, 1e-6)))
+    return float(power * max(f for f in (1, 2, 5) if f * power <= max(metres, 1e-6)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
 from ovrs import store
 from ovrs.export.cog import legend
+from ovrs.export.vector_files import LAYER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +39,36 @@ def raster_style(title: str, names: Sequence[str], colours: Sequence[tuple[int, 
     )
 
 
-def write_vector_qml(path: Path, vectors: Path) -> Path:
-    """QGIS style for polygons: one category per class."""
+def style_vectors(path: Path, vectors: Path) -> Path:
+    """QGIS style for polygons: inside a GeoPackage, where QGIS takes it by itself, else `NAME-polygons.qml`.
+
+    A `.qml` of the same stem would be the raster's, so polygons never use that name.
+    """
     names, colours = legend(store.open_complete(path))
-    out = vectors.with_suffix(".qml")
-    out.write_text(categorised_style(names, colours), "utf-8")
-    return out
+    style = categorised_style(names, colours)
+    if vectors.suffix != ".gpkg":
+        out = vectors.with_name(f"{vectors.stem}-polygons.qml")
+        out.write_text(style, "utf-8")
+        return out
+    with closing(sqlite3.connect(vectors)) as database, database:
+        database.execute(
+            "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), "
+            "f_table_schema TEXT(256), f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), "
+            "styleQML TEXT, styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), "
+            "update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"
+        )
+        column = database.execute(
+            "SELECT column_name FROM gpkg_geometry_columns WHERE table_name = ?", (LAYER,)
+        ).fetchone()
+        database.execute(
+            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
+            "styleQML, styleSLD, useAsDefault, description, owner) VALUES ('', '', ?, ?, 'classes', ?, '', 1, 'ovrs', '')",
+            (LAYER, column[0], style),
+        )
+        database.execute(
+            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('layer_styles', 'attributes', 'layer_styles')"
+        )
+    return vectors
 
 
 def categorised_style(names: Sequence[str], colours: Sequence[tuple[int, int, int]]) -> str:

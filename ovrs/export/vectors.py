@@ -73,7 +73,7 @@ def write_vectors(path: Path, out: Path, *, min_area: float = 0.0, simplify: flo
     out.parent.mkdir(parents=True, exist_ok=True)
     sink = open_sink(temporary, out.suffix, names, colours, geobox.crs)
     try:
-        found = (p for p in components(group, block) if p.area_m2 >= min_area)
+        found: Iterator[Piece] = (p for p in components(group, block) if p.area_m2 >= min_area)
         if simplify > 0:
             found = iter(_simplified(list(found), simplify, geobox.affine))
         count = 0
