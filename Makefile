@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-cluster test-gis viewer check lint types clean bench
+.PHONY: docs demo test test-slow test-cluster test-gis viewer check lint types clean bench
 
 demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
@@ -27,7 +27,11 @@ test-gis: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet playwright
 	$(BIN)/python -m pytest -m gis --timeout 900
 
-check: lint types test
+# the pages, into build/site; warnings are errors
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --quiet --strict -f infra/mkdocs.yml
+
+check: lint types docs test
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

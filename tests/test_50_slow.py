@@ -2,11 +2,16 @@
 
 import importlib.util
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from conftest import environment
 
 from ovrs import options, pipeline, vocabulary
 from ovrs.job import plan_of
@@ -85,3 +90,60 @@ def test_a_compiled_tower_gives_the_same_map():
         for c in (False, True)
     )
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
+
+
+def test_a_hundred_kills_change_nothing(tmp_path):
+    """SIGKILL at a hundred random moments of twenty runs, each then finished: every array equals the calm run's."""
+    write_scene(tmp_path / "s.tif", height=1500, width=1500, world=World(seed=23))
+    command = [
+        sys.executable,
+        "-m",
+        "ovrs",
+        "map",
+        str(tmp_path / "s.tif"),
+        "--vocabulary",
+        "demo",
+        "--model",
+        "trivial",
+    ]
+    command += ["--block", "1", "-o"]
+    env = environment(tmp_path)
+    begun = time.perf_counter()
+    subprocess.run([*command, str(tmp_path / "calm.zarr")], check=True, env=env, capture_output=True)
+    calm, rng, killed, rounds = time.perf_counter() - begun, np.random.default_rng(), 0, 0
+    wanted = zarr.open_group(tmp_path / "calm.zarr", mode="r")
+    while killed < 100:
+        rounds += 1
+        assert rounds < 80, f"only {killed} kills hit a running process"
+        out = tmp_path / f"r{rounds}.zarr"
+        for moment in rng.uniform(0.3, 1.0, 5):
+            process = subprocess.Popen(
+                [*command, str(out)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            time.sleep(calm * moment)
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+        done = subprocess.run([*command, str(out)], check=False, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = zarr.open_group(out, mode="r")
+        for name in ("label", "confidence", "2/label", "2/confidence"):
+            np.testing.assert_array_equal(found[name][:], wanted[name][:])
+        shutil.rmtree(out)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_memory_of_polygons_stays_bounded(tmp_path):
+    """Polygons of 20,000² labels, many of them crossing blocks: time and peak are printed, the peak is bounded."""
+    script = Path(__file__).parents[1] / "benchmarks/vectors.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--sizes", "4000", "20000", "--work", str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    peaks = [
+        float(line.split("|")[4])
+        for line in done.stdout.splitlines()
+        if line.startswith("| 4000") or line.startswith("| 20000")
+    ]
+    assert peaks[1] < peaks[0] + 1500, done.stdout

@@ -77,3 +77,43 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def tutorial():
+    lines = [line.strip() for line in (ROOT / "docs/tutorial.md").read_text().splitlines() if line.startswith("    ")]
+    return [line for line in lines if not line.startswith("ovrs view")]  # that one serves until it is ended
+
+
+def test_the_tutorial_works_as_written(tmp_path):
+    assert len(tutorial()) >= 7
+    for line in tutorial():
+        command = [sys.executable, "-m", *shlex.split(line)]
+        done = subprocess.run(
+            command, check=False, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+        )
+        assert done.returncode == 0, (line, done.stderr)
+    for product in (
+        "town.tif",
+        "town.qml",
+        "town.gpkg",
+        "town.png",
+        "town.json",
+        "town.csv",
+        "town.html",
+        "plain.zarr",
+    ):
+        assert (tmp_path / product).exists(), product
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_notebook_runs(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    book = nbformat.read(ROOT / "docs/example.ipynb", as_version=4)
+    NotebookClient(book, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    pictures = [o for c in book.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 2
+    scores = next(o["data"]["text/plain"] for c in book.cells if c.id == "d" for o in c.outputs)
+    assert "tmpa" in scores
