@@ -36,7 +36,7 @@ def make(path: Path, side: int) -> None:
         for left in range(0, side, span):
             part = np.zeros((span, span), np.uint8)
             for _ in range(60):
-                y, x, r = rng.integers(0, span, 2).tolist() + [int(rng.integers(5, 90))]
+                y, x, r = [*rng.integers(0, span, 2).tolist(), int(rng.integers(5, 90))]
                 part[(rows - y) ** 2 + (cols - x) ** 2 < r * r] = rng.integers(0, 4)
             h, w = min(span, side - top), min(span, side - left)
             group["label"][top : top + h, left : left + w] = part[:h, :w]

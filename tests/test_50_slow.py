@@ -141,9 +141,5 @@ def test_memory_of_polygons_stays_bounded(tmp_path):
         capture_output=True,
         text=True,
     )
-    peaks = [
-        float(line.split("|")[4])
-        for line in done.stdout.splitlines()
-        if line.startswith("| 4000") or line.startswith("| 20000")
-    ]
+    peaks = [float(line.split("|")[4]) for line in done.stdout.splitlines() if line.startswith(("| 4000", "| 20000"))]
     assert peaks[1] < peaks[0] + 1500, done.stdout
