@@ -169,3 +169,22 @@ def test_methods_are_listed():
     shown = CliRunner().invoke(app, ["methods"]).output
     for name in (*METHOD_NAMES, *DENSE_VARIANTS, "tmpa_released/vaihingen", "not zero-shot"):
         assert name in shown
+
+
+def test_bare_words_leave_the_templates_out():
+    from ovrs import vocabulary
+    from ovrs.model.build import build_clip_segmenter
+    from ovrs.model.loading import load
+    from ovrs.model.text import embed
+    from ovrs.options import MethodOptions, ModelOptions
+
+    words = vocabulary.from_names(["building", "water"])
+    plain, bare = (
+        build_clip_segmenter(ModelOptions(), MethodOptions(method="none", prompts="names", bare=b), words).bank.vectors
+        for b in (False, True)
+    )
+    model = load(ModelOptions())
+    assert torch.allclose(bare, embed(model.clip, model.tokenize, ["building", "water"], [str]), atol=1e-5)
+    assert not torch.allclose(plain, bare, atol=1e-2)
+    with pytest.raises(OptionError, match="templates of its own"):
+        build_clip_segmenter(ModelOptions(), MethodOptions(method="mlmp", bare=True), words)

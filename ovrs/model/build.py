@@ -112,6 +112,8 @@ def _check(method: MethodOptions, vocabulary: Vocabulary) -> None:
         raise OptionError(f"dense variant {method.dense!r} is unknown; choose one of {', '.join(DENSE_VARIANTS)}")
     if method.upsampler is not None and method.upsampler not in UPSAMPLERS:
         raise OptionError(f"upsampler {method.upsampler!r} is unknown; choose one of {', '.join(UPSAMPLERS)}")
+    if method.bare and (method.method in NORM_METHODS or method.method == "tpt"):
+        raise OptionError(f"method {method.method} has templates of its own; bare is for the others")
     if method.sam3 != Sam3Options():
         raise OptionError("the options sam3.… belong to SAM 3: choose --model sam3, or leave them out")
     given = {name for name in _SPECIFIC if getattr(method, name) != type(method).model_fields[name].default}
@@ -189,7 +191,7 @@ def _adapted(parts: _Parts) -> Segmenter:
         _, bank = build_prompt_stack(model, queries, class_of, mlmp.TENT_TEMPLATES)
         settings = tpt.TptSettings(scale=parts.settings.scale, **parts.given("steps", "lr"))
         return TptSegmenter(parts.frozen(bank), settings, tpt.PromptLearner(model.clip, model.tokenize, queries))
-    frozen = parts.frozen(build_text_bank(model, queries, class_of))
+    frozen = parts.frozen(build_text_bank(model, queries, class_of, bare=parts.method.bare))
     if name == "none":
         return frozen
     if name == "cass":
@@ -299,6 +301,7 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "balanced": method.balance,
         "prompts": method.prompts,
         "name_prefix": method.prefix,
+        "bare": method.bare,
         "upsampler": method.upsampler,
         "upsampler_rank": None if method.upsampler == "bilinear" else method.upsampler_rank,
         "compiled": parts.model_options.compile,

@@ -67,9 +67,12 @@ def queries_of(
     return queries, class_of
 
 
-def build_text_bank(model: LoadedModel, queries: list[str], class_of: list[int]) -> TextBank:
-    """Embed queries with the 80 ImageNet templates of CLIP (`methods` 1.5), cached on disk by content."""
-    vectors = _cached(model, queries, imagenet_templates())
+def build_text_bank(model: LoadedModel, queries: list[str], class_of: list[int], *, bare: bool = False) -> TextBank:
+    """Embed queries with the 80 ImageNet templates of CLIP (`methods` 1.5), cached on disk by content.
+
+    `bare` leaves the templates out.
+    """
+    vectors = _cached(model, queries, [str] if bare else imagenet_templates())
     classes = torch.tensor(class_of, device=model.device)
     return TextBank(torch.from_numpy(vectors).to(model.device), classes, max(class_of) + 1)
 
