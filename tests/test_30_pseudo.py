@@ -124,7 +124,8 @@ def test_a_batch_equals_single_images(golden, tiny_clip_p8, reference, stack, en
         alone = torch.cat([s.norms.weights[name] for s in single])
         moved = (alone - start.weights[name]).abs() > 1e-9
         torch.testing.assert_close(values[moved], alone[moved], atol=1e-8, rtol=0)
-    torch.testing.assert_close(both.patches, torch.cat([s.patches for s in single]), atol=1e-8, rtol=0)
+    # a weight's 1e-8 becomes some 1e-7 in a patch, on one processor more than on another
+    torch.testing.assert_close(both.patches, torch.cat([s.patches for s in single]), atol=1e-6, rtol=0)
     torch.testing.assert_close(both.losses, torch.cat([s.losses for s in single], 1), atol=1e-8, rtol=0)
 
 
