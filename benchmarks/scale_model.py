@@ -156,6 +156,8 @@ def main() -> None:
             starts = costs.start * max(1.0, workers / cores) * 2
             print(f"| {workers} | {float(predict(costs, site)['seconds']) + starts:.1f} | {seconds:.1f} |")
         print()
+    if not KEPT.exists():
+        raise SystemExit("no measured costs yet: run `python -m benchmarks.scale_model --measure` first (some minutes)")
     costs = Costs(**json.loads(KEPT.read_text("utf-8")))
     print("| case | time | bottleneck | cost |\n|---|---|---|---|")
     for site in SITES:
