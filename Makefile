@@ -24,6 +24,7 @@ viewer:
 
 # QGIS, GDAL's tools and Chromium from Debian open what we write
 test-gis: $(VENV)/installed
+	infra/gis-packages.sh
 	$(BIN)/python -m pip install --quiet playwright
 	$(BIN)/python -m pytest -m gis --timeout 900
 
