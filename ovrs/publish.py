@@ -69,7 +69,8 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
             _put(files, source / name, posixpath.join(root, name))
         for name in [n for n in last if n in missing or missing]:
             _put(files, source / name, posixpath.join(root, name))
-        left = [n for n, size in plan.items() if _sizes(files, root).get(n) != size]
+        arrived = _sizes(files, root)
+        left = [n for n, size in plan.items() if arrived.get(n) != size]
     except (OSError, PermissionError) as error:
         raise StoreError(
             f"{url} cannot be written: {error}; run the same command again, what was sent is kept"

@@ -122,19 +122,22 @@ def random_detection(seed=0, prompts=3, queries=5, size=12):
     )
 
 
+def upsampled(mask, size):
+    return F.interpolate(mask[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+
+
 @pytest.mark.parametrize("confidence", [0.0, 0.2, 0.99])
 def test_segearth_rule_equals_a_loop_over_queries(confidence):
     d, size = random_detection(), (20, 16)
     (ours,) = fuse.segearth(d, size, confidence)
     for c in range(3):
-        up = lambda m: F.interpolate(m[None, None], size, mode="bilinear", align_corners=False)[0, 0]  # noqa: E731
         p = torch.sigmoid(d.presence[c])
         best = torch.zeros(size)
         for q in range(5):
             score = torch.sigmoid(d.objects[c, q]) * p
             if score > confidence:
-                best = torch.maximum(best, torch.sigmoid(up(d.masks[c, q])) * score)
-        wanted = p * torch.maximum(torch.sigmoid(up(d.semantic[c])), best)
+                best = torch.maximum(best, torch.sigmoid(upsampled(d.masks[c, q], size)) * score)
+        wanted = p * torch.maximum(torch.sigmoid(upsampled(d.semantic[c], size)), best)
         assert torch.allclose(ours[c], wanted, atol=1e-6)
 
 
