@@ -118,10 +118,11 @@ class ConvSegmenter:
 
     def evidence(self, rgb, valid, crops):
         values, weight = run_model(self.net, rgb).numpy(), np.ones(valid.shape, np.float32)
-        for rows in (slice(0, HALO // 2), slice(-HALO // 2, None)):  # at the scene's border nothing else covers it
-            weight[rows] *= 1e-6
-            weight[:, rows] *= 1e-6
-        return values * weight, weight
+        for edge in (slice(0, HALO // 2), slice(-HALO // 2, None)):  # at the scene's border nothing else covers it
+            for array in (values, weight):
+                array[..., edge, :] *= 1e-6
+                array[..., edge] *= 1e-6
+        return values, weight
 
     def finish(self, evidence):
         from ovrs.contract import TileScores

@@ -16,13 +16,15 @@ from ovrs.grid import Window
 from ovrs.tiling import taper
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from ovrs.scene import Pixels, SceneSource
     from ovrs.tiling import Block, Plan, Tile
 
-_STRIP = 64
-"""Rows finished at a time, so that temporaries stay a fraction of the band."""
+_STRIP = 32
+"""Rows finished at a time: temporaries stay a fraction of the band, and in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,25 +156,29 @@ class _Blend:
             if self.background is not None:
                 self.background = np.pad(self.background, ((0, missing), (0, 0)))
 
-    def release(self, until: int) -> list[tuple[Window, TileScores]]:
-        """Finish the rows above `until`, which no later tile touches, and shift the band."""
+    def release(self, until: int) -> Iterator[tuple[Window, TileScores]]:
+        """Finish the rows above `until`, which no later tile touches, strip by strip, then shift the band.
+
+        A strip may share memory with the band: use it before asking for the next one.
+        """
         until = min(until, self.core.row_end)
         rows = until - self.top
         if rows <= 0:
-            return []
-        finished = [self._finish(begin, min(begin + _STRIP, rows)) for begin in range(0, rows, _STRIP)]
+            return
+        for begin in range(0, rows, _STRIP):
+            yield self._finish(begin, min(begin + _STRIP, rows))
         for array in (self.total, self.weight, self.background):
             if array is not None:
                 kept = array.shape[-2] - rows
                 array[..., :kept, :] = array[..., rows:, :].copy()
                 array[..., kept:, :] = 0
         self.top = until
-        return finished
 
     def _finish(self, begin: int, end: int) -> tuple[Window, TileScores]:
         window = Window(self.top + begin, self.core.col_off, end - begin, self.core.width)
         weight = np.where(self.weight[begin:end] > 0, self.weight[begin:end], np.float32(1))
-        mean = np.divide(self.total[:, begin:end], weight, dtype=np.float32)
+        mean = self.total[:, begin:end]
+        mean /= weight  # in place: these rows are given away, then overwritten
         if self.frozen:
             return window, self.frozen.finish(mean)
         return window, TileScores(

@@ -23,7 +23,7 @@ import zarr
 from ovrs import adaptation, pyramid, segmenters, store
 from ovrs.block import BlockMap, map_block
 from ovrs.contract import SceneAdaptive
-from ovrs.decide import CONFIDENCE_NODATA, DecisionRule, label_nodata
+from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
 from ovrs.errors import IncompleteRunError, OptionError, StoreError
 from ovrs.grid import row_areas_m2
 from ovrs.opening import open_scene
@@ -36,7 +36,7 @@ from ovrs.tiling import Plan, TileGeometry
 from ovrs.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -196,22 +196,48 @@ def discard(out: Path) -> None:
 
 
 def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
-    """Compute blocks one after another; a second thread reads the next one's pixels meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ovrs-read") as reader:
+    """Compute blocks one after another; meanwhile one thread reads the next one's pixels, another writes the last one's."""
+    with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
         coming: deque[Future[Pixels]] = deque()
+        leaving: deque[Future[BlockRecord]] = deque()
         for index, name in enumerate(names):
             for ahead in names[index + len(coming) : index + 2]:
                 coming.append(reader.submit(job.scene.read, job.block(ahead).read))
-            yield run_block(job, name, coming.popleft())
+            pixels, started = coming.popleft(), time.perf_counter()
+            leaving.append(writer.submit(_commit, job, name, _computed(job, name, pixels.result), started))
+            if len(leaving) > 1:  # at most one block waits to be written
+                yield leaving.popleft().result()
+        yield from (record.result() for record in leaving)
 
 
-def run_block(job: Job, name: str, pixels: Future[Pixels] | None = None) -> BlockRecord:
+def run_block(job: Job, name: str) -> BlockRecord:
     """Compute and write one block, then its marker. A failure becomes a marker with the reason, never a hole."""
+    started = time.perf_counter()
+    return _commit(job, name, _computed(job, name), started)
+
+
+def _computed(job: Job, name: str, pixels: Callable[[], Pixels] | None = None) -> BlockMap | Exception:
+    """The block's map, or why there is none."""
+    try:
+        segmenter, block = segmenters.build(job.spec), job.block(name)
+        given = None if pixels is None else pixels()
+        keep = job.options.run.store_scores
+        return map_block(job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=given)
+    except Exception as error:
+        log.debug("block %s", name, exc_info=True)
+        return error
+
+
+def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -> BlockRecord:
+    """Write a block's pixels, then its marker, or a marker with the reason of failure."""
     before = job.run_dir.record_of(name)
     attempt = before.attempt + 1 if before else 1
-    started = time.perf_counter()
     try:
-        record = _compute(job, name, None if pixels is None else pixels.result())
+        if isinstance(result, Exception):
+            raise result
+        block, partial = job.block(name), store.partial_path(job.out)
+        store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
+        record = _record(job, block, result)
     except Exception as error:
         record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {error}")
         log.warning("block %s failed: %s", name, record.reason)
@@ -221,35 +247,19 @@ def run_block(job: Job, name: str, pixels: Future[Pixels] | None = None) -> Bloc
     return record
 
 
-def _compute(job: Job, name: str, pixels: Pixels | None) -> BlockRecord:
-    block = job.block(name)
-    segmenter = segmenters.build(job.spec)
-    keep = job.options.run.store_scores
-    result = map_block(job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=pixels)
-    store.write_block(
-        store.partial_path(job.out), block.core, job.plan.chunk, result.label, result.confidence, result.score
-    )
-    return _record(job, block, result)
-
-
 def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
     classes = len(job.spec.vocabulary.classes)
-    counts = np.stack(
-        [
-            np.bincount(row, minlength=classes)[:classes]
-            for row in np.where(result.label == label_nodata(classes), classes, result.label)
-        ]
-    )
+    known = np.minimum(result.label, classes)  # "no data" is a large number
+    counts = np.stack([np.bincount(row, minlength=classes)[:classes] for row in known])
     areas = row_areas_m2(job.scene.geobox, block.core) @ counts
     histogram = {str(i): int(n) for i, n in enumerate(counts.sum(axis=0)) if n}
-    valid = result.confidence != CONFIDENCE_NODATA
     return BlockRecord(
         name=block.name,
         status="done" if histogram else "empty",
         tiles=result.tiles,
         histogram=histogram,
         areas_m2={k: float(areas[int(k)]) for k in histogram},
-        confidence_sum=int(result.confidence[valid].sum(dtype=np.int64)),
+        confidence_sum=int(result.confidence.sum(dtype=np.int64, where=result.confidence != CONFIDENCE_NODATA)),
         crc=block_crc(result.label, result.confidence),
         events=result.events,
     )
@@ -257,7 +267,8 @@ def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
 
 def block_crc(label: NDArray[Any], confidence: NDArray[Any]) -> str:
     """CRC-32 over the block's label bytes followed by its confidence bytes."""
-    return f"{zlib.crc32(confidence.tobytes(), zlib.crc32(label.tobytes())):08x}"
+    first = zlib.crc32(np.ascontiguousarray(label).data)
+    return f"{zlib.crc32(np.ascontiguousarray(confidence).data, first):08x}"
 
 
 def finish(job: Job) -> dict[str, Any]:

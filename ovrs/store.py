@@ -18,8 +18,8 @@ import numpy as np
 import zarr
 from numcodecs import GZip
 from pyproj.enums import WktVersion
-from zarr.codecs import GzipCodec
 
+from ovrs import codec
 from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
 from ovrs.errors import GridMismatchError, StoreError
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
     from ovrs.grid import Window
+
+codec.install()
 
 PYRAMID_FLOOR = 256
 """Overview levels are added until both sides are at most this many pixels."""
@@ -129,7 +131,7 @@ def _array(
     extra: dict[str, Any] = {"dimension_names": dims} if v3 else {}
     attributes = attributes if v3 else {"_ARRAY_DIMENSIONS": list(dims), **attributes}
     if compress:  # gzip: some GDAL builds lack zstd and blosc
-        extra["compressors"] = GzipCodec(level=1) if v3 else GZip(level=1)
+        extra["compressors"] = codec.FastGzip(level=1) if v3 else GZip(level=1)
     else:
         extra["compressors"] = None
     if fill is not None and name in ("label", "confidence", "score"):

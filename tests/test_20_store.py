@@ -210,3 +210,20 @@ def test_a_silent_owner_elsewhere_expires(tmp_path, monkeypatch):
     os.utime(run.path / "lock.json", (old, old))
     with Lock(run):
         assert json.loads((run.path / "lock.json").read_text())["pid"] == os.getpid()
+
+
+def test_chunks_are_gzip_for_every_reader_and_equal_chunks_are_equal_files(tmp_path):
+    import gzip
+
+    label = filled(tmp_path / "a.zarr", UTM, 3)
+    time.sleep(1.1)  # gzip's own header would hold another second
+    filled(tmp_path / "b.zarr", UTM, 3)
+    chunk = tmp_path / "a.zarr/label/c/0/0"
+    assert np.array_equal(np.frombuffer(gzip.decompress(chunk.read_bytes()), np.uint8).reshape(32, 32), label[:32, :32])
+    files = [p for p in (tmp_path / "a.zarr").rglob("c/*/*") if p.is_file()]
+    assert len(files) == 18
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "b.zarr" / file.relative_to(tmp_path / "a.zarr")).read_bytes()
+    script = f"import zarr; print(zarr.open_group({str(tmp_path / 'a.zarr')!r}, mode='r')['label'][:].sum(dtype=int))"
+    there = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert int(there) == label.sum(dtype=int)  # zarr's own codec, in a process that never heard of ours

@@ -1,0 +1,42 @@
+"""zarr's gzip codec, several times faster: the same name and format, compressed by ISA-L.
+
+Every gzip reader opens what it writes. The header holds no time of day, so equal chunks are equal files. Choosing it
+is zarr's own mechanism (an implementation of a codec named in zarr's configuration); `install` makes the choice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import zarr
+from isal import igzip
+from zarr.codecs import GzipCodec
+from zarr.core.buffer.cpu import as_numpy_array_wrapper
+from zarr.registry import register_codec
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer
+
+HIGHEST_LEVEL = 3
+"""ISA-L's; zarr's levels go to 9."""
+
+
+class FastGzip(GzipCodec):
+    """gzip by ISA-L: at level 1 five times faster than zlib and about as small (`benchmarks/engine.py` has the effect)."""
+
+    def _encode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
+        return as_numpy_array_wrapper(self._packed, chunk_bytes, chunk_spec.prototype)
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        return as_numpy_array_wrapper(igzip.decompress, chunk_bytes, chunk_spec.prototype)
+
+    def _packed(self, data: Any) -> bytes:
+        packed: bytes = igzip.compress(data, min(self.level, HIGHEST_LEVEL), mtime=0)
+        return packed
+
+
+def install() -> None:
+    """Let zarr use it for every gzipped chunk of this process."""
+    register_codec("gzip", FastGzip)
+    zarr.config.set({"codecs.gzip": f"{FastGzip.__module__}.{FastGzip.__qualname__}"})
