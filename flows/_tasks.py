@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from PIL import Image
 from prefect import get_run_logger, task
 from prefect.artifacts import (
@@ -26,12 +29,39 @@ from ovrs.prompts import LanguageModel, write_prompts
 from ovrs.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefect.client.schemas.objects import State, TaskRun
 
     from ovrs.job import Job
 
+log = logging.getLogger(__name__)
+
+QUIET_SECONDS = 300.0
+"""How long nothing is reported after the Prefect server did not answer: each attempt takes Prefect's client a minute."""
 HEALABLE = ("SceneReadError", "OSError", "ConnectionError", "TimeoutError", "KilledWorker", "OutOfMemoryError")
 """Failures that another attempt can cure; anything else fails at once."""
+
+
+class Reports:
+    """What Prefect is told for people to see. The map does not depend on it: a server that went away costs no block."""
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def __call__(self, tell: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`tell(*args, **kwargs)`, or None and a warning while the server does not answer."""
+        if time.monotonic() < self._quiet_until:
+            return None
+        try:
+            return tell(*args, **kwargs)
+        except httpx.HTTPError as error:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
+            log.warning("the Prefect server does not answer (%s); the map goes on unseen", error)
+            return None
+
+
+report = Reports()
 
 
 async def can_heal(_task: object, _run: TaskRun, state: State[Any]) -> bool:
@@ -49,7 +79,7 @@ def map_blocks(this: Job, names: list[str], progress_artifact: Any = None) -> in
     failed = [r for r in pipeline.compute(this, [n for n in names if n in missing]) if not r.finished]
     if progress_artifact is not None:
         done = 1 - len(this.missing()) / this.plan.block_count
-        update_progress_artifact(progress_artifact, progress=round(100 * done, 1))
+        report(update_progress_artifact, progress_artifact, progress=round(100 * done, 1))
     if failed:
         raise IncompleteRunError(
             "\n".join([f"{len(failed)} blocks failed", *(f"{r.reason} (block {r.name})" for r in failed)])
@@ -112,12 +142,13 @@ def export(store: Path) -> list[str]:
 @task(name="publish", cache_policy=NO_CACHE)
 def publish(facts: dict[str, Any], picture: str | None, products: list[str]) -> None:
     """Class areas, links to the products and the picture as Prefect artifacts."""
-    create_table_artifact(key="class-areas", table=facts["classes"], description=f"Areas of {facts['scene']['name']}")
+    scene = facts["scene"]["name"]
+    report(create_table_artifact, key="class-areas", table=facts["classes"], description=f"Areas of {scene}")
     lines = "\n".join(f"- `{p}`" for p in products)
-    create_markdown_artifact(key="products", markdown=f"Products of {facts['scene']['name']}\n\n{lines}")
+    report(create_markdown_artifact, key="products", markdown=f"Products of {scene}\n\n{lines}")
     if picture is not None:
         url = f"data:image/jpeg;base64,{base64.b64encode(thumbnail(Path(picture))).decode()}"
-        create_image_artifact(key="quicklook", image_url=url, description=facts["scene"]["name"])
+        report(create_image_artifact, key="quicklook", image_url=url, description=scene)
 
 
 def thumbnail(picture: Path, side: int = 900) -> bytes:

@@ -19,7 +19,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._tasks import export, finish, map_blocks, prompts, publish
+from flows._tasks import export, finish, map_blocks, prompts, publish, report
 from ovrs import job, pipeline, vocabulary
 from ovrs import publish as publishing
 from ovrs.options import MapOptions
@@ -70,7 +70,7 @@ def map_scene(
     with concurrency(gpu_pool, occupy=1) if gpu_pool else nullcontext():
         this = job.prepare(scene, words, store, options or MapOptions(), overwrite=overwrite)
         with Lock(this.run_dir):
-            progress = create_progress_artifact(progress=0.0, key="blocks", description=f"Blocks of {out}")
+            progress = report(create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {out}")
             runs = [map_blocks.submit(this, names, progress) for names in pipeline.batches(this.missing(), batches)]
             wait(runs)
             facts: dict[str, Any] = finish(this)  # refuses while a block is missing, whatever Prefect believes

@@ -149,3 +149,25 @@ def test_prompts_task_stops_or_composes_when_the_endpoint_is_down(prefect_server
         products=False,
     )
     assert facts["composed_prompts"] == ["sausage stand"]
+
+
+def test_a_silent_server_is_asked_once_and_costs_nothing(caplog):
+    import httpx
+
+    from flows._tasks import Reports
+
+    report, asked = Reports(), []
+
+    def tell(answers):
+        asked.append(answers)
+        if not answers:
+            raise httpx.ConnectError("connection refused")
+        return "seen"
+
+    assert report(tell, True) == "seen"
+    assert report(tell, False) is None
+    assert "goes on unseen" in caplog.text
+    assert report(tell, True) is None  # not asked again for some minutes
+    assert asked == [True, False]
+    with pytest.raises(ZeroDivisionError):
+        Reports()(lambda: 1 / 0)

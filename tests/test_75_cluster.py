@@ -172,3 +172,41 @@ def test_a_killed_worker_changes_nothing(site):
     os.killpg(site.running["worker0"].pid, signal.SIGKILL)
     wait(lambda: mapped(site, "second"), 300)
     compare(site, "second", site.folder / "incoming/second.tif")
+
+
+FLOW = """
+import sys
+from flows.map_scene import map_scene
+from ovrs import options
+map_scene(sys.argv[1], sys.argv[2], "", "landcover", options.build(run={"block_pitches": 1}), 6, products=False)
+"""
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["comes back", "stays away"])
+def test_the_prefect_server_goes_away_during_a_run(tmp_path, back):
+    """The map is finished all the same; whether the flow run is, too, depends on the server."""
+    site = Site(tmp_path)
+    site.env["PREFECT_CLIENT_MAX_RETRIES"] = "6" if back else "1"
+    serve = [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", site.api_port]
+    write_scene(tmp_path / "s.tif", height=1500, width=1500, world=World(seed=7))
+    try:
+        site.start("server", *serve)
+        health = f"http://127.0.0.1:{site.api_port}/api/health"
+        wait(lambda: urllib.request.urlopen(health, timeout=2).status == 200, 180)
+        site.start("flow", sys.executable, "-c", FLOW, tmp_path / "s.tif", tmp_path / "m.zarr")
+        flow = site.running["flow"]
+        wait(lambda: len(list((tmp_path / "m.run/blocks").glob("*.json"))) >= 2, 120)
+        os.killpg(site.running["server"].pid, signal.SIGKILL)
+        site.running.pop("server").wait()
+        if back:
+            site.start("server_again", *serve)
+        assert (flow.wait(timeout=600) == 0) == back, (tmp_path / "flow.log").read_text()[-3000:]
+        if not back:
+            assert "the map goes on unseen" in (tmp_path / "flow.log").read_text()
+    finally:
+        site.stop()
+    quiet = tmp_path / "quiet.zarr"
+    pipeline.map_scene(tmp_path / "s.tif", vocabulary.load("landcover"), quiet, options.build(run={"block_pitches": 1}))
+    there, here = (zarr.open_group(p, mode="r") for p in (tmp_path / "m.zarr", quiet))
+    for array in ("label", "confidence"):
+        np.testing.assert_array_equal(there[array][:], here[array][:])
