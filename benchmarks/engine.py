@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +157,17 @@ WAYS = {
 
 
 def one(name: str, folder: Path) -> None:
-    import rasterio
+    import rasterio  # noqa: F401
     import torch  # noqa: F401
-    import zarr
+    import zarr  # noqa: F401
 
     import ovrs.job  # noqa: F401
 
-    work, out = WAYS[name][0], folder / WAYS[name][1]
+    print(json.dumps(measured(WAYS[name][0], folder, folder / WAYS[name][1])))
+
+
+def measured(work: Callable[[Path, Path], None], folder: Path, out: Path) -> dict[str, float | str]:
+    """Seconds, peak memory of this process so far, and how much of the map equals the untiled answer."""
     for leftover in (out, out.with_suffix(".run")):
         shutil.rmtree(leftover, ignore_errors=True)
     out.unlink(missing_ok=True)
@@ -172,13 +177,17 @@ def one(name: str, folder: Path) -> None:
     lines = Path("/proc/self/status").read_text().splitlines()  # ru_maxrss would remember the parent's
     peak = next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
     if out.suffix == ".tif":
+        import rasterio
+
         with rasterio.open(out) as source:
             labels = source.read(1)
     else:
+        import zarr
+
         found = zarr.open(out, mode="r")
         labels = (found["label"] if isinstance(found, zarr.Group) else found)[:]
     agree = float((labels == np.load(folder / "answer.npy")).mean())
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, "agree": agree}))
+    return {"seconds": seconds, "peak_mb": peak, "agree": agree}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.memory                 # the trivial segmenter: 5,000² and 20,000², map and export
     python -m benchmarks.memory --model bundled # the bundled model: 2,048², 4,096², 8,192²
+    python -m benchmarks.memory --sizes 4096 60000 --vrt [--no-export] [--block 4]
 
 Prints peak resident memory, and the same above the import baseline (a map of a 64 px scene). The scene is one
 generated tile mirrored over the raster, so that writing it does not dominate.
@@ -52,6 +53,26 @@ def mirrored_scene(path: Path, side: int) -> Path:
     return path
 
 
+def repeated_scene(path: Path, side: int) -> Path:
+    """The same tile over and over, as a VRT: a scene of any size in a few kilobytes."""
+    tile, step = path.with_name("tile.tif"), 1024
+    mirrored_scene(tile, step)
+    origin = f"<SRS>EPSG:32633</SRS><GeoTransform>{5e5}, 0.5, 0, {5.6e6}, 0, -0.5</GeoTransform>"
+    bands = []
+    for band, colour in enumerate(("Red", "Green", "Blue"), 1):
+        sources = [
+            f'<SimpleSource><SourceFilename relativeToVRT="1">{tile.name}</SourceFilename><SourceBand>{band}</SourceBand>'
+            f'<SrcRect xOff="0" yOff="0" xSize="{width}" ySize="{height}"/>'
+            f'<DstRect xOff="{col}" yOff="{row}" xSize="{width}" ySize="{height}"/></SimpleSource>'
+            for row, col, height, width in windows(side, side)
+        ]
+        bands.append(
+            f'<VRTRasterBand dataType="Byte" band="{band}"><ColorInterp>{colour}</ColorInterp>{"".join(sources)}</VRTRasterBand>'
+        )
+    path.write_text(f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}">{origin}{"".join(bands)}</VRTDataset>')
+    return path
+
+
 def peak(arguments: list[str]) -> tuple[float, float]:
     """Peak resident memory in MB and seconds of one `ovrs` command in a fresh process."""
     begun = time.perf_counter()
@@ -66,6 +87,9 @@ def main() -> None:
     parser.add_argument("--method", default="tmpa")
     parser.add_argument("--sizes", type=int, nargs="*")
     parser.add_argument("--vocabulary", default="demo")
+    parser.add_argument("--vrt", action="store_true", help="one small tile repeated by a VRT: no large file is written")
+    parser.add_argument("--no-export", action="store_true")
+    parser.add_argument("--block", type=int, default=8, help="pitches per block")
     args = parser.parse_args()
     sizes = args.sizes or ([5000, 20000] if args.model == "trivial" else [2048, 4096, 8192])
     stride = (
@@ -76,7 +100,8 @@ def main() -> None:
         base: dict[str, float] = {}
         print(f"{'pixels':>8} {'command':8} {'peak MB':>9} {'above base':>11} {'seconds':>8} {'Mpx/s':>7}")
         for size in [64, *sizes]:
-            scene, store = mirrored_scene(Path(folder) / f"{size}.tif", size), Path(folder) / f"{size}.zarr"
+            make, ending = (repeated_scene, "vrt") if args.vrt else (mirrored_scene, "tif")
+            scene, store = make(Path(folder) / f"{size}.{ending}", size), Path(folder) / f"{size}.zarr"
             commands = {
                 "map": [
                     "map",
@@ -88,6 +113,8 @@ def main() -> None:
                     "--method",
                     args.method,
                     *stride,
+                    "--block",
+                    str(args.block),
                     "-o",
                     str(store),
                 ],
@@ -100,6 +127,8 @@ def main() -> None:
                     str(store.with_suffix(".png")),
                 ],
             }
+            if args.no_export:
+                del commands["export"]
             for name, command in commands.items():
                 megabytes, seconds = peak(command)
                 base.setdefault(name, megabytes)
