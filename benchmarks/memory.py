@@ -54,17 +54,21 @@ def mirrored_scene(path: Path, side: int) -> Path:
 
 
 def repeated_scene(path: Path, side: int) -> Path:
-    """The same tile over and over, as a VRT: a scene of any size in a few kilobytes."""
-    tile, step = path.with_name("tile.tif"), 1024
-    mirrored_scene(tile, step)
+    """The same tile over and over, as a VRT of VRTs: a scene of any size in a few kilobytes."""
+    tile = mirrored_scene(path.with_name("tile.tif"), 1024)
+    part = _repeated(path.with_name("part.vrt"), tile, 1024, 8192)
+    return _repeated(path, part, 8192, side)
+
+
+def _repeated(path: Path, source: Path, step: int, side: int) -> Path:
     origin = f"<SRS>EPSG:32633</SRS><GeoTransform>{5e5}, 0.5, 0, {5.6e6}, 0, -0.5</GeoTransform>"
     bands = []
     for band, colour in enumerate(("Red", "Green", "Blue"), 1):
         sources = [
-            f'<SimpleSource><SourceFilename relativeToVRT="1">{tile.name}</SourceFilename><SourceBand>{band}</SourceBand>'
+            f'<SimpleSource><SourceFilename relativeToVRT="1">{source.name}</SourceFilename><SourceBand>{band}</SourceBand>'
             f'<SrcRect xOff="0" yOff="0" xSize="{width}" ySize="{height}"/>'
             f'<DstRect xOff="{col}" yOff="{row}" xSize="{width}" ySize="{height}"/></SimpleSource>'
-            for row, col, height, width in windows(side, side)
+            for row, col, height, width in windows(side, side, step)
         ]
         bands.append(
             f'<VRTRasterBand dataType="Byte" band="{band}"><ColorInterp>{colour}</ColorInterp>{"".join(sources)}</VRTRasterBand>'

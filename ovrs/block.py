@@ -51,11 +51,13 @@ def map_block(
     *,
     keep_scores: bool = False,
     pixels: Pixels | None = None,
+    overhang: Overhang | None = None,
 ) -> BlockMap:
     """Read a block with its halo, score every tile that touches it, blend, and decide its core.
 
     Tiles are scene-wide, so a neighbour that needs the same tile computes the same numbers: the two blocks agree at
     their border without talking to each other. `pixels`: the block's read window, if somebody has read it already.
+    `overhang`: handed from block to block, it spares the right-hand neighbour the tiles they share.
     """
     started = time.perf_counter()
     if pixels is None:
@@ -65,7 +67,7 @@ def map_block(
     valid = pixels.valid[block.core.slices_in(block.read)]
     events: Counter[str] = Counter()
     tiles = plan.tiles_of(block.core) if valid.any() else []
-    blend = _Blend(segmenter, block.core, plan)
+    blend = _Blend(segmenter, block.core, plan, Overhang() if overhang is None else overhang)
     rows = [list(group) for _, group in groupby(tiles, key=lambda tile: tile.row)]
     for index, row in enumerate(rows):
         for tile in row:
@@ -90,6 +92,51 @@ def _cut(pixels: Pixels, window: Window, outer: Window) -> tuple[NDArray[np.uint
     return np.ascontiguousarray(pixels.rgb[:, rows, cols]), np.ascontiguousarray(pixels.valid[rows, cols])
 
 
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """What one tile adds, weighted: to all of its window or to a part of it."""
+
+    window: Window
+    values: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    background: NDArray[np.float32] | None
+    events: tuple[str, ...]
+
+    def part(self, window: Window) -> _Scored:
+        """A copy of a part, so that the rest can be forgotten."""
+        rows, cols = window.slices_in(self.window)
+        background = None if self.background is None else self.background[rows, cols].copy()
+        return _Scored(
+            window, self.values[:, rows, cols].copy(), self.weight[rows, cols].copy(), background, self.events
+        )
+
+
+class Overhang:
+    """What the tiles of one block lay over its right-hand neighbour: narrow strips, forgotten when another block comes."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[int, int], _Scored] = {}
+        self._core: Window | None = None
+
+    def begin(self, core: Window) -> None:
+        """The block that comes now."""
+        last, self._core = self._core, core
+        if last is None or (last.row_off, last.row_end, last.col_end) != (core.row_off, core.row_end, core.col_off):
+            self._parts.clear()
+
+    def keep(self, tile: Tile, scored: _Scored, core: Window) -> None:
+        """Remember what lies right of `core`, in its rows."""
+        window = scored.window
+        top, bottom = max(window.row_off, core.row_off), min(window.row_end, core.row_end)
+        if window.col_end > core.col_end:
+            right = Window(top, core.col_end, bottom - top, window.col_end - core.col_end)
+            self._parts[tile.row, tile.col] = scored.part(right)
+
+    def take(self, tile: Tile) -> _Scored | None:
+        """What the left-hand neighbour kept of a tile, once."""
+        return self._parts.pop((tile.row, tile.col), None)
+
+
 class _Core:
     """Output arrays of one block, no data until filled."""
 
@@ -108,8 +155,9 @@ class _Core:
 class _Blend:
     """Weighted sum of tiles over a rolling band of rows: C × tile height × core width, never the whole block."""
 
-    def __init__(self, segmenter: Segmenter, core: Window, plan: Plan) -> None:
-        self.segmenter, self.core = segmenter, core
+    def __init__(self, segmenter: Segmenter, core: Window, plan: Plan, overhang: Overhang) -> None:
+        self.segmenter, self.core, self.overhang = segmenter, core, overhang
+        overhang.begin(core)
         self.frozen = segmenter if isinstance(segmenter, FrozenSegmenter) else None
         self.ramp = plan.geometry.tile - plan.geometry.pitch
         self.channels = self.frozen.channels if self.frozen else segmenter.class_count
@@ -124,28 +172,33 @@ class _Blend:
         inside = tile.window.intersect(self.core)
         if inside is None or not valid.any():
             return ()
-        crops = tuple(c.relative_to(tile.window) for c in tile.crops)
-        background: NDArray[np.float32] | None = None
-        events: tuple[str, ...] = ()
-        if self.frozen:
-            values, weight = self.frozen.evidence(rgb, valid, crops)
-        else:
-            result = self.segmenter.segment(rgb, valid, crops)
-            weight = taper(tile.window, self.ramp)
-            values, background, events = result.scores * weight, result.background_evidence, result.events
-        source = inside.slices_in(tile.window)
+        scored = self.overhang.take(tile)
+        if scored is None:
+            scored = self._score(tile, rgb, valid)
+        self.overhang.keep(tile, scored, self.core)
+        source = inside.slices_in(scored.window)
         band = (
             slice(inside.row_off - self.top, inside.row_end - self.top),
             slice(inside.col_off - self.core.col_off, inside.col_end - self.core.col_off),
         )
         self._grow(band[0].stop)
-        self.total[(slice(None), *band)] += values[(slice(None), *source)]
-        self.weight[band] += weight[source]
-        if background is not None:
+        self.total[(slice(None), *band)] += scored.values[(slice(None), *source)]
+        self.weight[band] += scored.weight[source]
+        if scored.background is not None:
             if self.background is None:
                 self.background = np.zeros_like(self.weight)
-            self.background[band] += (background * weight)[source]
-        return events
+            self.background[band] += scored.background[source]
+        return scored.events
+
+    def _score(self, tile: Tile, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> _Scored:
+        crops = tuple(c.relative_to(tile.window) for c in tile.crops)
+        if self.frozen:
+            values, weight = self.frozen.evidence(rgb, valid, crops)
+            return _Scored(tile.window, values, weight, None, ())
+        result = self.segmenter.segment(rgb, valid, crops)
+        weight = taper(tile.window, self.ramp)
+        background = None if result.background_evidence is None else result.background_evidence * weight
+        return _Scored(tile.window, result.scores * weight, weight, background, result.events)
 
     def _grow(self, rows: int) -> None:
         """Make room when a tile moved back from the border overlaps more rows than a regular one."""

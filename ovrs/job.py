@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 
 from ovrs import adaptation, pyramid, segmenters, store
-from ovrs.block import BlockMap, map_block
+from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
 from ovrs.errors import IncompleteRunError, OptionError, StoreError
@@ -197,6 +197,7 @@ def discard(out: Path) -> None:
 
 def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
     """Compute blocks one after another; meanwhile one thread reads the next one's pixels, another writes the last one's."""
+    overhang = Overhang()
     with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
         coming: deque[Future[Pixels]] = deque()
         leaving: deque[Future[BlockRecord]] = deque()
@@ -204,7 +205,7 @@ def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
             for ahead in names[index + len(coming) : index + 2]:
                 coming.append(reader.submit(job.scene.read, job.block(ahead).read))
             pixels, started = coming.popleft(), time.perf_counter()
-            leaving.append(writer.submit(_commit, job, name, _computed(job, name, pixels.result), started))
+            leaving.append(writer.submit(_commit, job, name, _computed(job, name, overhang, pixels.result), started))
             if len(leaving) > 1:  # at most one block waits to be written
                 yield leaving.popleft().result()
         yield from (record.result() for record in leaving)
@@ -213,16 +214,20 @@ def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
 def run_block(job: Job, name: str) -> BlockRecord:
     """Compute and write one block, then its marker. A failure becomes a marker with the reason, never a hole."""
     started = time.perf_counter()
-    return _commit(job, name, _computed(job, name), started)
+    return _commit(job, name, _computed(job, name, Overhang()), started)
 
 
-def _computed(job: Job, name: str, pixels: Callable[[], Pixels] | None = None) -> BlockMap | Exception:
+def _computed(
+    job: Job, name: str, overhang: Overhang, pixels: Callable[[], Pixels] | None = None
+) -> BlockMap | Exception:
     """The block's map, or why there is none."""
     try:
         segmenter, block = segmenters.build(job.spec), job.block(name)
         given = None if pixels is None else pixels()
         keep = job.options.run.store_scores
-        return map_block(job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=given)
+        return map_block(
+            job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=given, overhang=overhang
+        )
     except Exception as error:
         log.debug("block %s", name, exc_info=True)
         return error

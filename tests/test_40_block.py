@@ -6,7 +6,7 @@ from affine import Affine
 from conftest import smooth
 from odc.geo.geobox import GeoBox
 
-from ovrs.block import map_block
+from ovrs.block import Overhang, map_block
 from ovrs.contract import FrozenSegmenter, Segmenter, TileScores
 from ovrs.decide import DecisionRule
 from ovrs.grid import Window
@@ -75,6 +75,47 @@ def test_an_adapted_map_is_the_same_whatever_the_blocks():
     whole = run(scene, segmenter, 64)
     for pitches in (1, 2):
         np.testing.assert_array_equal(run(scene, segmenter, pitches), whole)
+
+
+class Counted(TileMeanSegmenter):
+    """Remembers which tiles it was asked for."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.asked = 0
+
+    def segment(self, rgb, valid, crops):
+        self.asked += 1
+        return super().segment(rgb, valid, crops)
+
+
+@pytest.mark.parametrize("kind", [ColourSegmenter, Counted])
+@pytest.mark.parametrize("pitches", [1, 2, 3])
+def test_what_hangs_over_to_the_right_is_not_computed_twice(kind, pitches):
+    scene, segmenter = ArrayScene(smooth(150, 403, 3)), kind(3, SMALL)
+    plan = Plan(height=150, width=403, geometry=SMALL, block_pitches=pitches)
+    overhang = Overhang()
+    for block in plan.blocks():
+        alone = map_block(scene, segmenter, plan, block, DecisionRule())
+        before = getattr(segmenter, "asked", 0)
+        handed = map_block(scene, segmenter, plan, block, DecisionRule(), overhang=overhang)
+        np.testing.assert_array_equal(handed.label, alone.label)
+        np.testing.assert_array_equal(handed.confidence, alone.confidence)
+        assert (handed.tiles, handed.events) == (alone.tiles, alone.events)
+        if kind is Counted:
+            tiles = plan.tiles_of(block.core)
+            fresh = [t for t in tiles if block.col == 0 or t.window.col_off >= block.core.col_off]
+            assert segmenter.asked - before == len(fresh)
+
+
+def test_what_hangs_over_is_forgotten_when_another_block_comes():
+    scene, segmenter = ArrayScene(smooth(150, 203, 3)), TileMeanSegmenter(3, SMALL)
+    plan = Plan(height=150, width=203, geometry=SMALL, block_pitches=1)
+    overhang = Overhang()
+    for block in reversed(plan.blocks()):
+        expected = map_block(scene, segmenter, plan, block, DecisionRule())
+        found = map_block(scene, segmenter, plan, block, DecisionRule(), overhang=overhang)
+        np.testing.assert_array_equal(found.label, expected.label)
 
 
 def test_constant_scores_blend_to_the_same_constant():
