@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,19 +126,17 @@ def _records(this: Job, names: list[str]) -> Iterator[BlockRecord]:
     run = this.options.run
     if run.executor == "serial":
         yield from job.run_blocks(this, names)
-    elif run.executor == "threads":  # threads overlap reading and computing by themselves
-        yield from execute.run(run, partial(job.run_block, this), names)
-    else:
-        killers = []
-        groups = [names[i : i + run.batch] for i in range(0, len(names), run.batch)]
-        for records in execute.run(run, this, groups, warm=this.warm, lost=this.lost):
-            if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
-                killers += [r.name for r in records if not r.finished]  # one of them did it: each gets its own chance
-                records = [r for r in records if r.finished]
-            yield from records
-        for records in (
-            execute.run(run, this, [[n] for n in killers], warm=this.warm, lost=this.lost) if killers else ()
-        ):
+        return
+    size = run.batch if run.scheduler else min(run.batch, max(1, len(names) // run.workers))  # nobody stays idle
+    groups = [names[i : i + size] for i in range(0, len(names), size)]
+    killers = []
+    for records in execute.run(run, this, groups, warm=this.warm, lost=this.lost):
+        if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
+            killers += [r.name for r in records if not r.finished]  # one of them did it: each gets its own chance
+            records = [r for r in records if r.finished]
+        yield from records
+    if killers:
+        for records in execute.run(run, this, [[n] for n in killers], warm=this.warm, lost=this.lost):
             yield from records
 
 

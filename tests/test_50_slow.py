@@ -122,7 +122,8 @@ def test_a_hundred_kills_change_nothing(tmp_path):
             )
             time.sleep(calm * moment)
             process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
+            hit = process.wait() == -signal.SIGKILL
+            killed, calm = killed + hit, calm if hit else 0.9 * calm  # too late: the machine has become faster
         done = subprocess.run([*command, str(out)], check=False, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found = zarr.open_group(out, mode="r")

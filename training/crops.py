@@ -1,40 +1,49 @@
-"""Augmented crops: pixels, labels and what the image teacher saw there, cut, scaled, turned and photographed anew."""
+"""Augmented crops: pixels and labels, cut, scaled, turned and photographed anew."""
 
 from __future__ import annotations
 
 import math
 import random
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PATCH = 16
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 
-def dense_crop(pair: tuple, seen: np.ndarray | None, size: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-    """Image `(3, size, size)` in 0..1, labels `(size, size)`, teacher's features `(C, size/16, size/16)`."""
+def dense_crop(
+    pair: tuple, size: int, rng: random.Random, place: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Image `(3, size, size)` in 0..1 and labels `(size, size)`.
+
+    `place`: a pixel (row, column) that the crop must show, anywhere in it.
+    """
     _, rgb, labels, _, (low, high) = pair
     limit = min(rgb.shape[:2])
     side = int(min(limit, size * math.exp(rng.uniform(math.log(low), math.log(high)))))
     y, x = rng.randint(0, rgb.shape[0] - side), rng.randint(0, rgb.shape[1] - side)
+    if place is not None:
+        y, x = (
+            min(max(p - rng.randrange(side), 0), length - side) for p, length in zip(place, rgb.shape[:2], strict=True)
+        )
     image = resized(rgb[y : y + side, x : x + side], size)
     target = torch.from_numpy(labels[y : y + side, x : x + side].copy()).float()[None, None]
     target = F.interpolate(target, (size, size), mode="nearest-exact")[0, 0].long()
-    return turn(image, target, look(seen, rgb.shape[:2], (y, x, side), size), rng)
+    return turn(image, target, rng)
 
 
-def scene_crop(
-    pixels: np.ndarray, seen: np.ndarray | None, size: int, smallest: int, rng: random.Random
-) -> tuple[Tensor, Tensor]:
+def scene_crop(pixels: np.ndarray, size: int, smallest: int, rng: random.Random) -> Tensor:
+    """Image `(3, size, size)` in 0..1 of a part of a scene, at least `smallest` of its pixels wide."""
     side = rng.randint(smallest, pixels.shape[0])
     y, x = rng.randint(0, pixels.shape[0] - side), rng.randint(0, pixels.shape[1] - side)
-    image = resized(pixels[y : y + side, x : x + side], size)
-    image, _, features = turn(image, torch.zeros(size, size), look(seen, pixels.shape[:2], (y, x, side), size), rng)
-    return image, features
+    return turn(resized(pixels[y : y + side, x : x + side], size), torch.zeros(size, size), rng)[0]
 
 
 def resized(rgb: np.ndarray, size: int) -> Tensor:
@@ -42,23 +51,10 @@ def resized(rgb: np.ndarray, size: int) -> Tensor:
     return F.interpolate(image, (size, size), mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
-def look(seen: np.ndarray | None, shape: tuple[int, ...], crop: tuple[int, int, int], size: int) -> Tensor:
-    """The teacher's map `(h, w, C)` of the whole image, read at the patch centres of a crop (y, x, side)."""
-    n = size // PATCH
-    if seen is None:
-        return torch.zeros(0, n, n)
-    y, x, side = crop
-    centre = (torch.arange(n) + 0.5) * side / n
-    rows, cols = (y + centre) / shape[0] * 2 - 1, (x + centre) / shape[1] * 2 - 1
-    grid = torch.stack(torch.meshgrid(rows, cols, indexing="ij")[::-1], -1)[None]
-    features = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1).float()[None]
-    return F.grid_sample(features, grid, align_corners=False, padding_mode="border")[0]
-
-
-def turn(image: Tensor, target: Tensor, features: Tensor, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
+def turn(image: Tensor, target: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
     quarter, mirror = rng.randrange(4), rng.random() < 0.5
-    image, target, features = (torch.rot90(t, quarter, (-2, -1)) for t in (image, target, features))
-    return (image.flip(-1), target.flip(-1), features.flip(-1)) if mirror else (image, target, features)
+    image, target = (torch.rot90(t, quarter, (-2, -1)) for t in (image, target))
+    return (image.flip(-1), target.flip(-1)) if mirror else (image, target)
 
 
 def photometric(x: Tensor) -> Tensor:

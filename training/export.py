@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from ovrs.model.loading import _from_directory, hash_weights
-from training.model import CONFIG, build
+from training.model import CONFIG, STEM, build
 
 RECOMMENDED = {"aggregate": "mean", "absent": "mean", "keep_shares": 100.0, "alpha_init": 0.05}
 """Method options that suit a model whose texts and patches were trained toward each other (model card)."""
@@ -42,6 +42,7 @@ def main() -> None:
     )
     config = {
         "model_cfg": CONFIG,
+        "stem": STEM,
         "preprocess_cfg": {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)},
     }
     (args.out / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -17,6 +17,7 @@ import torch
 
 from ovrs.errors import OptionError, WeightsError
 from ovrs.model.dense import check_vit
+from ovrs.model.stem import ConvStem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,8 @@ def load(options: ModelOptions) -> LoadedModel:
     check_vit(clip.visual)
     clip.eval().requires_grad_(False)
     weights_hash = hash_weights(clip)
+    if isinstance(clip.visual.conv1, ConvStem):
+        clip.visual.conv1.fuse()
     dtype: torch.dtype = getattr(torch, options.dtype)
     clip.visual.to(device=device, dtype=dtype)
     if options.compile:
@@ -123,6 +126,8 @@ def _from_directory(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     model_config = dict(config["model_cfg"])
     try:
         clip = open_clip.CLIP(**model_config)
+        if "stem" in config:
+            clip.visual.conv1 = ConvStem(**config["stem"], width=model_config["vision_cfg"]["width"])
         clip.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
     except (TypeError, RuntimeError, KeyError) as error:
         raise WeightsError(f"{directory}: weights and {CONFIG_FILE} do not fit each other: {error}") from error
