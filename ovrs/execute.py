@@ -89,17 +89,7 @@ def run_dask(
         OptionError: No scheduler answers at the address.
         SchedulerLostError: It went away and did not come back.
     """
-    from distributed import LocalCluster
-
-    cluster: Any = None
-    if options.scheduler is None:
-        cluster = LocalCluster(
-            n_workers=options.workers,
-            threads_per_worker=1,
-            dashboard_address=None,
-            processes=True,
-            resources=options.resources or None,
-        )
+    cluster: Any = _local_cluster(options) if options.scheduler is None else None
     queue, under_way = iter(items), dict[int, Item]()
     try:
         for attempt in range(RECONNECTS + 1):
@@ -117,6 +107,22 @@ def run_dask(
     finally:
         if cluster is not None:
             cluster.close()
+
+
+def _local_cluster(options: RunOptions) -> Any:
+    import dask
+    from distributed import LocalCluster
+
+    # Dask has its workers give memory back at once, so that a network's activations are mapped anew at every layer: it
+    # then runs at 0.6 of its speed. Glibc's own rule keeps a worker as small between blocks.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}):
+        return LocalCluster(
+            n_workers=options.workers,
+            threads_per_worker=1,
+            dashboard_address=None,
+            processes=True,
+            resources=options.resources or None,
+        )
 
 
 class _Disconnected(Exception):  # noqa: N818
