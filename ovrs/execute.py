@@ -82,8 +82,8 @@ def run_dask(
 ) -> Iterator[Result]:
     """On a Dask cluster: a standing one at `options.scheduler`, else local processes for the time of the run.
 
-    A worker that dies takes nothing with it: Dask gives its items to others, three times. A scheduler that is restarted
-    is waited for, and what was under way is submitted again.
+    A worker that dies takes nothing with it: Dask gives its items to others, three times; what then still seems to kill
+    them is tried once more, alone. A scheduler that is restarted is waited for, and what was under way is submitted again.
 
     Raises:
         OptionError: No scheduler answers at the address.
@@ -166,6 +166,7 @@ def _serve(
                 client.register_plugin(_warm_plugin(warm))
             slots = max(1, sum(client.nthreads().values()))
             keys: dict[str, int] = {}
+            apart: list[int] = []
 
             def submit(name: int, item: Item) -> Any:
                 under_way[name] = item
@@ -178,6 +179,19 @@ def _serve(
                 running.add(submit(next(names), item))
             for future in running:
                 name = keys.pop(future.key)
+                for item in islice(queue, 1):
+                    running.add(submit(next(names), item))
+                try:
+                    result = future.result()
+                except KilledWorker:
+                    if lost is None:
+                        raise
+                    apart.append(name)
+                    continue
+                del under_way[name]
+                yield result
+            for name in apart:  # one at a time: it may only have waited beside the one that killed the workers
+                future = submit(name, under_way[name])
                 try:
                     result = future.result()
                 except KilledWorker as error:
@@ -185,8 +199,6 @@ def _serve(
                         raise
                     result = lost(under_way[name], error)
                 del under_way[name]
-                for item in islice(queue, 1):
-                    running.add(submit(next(names), item))
                 yield result
         except gone as error:
             raise _Disconnected(f"{type(error).__name__}: {error}") from error
