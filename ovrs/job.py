@@ -1,6 +1,6 @@
 """A run as a value: everything a worker needs to compute any block of it, and the steps around that.
 
-`prepare` begins or continues a run, `run_block` is what executors call, `finish` commits. The truth about progress is
+`prepare` begins or continues a run, `run_blocks` is what executors call, `finish` commits. The truth about progress is
 in the run directory; nothing here remembers anything.
 """
 
@@ -196,7 +196,10 @@ def discard(out: Path) -> None:
 
 
 def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
-    """Compute blocks one after another; meanwhile one thread reads the next one's pixels, another writes the last one's."""
+    """Compute blocks one after another; meanwhile one thread reads the next one's pixels, another writes the last one's.
+
+    A failure becomes a marker with the reason, never a hole.
+    """
     overhang = Overhang()
     with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
         coming: deque[Future[Pixels]] = deque()
@@ -211,22 +214,13 @@ def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
         yield from (record.result() for record in leaving)
 
 
-def run_block(job: Job, name: str) -> BlockRecord:
-    """Compute and write one block, then its marker. A failure becomes a marker with the reason, never a hole."""
-    started = time.perf_counter()
-    return _commit(job, name, _computed(job, name, Overhang()), started)
-
-
-def _computed(
-    job: Job, name: str, overhang: Overhang, pixels: Callable[[], Pixels] | None = None
-) -> BlockMap | Exception:
+def _computed(job: Job, name: str, overhang: Overhang, pixels: Callable[[], Pixels]) -> BlockMap | Exception:
     """The block's map, or why there is none."""
     try:
         segmenter, block = segmenters.build(job.spec), job.block(name)
-        given = None if pixels is None else pixels()
         keep = job.options.run.store_scores
         return map_block(
-            job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=given, overhang=overhang
+            job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=pixels(), overhang=overhang
         )
     except Exception as error:
         log.debug("block %s", name, exc_info=True)

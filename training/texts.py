@@ -24,21 +24,12 @@ class Texts:
     """The student text tower's vectors; single sentences, and the template ensemble for names as at run time."""
 
     def __init__(self, work: Path) -> None:
-        self.file, self.stamp = work / "text.pt", 0.0
-        self.work = work
         self.plain: dict[str, Tensor] = {}
         self.ensemble: dict[str, Tensor] = {}
         self.captions: list[list[str]] = json.loads((work / "scenes.json").read_text())
         self.classes: list[str] = json.loads((work / "classes.json").read_text())
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Read the tower again if a newer one has been written."""
-        if self.file.stat().st_mtime == self.stamp:
-            return
-        self.stamp = self.file.stat().st_mtime
         model = build()
-        model.load_state_dict(torch.load(self.file, weights_only=True), strict=False)
+        model.load_state_dict(torch.load(work / "text.pt", weights_only=True), strict=False)
         named = phrases.concept_phrases() + phrases.noun_phrases() + FAR_OFF
         said = {c for group in self.captions for c in group} | {c for c in self.classes if c}
         everything = sorted({*named, *phrases.named_descriptions(), *said})
@@ -50,7 +41,6 @@ class Texts:
             for phrase in sorted(set(named) | {c for c in self.classes if c}):
                 z = encode_short(model, tokens_of([t(phrase) for t in TEMPLATES]))
                 self.ensemble[phrase] = F.normalize(z.mean(0), dim=0)
-        print("read the text tower", flush=True)
 
     def __getitem__(self, phrase: str) -> Tensor:
         if phrase in self.ensemble and random.random() < 0.6:
