@@ -114,7 +114,7 @@ def _local_cluster(options: RunOptions) -> Any:
     from distributed import LocalCluster
 
     # Dask has its workers give memory back at once, so that a network's activations are mapped anew at every layer: it
-    # then runs at half its speed. Glibc's own rule keeps a worker as small between blocks.
+    # then runs at half its speed. With glibc's own rule a worker may keep more between blocks.
     with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}):
         return LocalCluster(
             n_workers=options.workers,
