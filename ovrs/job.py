@@ -214,6 +214,12 @@ def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
         yield from (record.result() for record in leaving)
 
 
+def run_block(job: Job, name: str) -> BlockRecord:
+    """One block, read and written in this thread (see `run_blocks`)."""
+    started = time.perf_counter()
+    return _commit(job, name, _computed(job, name, Overhang(), lambda: job.scene.read(job.block(name).read)), started)
+
+
 def _computed(job: Job, name: str, overhang: Overhang, pixels: Callable[[], Pixels]) -> BlockMap | Exception:
     """The block's map, or why there is none."""
     try:

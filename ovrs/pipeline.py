@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,9 @@ def _records(this: Job, names: list[str]) -> Iterator[BlockRecord]:
     run = this.options.run
     if run.executor == "serial":
         yield from job.run_blocks(this, names)
+        return
+    if run.executor == "threads":  # they overlap reading and computing by themselves; reading ahead would cost memory
+        yield from execute.run(run, partial(job.run_block, this), names)
         return
     size = run.batch if run.scheduler else min(run.batch, max(1, len(names) // run.workers))  # nobody stays idle
     groups = [names[i : i + size] for i in range(0, len(names), size)]
