@@ -128,11 +128,12 @@ def _records(this: Job, names: list[str]) -> Iterator[BlockRecord]:
     if run.executor == "serial":
         yield from job.run_blocks(this, names)
         return
-    if run.executor == "threads":  # they overlap reading and computing by themselves; reading ahead would cost memory
-        yield from execute.run(run, partial(job.run_block, this), names)
-        return
     size = run.batch if run.scheduler else min(run.batch, max(1, len(names) // run.workers))  # nobody stays idle
     groups = [names[i : i + size] for i in range(0, len(names), size)]
+    if run.executor == "threads":
+        for records in execute.run(run, partial(job.run_in_turn, this), groups):
+            yield from records
+        return
     killers = []
     for records in execute.run(run, this, groups, warm=this.warm, lost=this.lost):
         if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
