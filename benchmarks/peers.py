@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import engine
 from benchmarks.peer_ways import PEERS
 
-OURS = ("ovrs, serial", "bare Zarr loop, halo 32", "bare rasterio loop, no overlap")
+OURS = ("ovrs, serial", "ovrs, 2 threads", "bare Zarr loop, halo 32", "bare rasterio loop, no overlap")
 
 
 def one(name: str, folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from ovrs import adaptation, pyramid, segmenters, store
+from ovrs import adaptation, allocator, pyramid, segmenters, store
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
@@ -125,6 +125,8 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
         DigestMismatchError: `out` holds a run with other inputs or options.
         StoreError: `out` exists and no run of ours made it.
     """
+    if options.run.executor != "dask":
+        allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     job, description = build_job(uri, vocabulary, out, options)
     run = job.run_dir
     if overwrite and (run.exists or out.exists()):

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs import allocator, execute, job, publish
+from ovrs import execute, job, publish
 from ovrs.provenance import require_same
 from ovrs.rundir import Lock
 
@@ -125,8 +125,6 @@ def compute(this: Job, names: list[str], *, progress: Progress | None = None) ->
 def _records(this: Job, names: list[str]) -> Iterator[BlockRecord]:
     """Block records as they come, from whichever executor."""
     run = this.options.run
-    if run.executor != "dask":
-        allocator.keep_freed_memory()
     if run.executor == "serial":
         yield from job.run_blocks(this, names)
         return
