@@ -16,6 +16,12 @@ log = logging.getLogger(__name__)
 
 KEPT_BYTES = 1 << 28
 """At most so much freed memory is kept at the end of the heap; single arrays up to this size come from the heap."""
+ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
+    "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""The same for processes that are yet to start: Dask's workers, whose own setting gives memory back at once."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ovrs.allocator import ENVIRONMENT
 from ovrs.errors import OptionError, SchedulerLostError
 
 if TYPE_CHECKING:
@@ -113,9 +114,9 @@ def _local_cluster(options: RunOptions) -> Any:
     import dask
     from distributed import LocalCluster
 
-    # Dask has its workers give memory back at once, so that a network's activations are mapped anew at every layer: it
-    # then runs at half its speed. With glibc's own rule a worker may keep more between blocks.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}):
+    before = dask.config.get("distributed.nanny.pre-spawn-environ", {})
+    # workers compute in threads that are not their first: see `ovrs.allocator`, also for Dask's own setting
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": before | ENVIRONMENT}):
         return LocalCluster(
             n_workers=options.workers,
             threads_per_worker=1,
