@@ -43,23 +43,18 @@ TEXT_ROWS: dict[str, dict[str, Any]] = {
     "TMPA + shift": {"method": "tmpa_shift"},
 }
 STUDY_ROWS: dict[str, dict[str, Any]] = {
-    f"{aggregate}{', no prefix' if not prefix else ''}{label}": {"aggregate": aggregate, "prefix": prefix, **given}
-    for aggregate in ("max", "mean")
-    for prefix in (True, False)
-    for label, given in {
-        "": {"method": "none"},
-        ", fixed 0.05, absent mean": {"method": "tmpa", "steps": 0, "alpha_init": 0.05, "absent": "mean"},
-        ", TMPA": {"method": "tmpa"},
-        ", TMPA, absent mean": {"method": "tmpa", "absent": "mean"},
-        ", TMPA, absent mean, shares kept": {"method": "tmpa", "absent": "mean", "keep_shares": 1.0},
-        ", TMPA, absent mean, shares kept x10": {"method": "tmpa", "absent": "mean", "keep_shares": 10.0},
-        ", TMPA from 0.05, absent mean, shares kept x10": {
-            "method": "tmpa",
-            "alpha_init": 0.05,
-            "absent": "mean",
-            "keep_shares": 10.0,
-        },
-    }.items()
+    f"start {start}, {steps} steps of {rate}, absent {absent}, shares x{shares}": {
+        "method": "tmpa",
+        "alpha_init": start,
+        "steps": steps,
+        "lr": rate,
+        "absent": absent,
+        "keep_shares": shares,
+    }
+    for start in (0.02, 0.05, 0.1)
+    for steps, rate in ((0, 0.01), (1, 0.01), (3, 0.003), (3, 0.01), (10, 0.01))
+    for absent in ("text", "mean")
+    for shares in ((0.0, 10.0, 100.0, 1000.0) if steps else (0.0,))
 }
 NORM_ROWS: dict[str, dict[str, Any]] = {
     "TENT": {"method": "tent"},
@@ -174,6 +169,9 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="only the middle of each image, this many shown pixels")
     parser.add_argument("--images", type=int, help="only so many images, evenly spread")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="method options for every row")
+    parser.add_argument(
+        "--seen", action="store_true", help="images of the training regions instead: to choose settings by"
+    )
     parser.add_argument("--out", type=Path, help="CSV to append to")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -183,7 +181,7 @@ def main() -> None:
     names = list(CORRUPTIONS) if args.corruption == ["all"] else args.corruption
     for title in args.sets:
         given = SETS[title]
-        pairs = cut(list(given.pairs(args.data)), args.side)
+        pairs = cut(list(given.pairs(args.data, held=not args.seen)), args.side)
         if args.images:
             pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(args.images, len(pairs))).round().astype(int)]
         print(f"\n{title}: {len(pairs)} images; {', '.join(given.words.class_names)}", flush=True)
