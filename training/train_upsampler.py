@@ -71,7 +71,7 @@ def main() -> None:
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * (1 - progress)
         images = torch.stack(
-            [scene_crop(scenes[rng.randrange(len(scenes))], None, SIDE, 112, rng)[0] for _ in range(BATCH)]
+            [scene_crop(scenes[rng.randrange(len(scenes))], SIDE, 112, rng) for _ in range(BATCH)]
         )
         images = (images - MEAN) / STD
         side = rng.randint(64, 144)
