@@ -203,6 +203,20 @@ def test_upsampler_of_a_local_file(directory):
     assert scores.shape == (6, 96, 96)
 
 
+def test_the_bundled_model_has_an_upsampler_of_its_own():
+    """Trained for this encoder, found beside its weights, and named by its hash in the provenance."""
+    plain, jbu = (
+        build_clip_segmenter(ModelOptions(), MethodOptions(upsampler=kind), vocabulary.load("demo"))
+        for kind in ("bilinear", "jbu_one")
+    )
+    assert plain.describe()["upsampler_weights"] is None
+    assert len(jbu.describe()["upsampler_weights"]) == 64
+    rgb, valid, crops = smooth(160, 160), np.ones((160, 160), bool), (Window(0, 0, 160, 160),)
+    coarse, fine = (segmenter.segment(rgb, valid, crops).scores for segmenter in (plain, jbu))
+    assert np.abs(coarse - fine).max() > 0
+    assert np.abs(coarse - fine).mean() < 0.1  # moves outlines, does not repaint
+
+
 def odd_tile(segmenter):
     valid = np.ones((37, 51), bool)
     valid[:, :20] = False

@@ -70,9 +70,7 @@ def main() -> None:
     while (progress := (time.time() - start) / 60 / args.minutes) < 1:
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * (1 - progress)
-        images = torch.stack(
-            [scene_crop(scenes[rng.randrange(len(scenes))], SIDE, 112, rng) for _ in range(BATCH)]
-        )
+        images = torch.stack([scene_crop(scenes[rng.randrange(len(scenes))], SIDE, 112, rng) for _ in range(BATCH)])
         images = (images - MEAN) / STD
         side = rng.randint(64, 144)
         box, mirror = (rng.randint(0, SIDE - side), rng.randint(0, SIDE - side), side), rng.random() < 0.5

@@ -12,7 +12,7 @@ from ovrs.errors import OptionError
 from ovrs.model import mlmp, pseudo, tmpa, tmpa_compat, tpt
 from ovrs.model.dense import DENSE_VARIANTS, LAST_BLOCK_VARIANTS, DenseVariant, native_size, patch_size
 from ovrs.model.features import EXTERNAL_VARIANTS, Encoder
-from ovrs.model.loading import LoadedModel, load
+from ovrs.model.loading import LoadedModel, hash_weights, load
 from ovrs.model.methods import METHOD_NAMES, NORM_METHODS, SAM3_METHOD_NAMES
 from ovrs.model.proxy import ExternalViT
 from ovrs.model.refine import Refined, RefineSettings
@@ -169,10 +169,11 @@ class _Parts:
         external = None
         if self.variant in EXTERNAL_VARIANTS:
             external = ExternalViT(method.proxy_model, method.proxy_weights, model.device)
+        upsampler = _upsampler(method, model)
         facts = _facts(self, bank, external)
-        return ClipSegmenter(
-            Encoder(model, self.variant, external), _upsampler(method, model), bank, self.settings, self.geometry, facts
-        )
+        facts["upsampler_weights"] = hash_weights(upsampler.net) if isinstance(upsampler, JointBilateral) else None
+        encoder = Encoder(model, self.variant, external)
+        return ClipSegmenter(encoder, upsampler, bank, self.settings, self.geometry, facts)
 
     def given(self, *names: str, **renamed: str) -> dict[str, Any]:
         """The named method options that were given, as arguments for a settings object."""
