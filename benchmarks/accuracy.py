@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROWS = {
     "names only, no adaptation": {"method": "none", "prompts": "names"},
     "no adaptation": {"method": "none"},
+    "no adaptation, jbu_one": {"method": "none", "upsampler": "jbu_one"},
     "TMPA": {"method": "tmpa"},
     "TMPA, per scene": {"method": "tmpa", "adaptation": "scene"},
 }

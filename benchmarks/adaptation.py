@@ -3,7 +3,8 @@
     python -m benchmarks.adaptation --data DATA --sets czortho dubai [--rows all|text] [--corruption all --severity 3 5]
 
 The image is one tile: no blending between tiles, so that rows differ by the method alone. Methods that only change the
-text share one encoding of each image. One line per set, corruption and row; `--out` appends them to a CSV.
+text share one encoding of each image. One line per set, corruption and row; `--out` appends them to a CSV. The mean is
+over the classes that the labels hold, because a few images may lack some.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def report(title: str, corruption: str, severity: int, found: dict[str, Confusio
         print(f"{corruption} {severity}")
     for name, score in found.items():
         each = " ".join(f"{100 * v:5.1f}" for v in score.iou())
-        print(f"{name:34} {score.miou():6.2f} {score.accuracy():6.2f}   {each}", flush=True)
+        print(f"{name:34} {score.labelled_miou():6.2f} {score.accuracy():6.2f}   {each}", flush=True)
     if out is not None:
         new = not out.exists()
         with out.open("a", newline="") as stream:
@@ -220,7 +221,8 @@ def report(title: str, corruption: str, severity: int, found: dict[str, Confusio
             if new:
                 writer.writerow(["set", "corruption", "severity", "row", "miou", "accuracy"])
             writer.writerows(
-                [title, corruption, severity, n, round(s.miou(), 2), round(s.accuracy(), 2)] for n, s in found.items()
+                [title, corruption, severity, n, round(s.labelled_miou(), 2), round(s.accuracy(), 2)]
+                for n, s in found.items()
             )
 
 

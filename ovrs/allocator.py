@@ -1,7 +1,7 @@
 """Ask glibc to keep freed memory for the next tile.
 
 By its own rule the C library gives large freed arrays back to the system, and every layer of a network, every tile and
-every band maps its pages anew: a tenth of the time of a run on the CPU. Memory of a tile is needed again by the next one.
+every band maps its pages anew (`docs/memory.md` has what that costs). Memory of a tile is needed again by the next one.
 """
 
 from __future__ import annotations

@@ -51,6 +51,14 @@ class Confusion:
         values = self.iou()
         return float(100 * np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
+    def labelled_miou(self) -> float:
+        """Mean IoU in percent over the classes that the labels hold.
+
+        For small samples: with `miou` a class that is absent costs a whole share as soon as one pixel is called so.
+        """
+        held = self.matrix.sum(axis=1) > 0
+        return float(100 * self.iou()[held].mean()) if held.any() else float("nan")
+
     def accuracy(self) -> float:
         """Share of labelled pixels that are right, in percent."""
         return float(100 * np.diag(self.matrix[:, :-1]).sum() / max(1, self.matrix.sum()))

@@ -235,7 +235,7 @@ class RunOptions(_Options):
     resources: dict[str, float] = {}
     """Dask resources that each piece of work takes, `{"GPU": 1}`; workers are started with `--resources GPU=1`."""
     batch: int = Field(default=4, ge=1, le=1024)
-    """Consecutive blocks given to a Dask worker at a time: it reads the next one while it computes, and neighbours share tiles."""
+    """Consecutive blocks given to a thread or Dask worker at a time: neighbours share tiles, and Dask workers read ahead."""
     pyramid: bool = True
     """Write overview levels."""
     allow_holes: bool = False

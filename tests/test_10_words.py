@@ -126,6 +126,13 @@ def test_more_than_254_classes_use_sixteen_bits():
     assert labels[299, 0] == 299
 
 
+def test_classes_without_labels_count_only_as_wrong_answers():
+    score = Confusion.empty(3).add(np.array([[0, 0, 1, 2]]), np.array([[0, 0, 1, 1]]))
+    assert score.miou() == pytest.approx(100 * (1 + 1 / 2 + 0) / 3)
+    assert score.labelled_miou() == pytest.approx(100 * (1 + 1 / 2) / 2)
+    assert np.isnan(Confusion.empty(3).labelled_miou())
+
+
 def test_confusion_against_the_golden_metrics(golden):
     score = Confusion.empty(6)
     for predicted, label in zip(golden["miou_pred"], golden["miou_label"], strict=True):
