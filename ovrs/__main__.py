@@ -76,6 +76,9 @@ def map_command(
     ] = False,
     crop: Annotated[int | None, typer.Option(help="Side of the model's window in pixels.")] = None,
     stride: Annotated[int | None, typer.Option(help="Distance between windows.")] = None,
+    zoom: Annotated[
+        float | None, typer.Option(help="Enlarge windows before the model sees them: finer, slower.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="See `ovrs methods`.")] = None,
     dense: Annotated[str | None, typer.Option(help="Dense features, see `ovrs methods`.")] = None,
     adaptation: Annotated[
@@ -149,6 +152,7 @@ def map_command(
                 compile=compile_model or None,
                 crop=crop,
                 stride=stride,
+                zoom=zoom,
             ),
         },
         method={

@@ -58,9 +58,13 @@ class ModelOptions(_Options):
     compile: bool = False
     """Compile the tower's blocks with torch.compile; needs a C++ compiler (CPU) or Triton (CUDA), and a minute at start."""
     crop: int | None = Field(default=None, ge=16)
-    """Side of the model's window in pixels. Default: the model's training size."""
+    """Side of the model's window in pixels. Default: as the model recommends, else its training size."""
     stride: int | None = Field(default=None, ge=1)
-    """Distance between windows. Default: half the crop; SAM 3 three quarters."""
+    """Distance between windows. Default: as the model recommends, else half the crop; SAM 3 three quarters."""
+
+    zoom: float | None = Field(default=None, ge=0.25, le=8)
+    """How many times windows are enlarged before the model sees them: patches then cover less ground. Default: as the
+    model recommends, else 1. The window of a zoom of 2 covers half of the model's training size, unless `crop` is given."""
 
     @property
     def family(self) -> Literal["clip", "sam3", "trivial"]:

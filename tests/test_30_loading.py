@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA, smooth
+from PIL import Image
 from safetensors.torch import save_file
 
 from ovrs import vocabulary
@@ -52,6 +53,57 @@ def test_models_without_recommendations_use_segearth_settings(directory):
         ModelOptions(model=str(directory)), MethodOptions(method="none"), vocabulary.load("demo")
     ).describe()
     assert (facts["dense"], facts["cls_weight"], facts["logit_scale"]) == ("segearth", -0.3, 50.0)
+
+
+def test_windows_as_the_papers_as_the_model_recommends_and_as_asked(directory):
+    def windows(**options):
+        given = ModelOptions(model=str(directory), **options)
+        segmenter = build_clip_segmenter(given, MethodOptions(), vocabulary.load("demo"))
+        return segmenter.geometry.crop, segmenter.geometry.stride, segmenter.describe()["zoom"]
+
+    assert windows() == (64, 32, 1)
+    assert windows(zoom=2) == (32, 16, 2)
+    assert windows(zoom=2, crop=48) == (48, 24, 2)
+    assert windows(zoom=1.6, crop=48) == (48, 24, 5 / 3)  # 80 px: whole patches
+    (directory / "ovrs.json").write_text(json.dumps({"windows": {"zoom": 2, "stride": 24}}))
+    assert windows() == (32, 24, 2)
+    assert windows(stride=16) == (32, 16, 2)
+    assert windows(zoom=1) == (64, 32, 1)
+    with pytest.raises(OptionError, match="multiple of the patch size 16"):
+        windows(zoom=1, crop=40)
+
+
+def test_an_enlarged_window_is_what_the_model_sees_of_an_enlarged_image(directory):
+    """Away from the borders, where the enlarged image has neighbours that a window lacks."""
+    rgb = smooth(32, 32)
+    large = np.asarray(Image.fromarray(np.moveaxis(rgb, 0, -1)).resize((64, 64), Image.Resampling.BILINEAR))
+    seen = {}
+    for zoom, image in ((1, np.moveaxis(large, -1, 0)), (2, rgb)):
+        model = ModelOptions(model=str(directory), zoom=zoom)
+        segmenter = build_clip_segmenter(model, MethodOptions(method="none"), vocabulary.load("demo"))
+        side = image.shape[1]
+        image = np.ascontiguousarray(image)
+        seen[zoom] = segmenter.encode(image, np.ones((side, side), bool), (Window(0, 0, side, side),))
+        assert segmenter.segment(image, np.ones((side, side), bool), (Window(0, 0, side, side),)).scores.shape[1:] == (
+            side,
+            side,
+        )
+    assert seen[1].grid == seen[2].grid == (4, 4)
+    torch.testing.assert_close(seen[1].patches, seen[2].patches, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("upsampler", ["bilinear", "jbu_one"])
+@pytest.mark.parametrize("method", ["none", "tmpa", "tent", "tmpa_compat"])
+def test_enlarged_scenes_smaller_than_a_window_keep_their_shape(directory, method, upsampler):
+    options = MethodOptions(method=method, upsampler=upsampler, upsampler_weights=jbu_of(upsampler))
+    segmenter = build_clip_segmenter(ModelOptions(model=str(directory), zoom=1.5), options, vocabulary.load("demo"))
+    scores = segmenter.segment(smooth(27, 41), np.ones((27, 41), bool), (Window(0, 0, 27, 41),)).scores
+    assert scores.shape == (6, 27, 41)
+    assert np.isfinite(scores).all()
+
+
+def jbu_of(upsampler):
+    return DATA / "jbu_one.safetensors" if upsampler == "jbu_one" else None
 
 
 def test_an_open_clip_name_loads_with_a_tag_or_file(tmp_path):

@@ -349,6 +349,7 @@ def test_synonym_rows_and_doubled_phrases():
         ({"model": TINY}, {"method": "sam3", "dense": "gem"}, "does not use dense"),
         ({"model": TINY}, {"method": "sam3", "adaptation": "scene"}, "only coco_sam3"),
         ({"model": TINY, "compile": True}, {"method": "sam3"}, "does not use compile"),
+        ({"model": TINY, "zoom": 2}, {"method": "sam3"}, "does not use zoom"),
     ],
 )
 def test_wrong_combinations_are_named(model, method, message):

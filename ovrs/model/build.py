@@ -17,8 +17,6 @@ from ovrs.model.methods import METHOD_NAMES, NORM_METHODS, SAM3_METHOD_NAMES
 from ovrs.model.proxy import ExternalViT
 from ovrs.model.refine import Refined, RefineSettings
 from ovrs.model.segmenter import (
-    BATCH,
-    CROPS_PER_TILE,
     CassSegmenter,
     CassSettings,
     ClipSegmenter,
@@ -83,9 +81,9 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     _check(method, vocabulary)
     model = load(model_options)
     method = with_model_defaults(method, model)
-    geometry = _geometry(model_options, model)
+    geometry, zoom = _geometry(model_options, model)
     background = vocabulary.background_index
-    segmenter = _adapted(_Parts(model, model_options, method, geometry, vocabulary))
+    segmenter = _adapted(_Parts(model, model_options, method, geometry, zoom, vocabulary))
     refine = RefineSettings(pamr_steps=method.pamr, area_threshold=method.area_threshold, background=background)
     return Refined(segmenter, refine) if method.pamr or method.area_threshold else segmenter
 
@@ -138,10 +136,11 @@ class _Parts:
         model_options: ModelOptions,
         method: MethodOptions,
         geometry: TileGeometry,
+        zoom: float,
         vocabulary: Vocabulary,
     ) -> None:
         self.model, self.model_options, self.method = model, model_options, method
-        self.geometry, self.vocabulary = geometry, vocabulary
+        self.geometry, self.zoom, self.vocabulary = geometry, zoom, vocabulary
         self.variant = cast("DenseVariant", method.dense)
         if method.method in NORM_METHODS and self.variant not in LAST_BLOCK_VARIANTS:
             raise OptionError(
@@ -172,7 +171,7 @@ class _Parts:
         upsampler = _upsampler(method, model)
         facts = _facts(self, bank, external)
         facts["upsampler_weights"] = hash_weights(upsampler.net) if isinstance(upsampler, JointBilateral) else None
-        encoder = Encoder(model, self.variant, external)
+        encoder = Encoder(model, self.variant, external, self.zoom)
         return ClipSegmenter(encoder, upsampler, bank, self.settings, self.geometry, facts)
 
     def given(self, *names: str, **renamed: str) -> dict[str, Any]:
@@ -307,17 +306,22 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "upsampler_rank": None if method.upsampler == "bilinear" else method.upsampler_rank,
         "compiled": parts.model_options.compile,
         "crop_ramp": settings.ramp,
-        "batch": BATCH,
+        "zoom": parts.zoom,
+        "batch": parts.geometry.crops_per_tile**2,
         "queries": len(bank.vectors),
         "threads": torch.get_num_threads(),
     }
 
 
-def _geometry(options: ModelOptions, model: LoadedModel) -> TileGeometry:
+def _geometry(options: ModelOptions, model: LoadedModel) -> tuple[TileGeometry, float]:
+    """Windows, and how many times they are enlarged: half-overlapping as in the papers, unless the model has its own."""
     patch = patch_size(model.clip.visual)
-    crop = options.crop or native_size(model.clip.visual)
-    if crop % patch:
+    zoom = options.zoom or model.windows.get("zoom", 1.0)
+    crop = options.crop or max(1, round(native_size(model.clip.visual) / zoom))
+    if crop % patch and zoom == 1:
         raise OptionError(
             f"--crop must be a multiple of the patch size {patch}, got {crop}; the nearest is {round(crop / patch) * patch or patch}"
         )
-    return TileGeometry(crop=crop, stride=options.stride or crop // 2, crops_per_tile=CROPS_PER_TILE)
+    seen = max(1, round(crop * zoom / patch)) * patch  # whole patches
+    own = None if options.crop or options.zoom else model.windows.get("stride")
+    return TileGeometry(crop=crop, stride=options.stride or int(own or crop // 2)), seen / crop

@@ -39,7 +39,9 @@ class TileFeatures:
     """float32 `(B, D)`, unit vectors: token 0 of the modified branch."""
     grid: tuple[int, int]
     pad: tuple[int, int]
-    """Rows and columns of padding before the crop's first pixel."""
+    """Rows and columns of padding in the network's input before the crop's first pixel."""
+    inner: tuple[int, int]
+    """Rows and columns of the network's input that show the crop: more than the crop has, if windows are enlarged."""
     crops: tuple[Window, ...]
     """Crop windows relative to the tile."""
     shape: tuple[int, int]
@@ -68,8 +70,10 @@ class CropInputs:
     """The crops of one tile as the network's inputs."""
 
     images: Tensor
-    """float32 `(B, 3, h, w)`, padded with mean colour to whole patches on all sides."""
+    """float32 `(B, 3, h, w)`, enlarged, then padded with mean colour to whole patches on all sides."""
     pad: tuple[int, int]
+    inner: tuple[int, int]
+    """Rows and columns between the padding."""
     crops: tuple[Window, ...]
     valid: Tensor
     """bool `(height, width)` of the tile."""
@@ -85,6 +89,7 @@ class CropInputs:
             F.normalize(cls.float(), dim=-1),
             grid,
             self.pad,
+            self.inner,
             self.crops,
             (self.valid.shape[0], self.valid.shape[1]),
             share >= VALID_SHARE,
@@ -95,20 +100,26 @@ class CropInputs:
 
 
 def crop_inputs(
-    model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
+    model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...], zoom: float = 1.0
 ) -> CropInputs:
-    """Cut a tile into the network's inputs."""
+    """Cut a tile into the network's inputs, each crop `zoom` times as large as it is."""
     patch = patch_size(model.clip.visual)
     image = normalise(model, rgb, valid)
     mask = torch.from_numpy(np.ascontiguousarray(valid)).to(model.device)
     windows = [(slice(c.row_off, c.row_end), slice(c.col_off, c.col_end)) for c in crops]
-    height, width = crops[0].shape
+    stack = torch.stack([image[(slice(None), *w)] for w in windows])
+    share = torch.stack([mask[w] for w in windows]).float()[:, None]
+    if zoom != 1:
+        stack, share = (F.interpolate(x, _enlarged(crops[0].shape, zoom), mode="bilinear") for x in (stack, share))
+    height, width = stack.shape[2:]
     lack = (-height % patch, -width % patch)
     pad = (lack[0] // 2, lack[1] // 2)
     sides = (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])
-    stack = F.pad(torch.stack([image[(slice(None), *w)] for w in windows]), sides)
-    share = F.pad(torch.stack([mask[w] for w in windows]).float()[:, None], sides)
-    return CropInputs(stack, pad, crops, mask, share)
+    return CropInputs(F.pad(stack, sides), pad, (height, width), crops, mask, F.pad(share, sides))
+
+
+def _enlarged(shape: tuple[int, int], zoom: float) -> tuple[int, int]:
+    return (max(1, round(shape[0] * zoom)), max(1, round(shape[1] * zoom)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +130,12 @@ class Encoder:
     variant: DenseVariant
     external: ExternalViT | None = None
     """The second network that `proxyclip` and `cass` lean on."""
+    zoom: float = 1.0
+    """How many times crops are enlarged before the network sees them."""
+
+    def inputs(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> CropInputs:
+        """The crops of a tile as this network wants them."""
+        return crop_inputs(self.model, rgb, valid, crops, self.zoom)
 
     def tokens(self, images: Tensor) -> DenseTokens:
         """Dense tokens of one batch of inputs, whatever the variant."""
@@ -143,7 +160,7 @@ class Encoder:
         The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
         not depend on what else is computed.
         """
-        inputs = crop_inputs(self.model, rgb, valid, crops)
+        inputs = self.inputs(rgb, valid, crops)
         patches, cls, grid = [], [], (0, 0)
         for start in range(0, len(crops), batch):
             part = inputs.images[start : start + batch]

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 BUNDLED = "bundled"
 CONFIG_FILE = "open_clip_config.json"
 METADATA_FILE = "ovrs.json"
-"""Optional, beside open_clip's files: this model's own defaults (dense variant, logit scale, λ) and its hash."""
+"""Optional, beside open_clip's files: this model's own defaults (dense variant, logit scale, λ), windows and hash."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,8 @@ class LoadedModel:
     dtype: torch.dtype
     defaults: dict[str, Any] = field(default_factory=dict)
     """Method options as the model's makers recommend: `dense`, `cls_weight`, `logit_scale`, …"""
+    windows: dict[str, float] = field(default_factory=dict)
+    """As the model's makers recommend: `zoom`, `stride`; empty for the papers' rule."""
     directory: Path | None = None
     """Where it was loaded from, if from a directory: an upsampler of its own may lie there."""
 
@@ -92,6 +94,7 @@ def load(options: ModelOptions) -> LoadedModel:
         device,
         dtype,
         defaults,
+        own.get("windows", {}),
         directory,
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ovrs.contract import TileScores
 from ovrs.model import cass, mlmp, pseudo, tmpa, tmpa_compat, tpt
-from ovrs.model.features import Encoder, TileFeatures, accumulate, crop_inputs
+from ovrs.model.features import Encoder, TileFeatures, accumulate
 from ovrs.model.head import class_scores
 from ovrs.model.text import TextBank
 
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from ovrs.grid import Window
     from ovrs.model.upsample import Upsampler
     from ovrs.tiling import TileGeometry
-
-CROPS_PER_TILE = 4
-BATCH = CROPS_PER_TILE**2
-"""Crops per forward pass: one full tile. Fixed, because batch size changes float results."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class ClipSegmenter:
 
     def encode(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
         """What the frozen encoder says about a tile."""
-        return self.encoder.encode(rgb, valid, crops, BATCH)
+        return self.encoder.encode(rgb, valid, crops, self.geometry.crops_per_tile**2)
 
     @torch.no_grad()
     def evidence(
@@ -190,7 +186,7 @@ class NormSegmenter(_Episodic):
 
     def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
         frozen = self.frozen
-        inputs = crop_inputs(frozen.encoder.model, rgb, valid, crops)
+        inputs = frozen.encoder.inputs(rgb, valid, crops)
         adapted = self.adapt(inputs.images.to(frozen.encoder.model.dtype))
         features = inputs.features(adapted.patches, adapted.patches.new_zeros(len(crops), 1), adapted.grid)
         return frozen.classify(features, frozen.bank.vectors, frozen.bank.vectors, ("adapted",))

@@ -49,6 +49,8 @@ class Bilinear:
 
     def __call__(self, features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:
         low = cosines(features, text, base_text, cls_weight).unflatten(-1, features.grid)
+        if features.inner == features.input_shape:  # no padding: straight to the crop's own pixels
+            return F.interpolate(low, features.crop_shape, mode="bilinear", align_corners=False)
         return _inside(features, F.interpolate(low, features.input_shape, mode="bilinear", align_corners=False))
 
 
@@ -91,8 +93,11 @@ def _span(vectors: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _inside(features: TileFeatures, full: Tensor) -> Tensor:
-    rows, cols = features.crop_shape
-    return full[..., features.pad[0] : features.pad[0] + rows, features.pad[1] : features.pad[1] + cols]
+    rows, cols = features.inner
+    part = full[..., features.pad[0] : features.pad[0] + rows, features.pad[1] : features.pad[1] + cols]
+    if features.inner == features.crop_shape:
+        return part
+    return F.interpolate(part, features.crop_shape, mode="bilinear", align_corners=False, antialias=True)
 
 
 def load_jbu(kind: str, path: Path, dim: int, device: torch.device) -> Jbu:
