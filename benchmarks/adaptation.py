@@ -164,6 +164,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["czortho", "dubai"])
     parser.add_argument("--model", default="bundled")
+    parser.add_argument(
+        "--zoom", type=float, help="how many times windows are enlarged; default as the model recommends"
+    )
     parser.add_argument("--rows", nargs="+", choices=[*GROUPS, "paraphrases", "colour"], default=["text"])
     parser.add_argument("--corruption", nargs="+", default=["none"], choices=["none", "all", *CORRUPTIONS])
     parser.add_argument("--severity", nargs="+", type=int, default=[5])
@@ -178,7 +181,7 @@ def main() -> None:
     torch.manual_seed(0)
     from ovrs.preset import parse_settings
 
-    common, model = parse_settings(args.set), ModelOptions(model=args.model)
+    common, model = parse_settings(args.set), ModelOptions(model=args.model, zoom=args.zoom)
     names = list(CORRUPTIONS) if args.corruption == ["all"] else args.corruption
     for title in args.sets:
         given = SETS[title]

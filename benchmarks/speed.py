@@ -96,7 +96,9 @@ def crop_inputs_of(images: torch.Tensor):
 
     crops = tuple(Window(y, x, CROP, CROP) for y in (0, CROP) for x in (0, CROP))
     everywhere = torch.ones(SIDE, SIDE, dtype=torch.bool, device=images.device)
-    return CropInputs(images, (0, 0), crops, everywhere, torch.ones_like(images[:, :1]))
+    return CropInputs(
+        images, (0, 0), (images.shape[-2], images.shape[-1]), crops, everywhere, torch.ones_like(images[:, :1])
+    )
 
 
 def plain(method: str, steps: int, device: str) -> float:

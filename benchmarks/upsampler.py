@@ -32,7 +32,9 @@ def material() -> tuple:
     smooth = F.interpolate(torch.randn(1, 3, 20, 20), (224, 224), mode="bicubic")
     low = F.interpolate(torch.randn(1, 512, 5, 5), (14, 14), mode="bicubic") + 0.2 * torch.randn(1, 512, 14, 14)
     everywhere = torch.ones(224, 224, dtype=torch.bool)
-    inputs = CropInputs(smooth, (0, 0), (Window(0, 0, 224, 224),), everywhere, torch.ones_like(smooth[:, :1]))
+    inputs = CropInputs(
+        smooth, (0, 0), (224, 224), (Window(0, 0, 224, 224),), everywhere, torch.ones_like(smooth[:, :1])
+    )
     text = F.normalize(torch.randn(len(NAMES), 512), dim=-1)
     return net, low, inputs.features(low.flatten(2).transpose(1, 2), torch.zeros(1, 512), (14, 14)), text
 

@@ -36,7 +36,9 @@ def tile_features(clip, image, crop, stride, variant="segearth"):
     with torch.no_grad():
         tokens = dense_tokens(clip.visual, stack, variant)
     everywhere = torch.ones(height, width, dtype=torch.bool)
-    inputs = CropInputs(stack, (0, 0), crops, everywhere, torch.ones_like(stack[:, :1]))
+    inputs = CropInputs(
+        stack, (0, 0), (stack.shape[-2], stack.shape[-1]), crops, everywhere, torch.ones_like(stack[:, :1])
+    )
     return inputs.features(tokens.patches, tokens.cls, tokens.grid)
 
 

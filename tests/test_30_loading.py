@@ -162,7 +162,7 @@ def test_towers_without_class_token_attention_are_refused():
     [
         ({"device": "cuda:9"}, {}, "no CUDA device"),
         ({"device": "abacus"}, {}, "unknown"),
-        ({"crop": 100}, {}, "multiple of the patch size 16"),
+        ({"crop": 100, "zoom": 1}, {}, "multiple of the patch size 16"),
         ({}, {"method": "magic"}, "choose one of none, tmpa"),
         ({}, {"dense": "magic"}, "choose one of vanilla"),
     ],

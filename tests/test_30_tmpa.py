@@ -160,7 +160,7 @@ def clear_tile(sure: int, doubtful: int):
     valid = torch.ones(1, side, dtype=torch.bool)
     pixels = torch.ones(16, 16 * side, dtype=torch.bool)
     crops, images = (Window(0, 0, 16, 16 * side),), torch.zeros(1, 3, 16, 16 * side)
-    inputs = CropInputs(images, (0, 0), crops, pixels, torch.ones(1, 1, 16, 16 * side))
+    inputs = CropInputs(images, (0, 0), (16, 16 * side), crops, pixels, torch.ones(1, 1, 16, 16 * side))
     tile = changed(inputs.features(patches, patches[:, -1], (1, side)), patch_valid=valid)
     return tile, words, certain
 

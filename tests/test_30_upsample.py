@@ -83,7 +83,12 @@ def test_odd_crops_are_cut_back(net, golden, tiny_clip):
 
     images = F.pad(torch.from_numpy(golden["img150x130"][:, :, :90, :93]), (1, 2, 3, 3))
     inputs = CropInputs(
-        images, (3, 1), (Window(0, 0, 90, 93),), torch.ones(90, 93, dtype=torch.bool), torch.ones_like(images[:, :1])
+        images,
+        (3, 1),
+        (90, 93),
+        (Window(0, 0, 90, 93),),
+        torch.ones(90, 93, dtype=torch.bool),
+        torch.ones_like(images[:, :1]),
     )
     features = inputs.features(torch.randn(1, 36, 32), torch.randn(1, 32), (6, 6))
     with torch.no_grad():

@@ -58,31 +58,62 @@ def turn(image: Tensor, target: Tensor, rng: random.Random) -> tuple[Tensor, Ten
 
 
 def photometric(x: Tensor) -> Tensor:
-    """Exposure, colour cast, contrast, saturation, haze, blur, lost resolution and noise, another draw for each image.
+    """RGB in 0..1 photographed anew, another draw for each image, then CLIP-normalised.
 
-    Seven in ten are mild; the others are as bad as the worse corruptions of the benchmark.
+    Light, air, lens and sensor, in this order. Seven in ten are mild; the others are as bad as the worse corruptions of
+    the benchmark.
     """
-    b = x.shape[0]
-    harsh = torch.rand(b, 1, 1, 1) < 0.3
+    harsh = torch.rand(len(x), 1, 1, 1) < 0.3
+    return normalised(_sensor(_lens(_air(_light(x, harsh), harsh), harsh), harsh).clamp(0, 1))
 
-    def draw(low: float, high: float, c: int = 1) -> Tensor:
-        return torch.empty(b, c, 1, 1).uniform_(low, high)
 
-    x = x.clamp(1e-4, 1) ** draw(0.7, 1.4)
-    x = x * draw(0.75, 1.25) * draw(0.88, 1.12, 3)
+def normalised(x: Tensor) -> Tensor:
+    return (x - MEAN) / STD
+
+
+def _draw(x: Tensor, low: float, high: float, channels: int = 1) -> Tensor:
+    return torch.empty(len(x), channels, 1, 1).uniform_(low, high)
+
+
+def _chance(x: Tensor, share: float) -> Tensor:
+    return _draw(x, 0, 1) < share
+
+
+def _light(x: Tensor, harsh: Tensor) -> Tensor:
+    """Colours on the way to those of another image of the batch; exposure, colour cast, saturation, contrast."""
+    mean, std = x.mean((2, 3), keepdim=True), x.std((2, 3), keepdim=True) + 1e-3
+    other = torch.randperm(len(x))
+    share = _draw(x, 0, 1) * _chance(x, 0.5)
+    x = (x - mean) / std * torch.lerp(std, std[other], share) + torch.lerp(mean, mean[other], share)
+    x = x.clamp(1e-4, 1) ** _draw(x, 0.7, 1.4)
+    x = x * _draw(x, 0.75, 1.25) * _draw(x, 0.88, 1.12, 3)
     grey, mean = x.mean(1, keepdim=True), x.mean((1, 2, 3), keepdim=True)
-    x = grey + (x - grey) * draw(0.5, 1.4)
-    x = mean + (x - mean) * torch.where(harsh, draw(0.2, 1.2), draw(0.6, 1.4))
-    haze = torch.where(harsh, draw(-0.4, 0.7), draw(-0.3, 0.35)).clamp(min=0)
-    x = x * (1 - haze) + draw(0.6, 1.0) * haze
+    x = grey + (x - grey) * torch.where(harsh, _draw(x, 0.1, 2.0), _draw(x, 0.5, 1.4))
+    return mean + (x - mean) * torch.where(harsh, _draw(x, 0.06, 1.2), _draw(x, 0.6, 1.4))
+
+
+def _air(x: Tensor, harsh: Tensor) -> Tensor:
+    """Haze, even or in drifts, and now and then a faint other image over this one, as frost or dirt on a window."""
+    drift = sum(F.interpolate(torch.rand(len(x), 1, n, n), x.shape[2:], mode="bicubic") for n in (2, 4, 8, 16)) / 2
+    haze = torch.where(harsh, _draw(x, -0.4, 0.75), _draw(x, -0.3, 0.35)).clamp(min=0)
+    haze = (haze * torch.where(_chance(x, 0.5), drift, torch.ones(()))).clamp(0, 0.9)
+    x = x * (1 - haze) + _draw(x, 0.6, 1.0) * haze
+    over = _draw(x, 0, 0.45) * (harsh & _chance(x, 0.25))
+    return x * (1 - over) + x[torch.randperm(len(x))] * over
+
+
+def _lens(x: Tensor, harsh: Tensor) -> Tensor:
     for width, mild, bad in ((3, 0.25, 0.4), (5, 0.0, 0.3), (7, 0.0, 0.15)):
-        half = width // 2
-        soft = F.avg_pool2d(F.pad(x, (half,) * 4, mode="reflect"), width, 1)
-        x = torch.where(draw(0, 1) < torch.where(harsh, bad, mild), soft, x)
+        soft = F.avg_pool2d(F.pad(x, (width // 2,) * 4, mode="reflect"), width, 1)
+        x = torch.where(_draw(x, 0, 1) < torch.where(harsh, bad, mild), soft, x)
     coarse = F.interpolate(F.avg_pool2d(x, 4), scale_factor=4, mode="nearest")
-    x = torch.where(harsh & (draw(0, 1) < 0.2), coarse, x)
-    x = x + torch.randn_like(x) * torch.where(harsh, draw(-0.15, 0.2), draw(-0.04, 0.06)).clamp(min=0)
-    return (x.clamp(0, 1) - MEAN) / STD
+    return torch.where(harsh & _chance(x, 0.2), coarse, x)
+
+
+def _sensor(x: Tensor, harsh: Tensor) -> Tensor:
+    x = x + torch.randn_like(x) * torch.where(harsh, _draw(x, -0.15, 0.2), _draw(x, -0.04, 0.06)).clamp(min=0)
+    dead = torch.rand_like(x) < _draw(x, -0.2, 0.12) * harsh
+    return torch.where(dead, (torch.rand_like(x) < 0.5).float(), x)
 
 
 def patch_targets(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
     from training.material import Material
 
+CAPTION_ODDS = 1.5
+"""Log odds that a patch shows a thing that a caption of its scene names."""
+SHARPEN = 0.7
+"""Temperature of the averaged model's answers."""
+
 
 def dense_loss(m: Material, z: Tensor, crops: list, pairs: list, scale: Tensor, rng: random.Random) -> Tensor:
     """Cross-entropy of patches over the classes of their set (freshly drawn words) and some far-off things."""
@@ -24,9 +29,10 @@ def dense_loss(m: Material, z: Tensor, crops: list, pairs: list, scale: Tensor, 
     for i, (pair, (_, labels)) in enumerate(zip(pairs, crops, strict=True)):
         classes = len(pair[3])
         words = [draw_phrase(m.concepts[c], rng) for c in pair[3]] + rng.sample(FAR_OFF, rng.randint(0, 2))
+        vectors = m.texts.astray(torch.stack([m.texts[w] for w in words]), rng)
         target, known = patch_targets(labels, classes)
         weight = (target * m.weights[pair[0]]).sum(-1) * (known > 0.5)
-        chance = (scale.exp() * z[i] @ torch.stack([m.texts[w] for w in words]).T).log_softmax(-1)
+        chance = (scale.exp() * z[i] @ vectors.T).log_softmax(-1)
         total = total - ((target * chance[:, :classes]).sum(-1) * weight).mean()
     return total / len(pairs)
 
@@ -39,6 +45,19 @@ def noun_loss(m: Material, z: Tensor, rows: np.ndarray, scale: Tensor, rng: rand
     against = pooled.masked_fill(~absent, -1e4).logsumexp(-1, keepdim=True)
     loss = F.softplus(against - pooled)
     return (loss * present).sum() / present.sum().clamp(min=1)
+
+
+def agreement_loss(m: Material, z: Tensor, seen: Tensor, rows: np.ndarray, scale: Tensor, rng: random.Random) -> Tensor:
+    """What the averaged model says of every patch of the clean image, this one should say of the spoilt image.
+
+    "Mean teachers are better role models" (Tarvainen and Valpola, 2017), here over the things that captions name: those
+    of this scene's captions are likelier, the averaged model is asked with all names of a thing, this one with one.
+    """
+    likely = CAPTION_ODDS * m.named.present[rows].float()[:, None]
+    target = ((scale.detach().exp() * seen @ m.named.mean_vectors(m.texts).T + likely) / SHARPEN).softmax(-1)
+    vectors = m.texts.astray(m.named.vectors(m.texts, rng), rng)
+    chance = (scale.exp() * z @ vectors.T).log_softmax(-1)
+    return -(target * chance).sum(-1).mean()
 
 
 def caption_loss(m: Material, vectors: list[Tensor], rows: np.ndarray, scale: Tensor, rng: random.Random) -> Tensor:

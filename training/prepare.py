@@ -58,7 +58,7 @@ def dense_pairs(data: Path, split: str) -> list[tuple[str, np.ndarray, np.ndarra
                     np.asarray(Image.open(image).convert("RGB")),
                     colour_labels(mask, CZORTHO, names),
                     names,
-                    (1.0, 4.0),
+                    (0.7, 3.0),
                 )
             )
     names = list(DUBAI.values())
@@ -67,17 +67,17 @@ def dense_pairs(data: Path, split: str) -> list[tuple[str, np.ndarray, np.ndarra
             mask = next((data / "dubai/masks").glob(image.stem + ".*"))
             rgb, labels = np.asarray(Image.open(image).convert("RGB")), colour_labels(mask, DUBAI, names)
             if rgb.shape[:2] == labels.shape:
-                out.append(("dubai", rgb, labels, names, (0.5, 1.6)))
+                out.append(("dubai", rgb, labels, names, (0.35, 1.3)))
     if split == "held":
         return out
     names = list(dict.fromkeys(CHESAPEAKE.values()))
     for patch in sorted((data / "chesapeake").rglob("*.npz")):
         rgb, labels = chesapeake(patch, names)
-        out.append(("chesapeake", rgb, labels, names, (0.5, 1.2)))
+        out.append(("chesapeake", rgb, labels, names, (0.35, 1.0)))
     for seed in range(36):
         gsd = [0.25, 0.4, 0.5, 0.8, 1.0, 1.5][seed % 6]
         rgb, labels = World(seed=1000 + seed, gsd=gsd, noise=1 + seed % 7).render(700 * seed, 0, 1024, 1024)
-        out.append(("synth", np.moveaxis(rgb, 0, -1), labels, SYNTH, (0.6, 1.6)))
+        out.append(("synth", np.moveaxis(rgb, 0, -1), labels, SYNTH, (0.35, 1.3)))
     return out
 
 

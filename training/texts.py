@@ -19,6 +19,8 @@ from training.model import build
 FAR_OFF = ["airplane", "ship", "snow", "runway", "stadium", "storage tank", "swimming pool", "beach", "harbor", "cloud"]
 """Things that the pixel-labelled sets do not show: now and then one stands among the candidates as a wrong answer."""
 
+ASTRAY = 0.4
+
 
 class Texts:
     """The student text tower's vectors; single sentences, and the template ensemble for names as at run time."""
@@ -32,7 +34,8 @@ class Texts:
         model.load_state_dict(torch.load(work / "text.pt", weights_only=True), strict=False)
         named = phrases.concept_phrases() + phrases.noun_phrases() + FAR_OFF
         said = {c for group in self.captions for c in group} | {c for c in self.classes if c}
-        everything = sorted({*named, *phrases.named_descriptions(), *said})
+        both = {f"{a} and {b}" for c in phrases.concepts().values() for a in c["names"] for b in c["names"] if a != b}
+        everything = sorted({*named, *phrases.named_descriptions(), *said, *both})
         with torch.no_grad():
             tokens = tokens_of(everything)
             for rows in tokens.argmax(1).argsort().split(1024):
@@ -42,6 +45,11 @@ class Texts:
                 z = encode_short(model, tokens_of([t(phrase) for t in TEMPLATES]))
                 self.ensemble[phrase] = F.normalize(z.mean(0), dim=0)
 
+    def astray(self, vectors: Tensor, rng: random.Random) -> Tensor:
+        """Each vector led a little toward some caption: nobody's words are exactly the ones that were trained with."""
+        others = torch.stack([self.plain[rng.choice(rng.choice(self.captions))] for _ in vectors])
+        return F.normalize(vectors + torch.rand(len(vectors), 1) * ASTRAY * others, dim=-1)
+
     def __getitem__(self, phrase: str) -> Tensor:
         if phrase in self.ensemble and random.random() < 0.6:
             return self.ensemble[phrase]
@@ -49,10 +57,12 @@ class Texts:
 
 
 def draw_phrase(concept: dict[str, list[str]], rng: random.Random) -> str:
-    """A name, a sentence, or a sentence behind a name."""
+    """A name, two of them, a sentence, or a sentence behind a name."""
     r = rng.random()
-    if r < 0.5:
+    if r < 0.4:
         return rng.choice(concept["names"])
+    if r < 0.5:
+        return " and ".join(rng.sample(concept["names"], 2))
     sentence = rng.choice(concept["descriptions"])
     return sentence if r < 0.7 else f"{rng.choice(concept['names'])} {sentence}"
 
@@ -63,6 +73,7 @@ class Named:
     def __init__(self, captions: list[list[str]], classes: list[str], sets: list[str]) -> None:
         table = phrases.nouns()
         self.names = [n["names"] for n in table.values()]
+        self._means: Tensor | None = None
         groups = [n["group"] for n in table.values()]
         same = torch.tensor([[a == b for b in groups] for a in groups])
         patterns = [re.compile(r"\b(" + "|".join(n["words"]) + r")\b") for n in table.values()]
@@ -75,3 +86,8 @@ class Named:
 
     def vectors(self, texts: Texts, rng: random.Random) -> Tensor:
         return torch.stack([texts[rng.choice(n)] for n in self.names])
+
+    def mean_vectors(self, texts: Texts) -> Tensor:
+        if self._means is None:
+            self._means = torch.stack([F.normalize(sum(texts.ensemble[w] for w in n), dim=0) for n in self.names])
+        return self._means

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ovrs.model.dense import dense_tokens
 from ovrs.model.jbu import Jbu
-from training.crops import MEAN, STD, scene_crop
+from training.crops import normalised, scene_crop
 from training.model import EMBED_DIM, build
 
 SIDE, CHANNELS, BATCH = 160, 32, 4
@@ -71,7 +71,7 @@ def main() -> None:
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * (1 - progress)
         images = torch.stack([scene_crop(scenes[rng.randrange(len(scenes))], SIDE, 112, rng) for _ in range(BATCH)])
-        images = (images - MEAN) / STD
+        images = normalised(images)
         side = rng.randint(64, 144)
         box, mirror = (rng.randint(0, SIDE - side), rng.randint(0, SIDE - side), side), rng.random() < 0.5
         low = features(visual, images)

@@ -9,6 +9,7 @@ SegEarth-OV last block, the variant that the bundled model uses at run time.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import random
 import time
@@ -18,14 +19,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ovrs.allocator import keep_freed_memory
 from ovrs.model.dense import encode_prelude, last_block
-from training.crops import MEAN, STD, dense_crop, photometric, scene_crop
-from training.losses import caption_loss, class_loss, dense_loss, noun_loss
+from training.crops import dense_crop, normalised, photometric, scene_crop
+from training.losses import agreement_loss, caption_loss, class_loss, dense_loss, noun_loss
 from training.material import Material
 from training.model import build, start
 
-SIDE, N_DENSE, N_SCENE = 160, 20, 24
+SIDE, N_DENSE, N_SCENE = 160, 24, 16
+SMALLEST = 72  # pixels of a scene that fill a crop: maps are made of enlarged windows (`WINDOWS` in `export.py`)
+AVERAGE = 0.998
+"""Decay of the averaged weights, which are what is kept."""
 FROZEN_STAGES = 3  # up to stride 8 a network sees edges and colours, which aerial images share with photographs
 
 
@@ -56,6 +62,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--resume", action="store_true", help="go on from WORK/vision.pt")
     args = parser.parse_args()
+    keep_freed_memory()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     rng, draw = random.Random(args.seed), np.random.default_rng(args.seed)
@@ -70,6 +77,7 @@ def main() -> None:
         before = torch.load(args.work / "vision.pt", weights_only=True)
         visual.load_state_dict(before["visual"])
         dense_scale.data, image_scale.data = before["dense_scale"].clone(), before["image_scale"].clone()
+    averaged = copy.deepcopy(visual).requires_grad_(False)
     optimiser = torch.optim.AdamW(groups_of(visual, [dense_scale, image_scale]), betas=(0.9, 0.98))
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     elapsed, last, step = 0.0, time.time(), 0
@@ -80,14 +88,17 @@ def main() -> None:
         pairs, places = m.draw_pairs(N_DENSE, rng)
         crops = [dense_crop(p, SIDE, rng, place) for p, place in zip(pairs, places, strict=True)]
         rows = draw.choice(len(m.scene_share), N_SCENE, p=m.scene_share)
-        images = torch.stack([c[0] for c in crops] + [scene_crop(m.scenes[r], SIDE, 112, rng) for r in rows])
+        images = torch.stack([c[0] for c in crops] + [scene_crop(m.scenes[r], SIDE, SMALLEST, rng) for r in rows])
 
-        x, grid = encode_prelude(visual, photometric(images))
-        z = F.normalize(last_block(visual, x, grid, "segearth").patches, dim=-1)
-        whole = F.normalize(last_block(visual, x[N_DENSE:], grid, "vanilla").cls, dim=-1)
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # each a good deal faster here
+            x, grid = encode_prelude(visual, photometric(images))
+            z = F.normalize(last_block(visual, x, grid, "segearth").patches.float(), dim=-1)
+            whole = F.normalize(last_block(visual, x[N_DENSE:], grid, "vanilla").cls.float(), dim=-1)
+            seen = dense(averaged, images[N_DENSE:])
         pooled = F.normalize(z[N_DENSE:].mean(1), dim=-1)
         losses = {
             "dense": dense_loss(m, z, crops, pairs, dense_scale, rng),
+            "agreement": 0.3 * agreement_loss(m, z[N_DENSE:], seen, rows, dense_scale, rng),
             "nouns": 0.5 * noun_loss(m, z[N_DENSE:], rows, dense_scale, rng),
             "captions": 0.15 * caption_loss(m, [whole, pooled], rows, image_scale, rng),
             "classes": 0.15 * class_loss(m, [whole, pooled], rows, image_scale),
@@ -99,14 +110,16 @@ def main() -> None:
         with torch.no_grad():
             dense_scale.clamp_(max=math.log(50))
             image_scale.clamp_(max=math.log(50))
+            for slow, fast in zip(averaged.parameters(), visual.parameters(), strict=True):
+                slow.lerp_(fast, 1 - min(AVERAGE, (1 + step) / (10 + step)))
         step += 1
         elapsed, last = elapsed + min(time.time() - last, 30), time.time()  # a process that is halted spends no budget
-        if step % 50 == 0:
+        if step % 100 == 0:
             parts = " ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
             scale = dense_scale.exp().item()
-            print(f"{step} {100 * progress:.0f} % {parts} scale {scale:.1f} {score(visual, m)}", flush=True)
-            save(args.work / "vision.pt", visual, dense_scale, image_scale)
-    save(args.work / "vision.pt", visual, dense_scale, image_scale)
+            print(f"{step} {100 * progress:.0f} % {parts} scale {scale:.1f} {score(averaged, m)}", flush=True)
+            save(args.work / "vision.pt", averaged, dense_scale, image_scale)
+    save(args.work / "vision.pt", averaged, dense_scale, image_scale)
     print("done", step, flush=True)
 
 
@@ -118,11 +131,14 @@ def save(path: Path, visual: nn.Module, dense_scale: Tensor, image_scale: Tensor
 def score(visual: nn.Module, m: Material) -> str:
     """Patch-level IoU on images never trained on, through the last block that the model is used with."""
 
-    def patches(images: Tensor) -> Tensor:
-        x, grid = encode_prelude(visual, (images - MEAN) / STD)
-        return last_block(visual, x, grid, "segearth").patches
+    return m.held_score(lambda images: dense(visual, images))
 
-    return m.held_score(patches)
+
+@torch.no_grad()
+def dense(visual: nn.Module, images: Tensor) -> Tensor:
+    """Patch vectors `(n, N, D)`, normalised, of RGB in 0..1."""
+    x, grid = encode_prelude(visual, normalised(images))
+    return F.normalize(last_block(visual, x, grid, "segearth").patches.float(), dim=-1)
 
 
 if __name__ == "__main__":
