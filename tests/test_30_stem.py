@@ -54,3 +54,20 @@ def test_the_fine_map_looks_at_the_middle_of_each_patch(stem):
     middle = 10 * 16 + 7.5
     assert abs(rows - middle) < 1
     assert abs(cols - middle) < 1
+
+
+def test_the_mean_of_two_towers(tmp_path, monkeypatch):
+    """A tower that was unpacked has counters as floats, one in training as integers."""
+    from training import average
+
+    first = {"visual": {"w": torch.zeros(3), "steps": torch.tensor(0.0)}, "dense_scale": torch.tensor(2.0)}
+    second = {"visual": {"w": torch.ones(3), "steps": torch.tensor(4)}, "dense_scale": torch.tensor(4.0)}
+    for name, state in (("before", first), ("after", second)):
+        torch.save({**state, "image_scale": torch.tensor(1.0)}, tmp_path / f"{name}.pt")
+    files = [f"{tmp_path}/{n}.pt" for n in ("before", "after", "out")]
+    given = ["average", "--before", files[0], "--after", files[1], "--share", "0.25", "--out", files[2]]
+    monkeypatch.setattr("sys.argv", given)
+    average.main()
+    mean = torch.load(files[2], weights_only=True)
+    torch.testing.assert_close(mean["visual"], {"w": torch.full((3,), 0.25), "steps": torch.tensor(1.0)})
+    assert (mean["dense_scale"], mean["image_scale"]) == (2.5, 1.0)
