@@ -20,6 +20,7 @@ FAR_OFF = ["airplane", "ship", "snow", "runway", "stadium", "storage tank", "swi
 """Things that the pixel-labelled sets do not show: now and then one stands among the candidates as a wrong answer."""
 
 ASTRAY = 0.4
+"""Greatest length of what is added to a class's unit vector."""
 
 
 class Texts:

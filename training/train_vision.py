@@ -90,7 +90,7 @@ def main() -> None:
         rows = draw.choice(len(m.scene_share), N_SCENE, p=m.scene_share)
         images = torch.stack([c[0] for c in crops] + [scene_crop(m.scenes[r], SIDE, SMALLEST, rng) for r in rows])
 
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # each a good deal faster here
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             x, grid = encode_prelude(visual, photometric(images))
             z = F.normalize(last_block(visual, x, grid, "segearth").patches.float(), dim=-1)
             whole = F.normalize(last_block(visual, x[N_DENSE:], grid, "vanilla").cls.float(), dim=-1)
