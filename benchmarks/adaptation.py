@@ -167,6 +167,8 @@ def main() -> None:
     parser.add_argument(
         "--zoom", type=float, help="how many times windows are enlarged; default as the model recommends"
     )
+    parser.add_argument("--wide", type=int, nargs="*", help="wider windows, in crops; default as the model recommends")
+    parser.add_argument("--shrink", type=float, default=1.0, help="show images at so many times fewer pixels a side")
     parser.add_argument("--rows", nargs="+", choices=[*GROUPS, "paraphrases", "colour"], default=["text"])
     parser.add_argument("--corruption", nargs="+", default=["none"], choices=["none", "all", *CORRUPTIONS])
     parser.add_argument("--severity", nargs="+", type=int, default=[5])
@@ -181,14 +183,17 @@ def main() -> None:
     torch.manual_seed(0)
     from ovrs.preset import parse_settings
 
-    common, model = parse_settings(args.set), ModelOptions(model=args.model, zoom=args.zoom)
+    common = parse_settings(args.set)
     names = list(CORRUPTIONS) if args.corruption == ["all"] else args.corruption
     for title in args.sets:
         given = SETS[title]
-        pairs = cut(list(given.pairs(args.data, held=not args.seen)), args.side)
+        pairs = cut(list(given.pairs(args.data, held=not args.seen, shrink=args.shrink)), args.side)
         if args.images:
             pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(args.images, len(pairs))).round().astype(int)]
         print(f"\n{title}: {len(pairs)} images; {', '.join(given.words.class_names)}", flush=True)
+        shown = given.pixel_size * given.shrink * args.shrink if given.pixel_size else None
+        wide = None if args.wide is None else tuple(args.wide)
+        model = ModelOptions(model=args.model, zoom=args.zoom, wide=wide, pixel_size=shown)
         table = {k: v for group in args.rows if group in GROUPS for k, v in GROUPS[group].items()}
         rows = build_rows(table, given.words, model, common)
         if "paraphrases" in args.rows:

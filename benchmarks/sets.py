@@ -32,15 +32,21 @@ class LabelledSet:
     """Beginnings of the names of images that no bundled model was trained on."""
     shrink: float = 1.0
     """Images are shown at this many times fewer pixels per side; labels stay at full size."""
+    pixel_size: float | None = None
+    """Metres per pixel of the images as they come, where known."""
 
-    def pairs(self, data: Path, *, held: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(RGB `(h, w, 3)` shrunk, labels `(H, W)` with 255 ignored); with `held` false the other images."""
+    def pairs(self, data: Path, *, held: bool = True, shrink: float = 1.0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(RGB `(h, w, 3)`, labels `(H, W)` with 255 ignored); with `held` false the other images.
+
+        `shrink`: times the set's own.
+        """
+        shrink *= self.shrink
         for image in sorted((data / self.folder / "images").iterdir()):
             if image.name.startswith(self.held_out) == held:
                 mask = next((data / self.folder / "masks").glob(image.stem + ".*"))
                 labels, rgb = self.labels(mask), Image.open(image).convert("RGB")
                 if labels.shape == rgb.size[::-1]:  # a few published masks have another size than their image
-                    size = (round(rgb.width / self.shrink), round(rgb.height / self.shrink))
+                    size = (round(rgb.width / shrink), round(rgb.height / shrink))
                     yield np.asarray(rgb.resize(size, Image.Resampling.BOX)), labels
 
     def labels(self, mask: Path) -> np.ndarray:
@@ -64,7 +70,7 @@ CZORTHO = LabelledSet(
     folder="czortho",
     colours=("32FFA7", "A67556", "6D32FF", "FFE132", "32A7FF", "FF8C00"),
     held_out=("T8_",),
-    shrink=2.4,
+    pixel_size=0.125,
     words=_words(
         "czortho",
         {
@@ -143,9 +149,11 @@ DUBAI = LabelledSet(
         ("villas and towers", "bare sand", "asphalt road", "trees and lawns", "canal"),
     ),
 )
-LOVEDA = LabelledSet(folder="benchmarks_mini/loveda", words=vocabulary.load("loveda"))
-POTSDAM = LabelledSet(folder="benchmarks_mini/potsdam", words=vocabulary.load("potsdam"), shrink=4.0)
-VAIHINGEN = LabelledSet(folder="benchmarks_mini/vaihingen", words=vocabulary.load("vaihingen"), shrink=2.0)
+LOVEDA = LabelledSet(folder="benchmarks_mini/loveda", words=vocabulary.load("loveda"), pixel_size=0.3)
+POTSDAM = LabelledSet(folder="benchmarks_mini/potsdam", words=vocabulary.load("potsdam"), shrink=4.0, pixel_size=0.05)
+VAIHINGEN = LabelledSet(
+    folder="benchmarks_mini/vaihingen", words=vocabulary.load("vaihingen"), shrink=2.0, pixel_size=0.09
+)
 
 SETS = {"czortho": CZORTHO, "dubai": DUBAI, "loveda": LOVEDA, "potsdam": POTSDAM, "vaihingen": VAIHINGEN}
 """The last three hold one to three images each, of regions and sensors never trained on: a look, no score."""

@@ -79,6 +79,13 @@ def map_command(
     zoom: Annotated[
         float | None, typer.Option(help="Enlarge windows before the model sees them: finer, slower.")
     ] = None,
+    wide: Annotated[
+        str | None,
+        typer.Option(help="Look also through windows over 2 x 2, 3 x 3 … of the ordinary ones: 2,3 or none."),
+    ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(help="Metres per pixel, if the scene does not tell: models choose windows by it.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="See `ovrs methods`.")] = None,
     dense: Annotated[str | None, typer.Option(help="Dense features, see `ovrs methods`.")] = None,
     adaptation: Annotated[
@@ -153,6 +160,8 @@ def map_command(
                 crop=crop,
                 stride=stride,
                 zoom=zoom,
+                wide=() if wide == "none" else _numbers(wide, "--wide", int),
+                pixel_size=pixel_size,
             ),
         },
         method={

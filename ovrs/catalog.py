@@ -95,6 +95,8 @@ class DatasetEntry(_Entry):
     """Only images whose names begin so."""
     shrink: float = Field(default=1.0, gt=0)
     """The model sees so many times fewer pixels per side; labels stay as they are."""
+    pixel_size: float | None = Field(default=None, gt=0)
+    """Metres per pixel of the images as they come: what a georeferenced scene would tell a model that asks for it."""
     vocabulary: str | None = None
     """Default: the layout's."""
     images: str | None = None

@@ -61,10 +61,23 @@ class ModelOptions(_Options):
     """Side of the model's window in pixels. Default: as the model recommends, else its training size."""
     stride: int | None = Field(default=None, ge=1)
     """Distance between windows. Default: as the model recommends, else half the crop; SAM 3 three quarters."""
-
     zoom: float | None = Field(default=None, ge=0.25, le=8)
     """How many times windows are enlarged before the model sees them: patches then cover less ground. Default: as the
-    model recommends, else 1. The window of a zoom of 2 covers half of the model's training size, unless `crop` is given."""
+    model recommends for the imagery's pixel size, else 1. The window of a zoom of 2 covers half of the model's training size,
+    unless `crop` is given."""
+    wide: tuple[int, ...] | None = None
+    """Look also through windows over so many × so many of the ordinary ones, and take the mean. Default: as the model
+    recommends for the imagery's pixel size, none if `zoom` or `crop` is given."""
+    pixel_size: float | None = Field(default=None, gt=0)
+    """Metres per pixel of the imagery, by which a model may choose its windows. Default: the scene's own, if it has a place on
+    the ground; otherwise unknown."""
+
+    @field_validator("wide")
+    @classmethod
+    def _sides(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and any(v < 2 for v in value):
+            raise ValueError("a wider window covers at least 2 x 2 ordinary ones")
+        return None if value is None else tuple(sorted(set(value)))
 
     @property
     def family(self) -> Literal["clip", "sam3", "trivial"]:

@@ -124,6 +124,24 @@ def tiny_clip():
     return _tiny(16)
 
 
+@pytest.fixture
+def directory(tiny_clip, tmp_path):
+    """The tiny CLIP as a local model directory."""
+    from safetensors.torch import save_file
+
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+        "quick_gelu": True,
+    }
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}})
+    )
+    save_file(tiny_clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def tiny_clip_p8():
     """Patches of 8 pixels."""

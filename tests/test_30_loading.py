@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import DATA, smooth
 from PIL import Image
-from safetensors.torch import save_file
 
 from ovrs import vocabulary
 from ovrs.errors import OptionError, OvrsError, WeightsError
@@ -18,22 +17,6 @@ from ovrs.model.methods import METHOD_NAMES, NORM_METHODS
 from ovrs.options import MethodOptions, ModelOptions
 
 CROPS = tuple(Window(r, c, 64, 64) for r in (0, 32) for c in (0, 32))
-
-
-@pytest.fixture
-def directory(tiny_clip, tmp_path):
-    """The tiny CLIP as a local model directory."""
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
-        "quick_gelu": True,
-    }
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}})
-    )
-    save_file(tiny_clip.state_dict(), tmp_path / "open_clip_model.safetensors")
-    return tmp_path
 
 
 def segment(model, method="none", **more):

@@ -265,6 +265,20 @@ def test_scores_are_resized_not_labels(folder):
     assert guess.shape == labels.shape
 
 
+def test_a_model_is_told_how_large_the_pixels_are(folder):
+    entry = DatasetEntry(
+        layout="pairs", root="d", images="images/*.png", labels="masks/{stem}.png", shrink=2, pixel_size=0.1
+    )
+    data = open_set("half", entry, folder / "d", vocabulary.load(folder / "w.yaml"))
+    row = accuracy.parse_row("none")
+    bundled = accuracy.Cell(data, row, ModelOptions(), "clean", 0, 32)
+    assert bundled.shown_model().pixel_size == pytest.approx(0.2)
+    assert bundled.facts()["model"]["pixel_size"] == pytest.approx(0.2)
+    given = accuracy.Cell(data, row, ModelOptions(pixel_size=1.0), "clean", 0, 32)
+    assert given.shown_model().pixel_size == 1.0
+    assert accuracy.Cell(data, row, ModelOptions(model="trivial"), "clean", 0, 32).shown_model().pixel_size is None
+
+
 def test_a_label_of_another_shape_is_left_out_and_told(folder, caplog):
     write(folder / "d/masks/1.png", np.zeros((10, 70), np.uint8))
     bench(folder, "--dataset", "flat", "--method", "none", "--model", "trivial", "-o", folder / "r")

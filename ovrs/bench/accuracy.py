@@ -78,9 +78,15 @@ class Cell:
             "part": self.part,
             "row": self.row.label,
             "tuned_on_labels": self.row.tuned_on_labels,
-            "model": self.model.model_dump(mode="json"),
+            "model": self.shown_model().model_dump(mode="json"),
             "method": method.model_dump(mode="json", exclude_unset=True),
         }
+
+    def shown_model(self) -> ModelOptions:
+        """The model, told how large the pixels that it is shown are."""
+        if self.data.pixel_size is None or self.model.family != "clip" or self.model.pixel_size is not None:
+            return self.model
+        return self.model.model_copy(update={"pixel_size": self.data.pixel_size * self.data.shrink})
 
     def options(self) -> MethodOptions:
         model = self.model.model_dump(exclude_unset=True)
@@ -148,7 +154,7 @@ def predict(cell: Cell, rgb: NDArray[np.uint8], size: tuple[int, ...], index: in
         rgb = np.ascontiguousarray(np.moveaxis(corrupt(image, cell.corruption, cell.severity, index), -1, 0))
     shown = _shrunk(rgb, cell.data.shrink)
     method, words = cell.options(), cell.data.words
-    segmenter = segmenters.build(SegmenterSpec(cell.model, method, words))
+    segmenter = segmenters.build(SegmenterSpec(cell.shown_model(), method, words))
     own = words.background.threshold if words.background else 0.0
     rule = DecisionRule(words.background_index, own if method.threshold is None else method.threshold)
     out = np.zeros((size[0], size[1]), np.uint8)

@@ -85,6 +85,8 @@ class LabelledSet:
     split: str
     held_out: tuple[str, ...] = ()
     shrink: float = 1.0
+    pixel_size: float | None = None
+    """Metres per pixel before `shrink`, if known."""
 
     def samples(self) -> list[Sample]:
         """All images that have a label, in the order of their names.
@@ -170,6 +172,7 @@ def open_set(name: str, entry: DatasetEntry, root: Path, words: Vocabulary | Non
         entry.split or layout.split,
         entry.held_out,
         entry.shrink,
+        entry.pixel_size,
     )
 
 

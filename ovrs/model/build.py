@@ -10,7 +10,7 @@ import torch
 
 from ovrs.errors import OptionError
 from ovrs.model import mlmp, pseudo, tmpa, tmpa_compat, tpt
-from ovrs.model.dense import DENSE_VARIANTS, LAST_BLOCK_VARIANTS, DenseVariant, native_size, patch_size
+from ovrs.model.dense import DENSE_VARIANTS, LAST_BLOCK_VARIANTS, DenseVariant
 from ovrs.model.features import EXTERNAL_VARIANTS, Encoder
 from ovrs.model.loading import LoadedModel, hash_weights, load
 from ovrs.model.methods import METHOD_NAMES, NORM_METHODS, SAM3_METHOD_NAMES
@@ -29,8 +29,8 @@ from ovrs.model.segmenter import (
 )
 from ovrs.model.text import TextBank, build_prompt_stack, build_text_bank, clean, encode_sentences, queries_of
 from ovrs.model.upsample import UPSAMPLERS, Bilinear, JointBilateral, Upsampler, load_jbu
+from ovrs.model.windows import Views, choose
 from ovrs.options import Sam3Options
-from ovrs.tiling import TileGeometry
 
 if TYPE_CHECKING:
     from ovrs.contract import Segmenter
@@ -81,9 +81,15 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     _check(method, vocabulary)
     model = load(model_options)
     method = with_model_defaults(method, model)
-    geometry, zoom = _geometry(model_options, model)
+    views = choose(model_options, model)
+    if method.method == "tmpa_compat":
+        if model_options.wide:
+            raise OptionError(
+                "method tmpa_compat repeats the released code, which has no wider windows; leave out --wide"
+            )
+        views = replace(views, wide=())
     background = vocabulary.background_index
-    segmenter = _adapted(_Parts(model, model_options, method, geometry, zoom, vocabulary))
+    segmenter = _adapted(_Parts(model, model_options, method, views, vocabulary))
     refine = RefineSettings(pamr_steps=method.pamr, area_threshold=method.area_threshold, background=background)
     return Refined(segmenter, refine) if method.pamr or method.area_threshold else segmenter
 
@@ -135,12 +141,12 @@ class _Parts:
         model: LoadedModel,
         model_options: ModelOptions,
         method: MethodOptions,
-        geometry: TileGeometry,
-        zoom: float,
+        views: Views,
         vocabulary: Vocabulary,
     ) -> None:
         self.model, self.model_options, self.method = model, model_options, method
-        self.geometry, self.zoom, self.vocabulary = geometry, zoom, vocabulary
+        self.views, self.vocabulary = views, vocabulary
+        geometry = views.geometry
         self.variant = cast("DenseVariant", method.dense)
         if method.method in NORM_METHODS and self.variant not in LAST_BLOCK_VARIANTS:
             raise OptionError(
@@ -171,8 +177,8 @@ class _Parts:
         upsampler = _upsampler(method, model)
         facts = _facts(self, bank, external)
         facts["upsampler_weights"] = hash_weights(upsampler.net) if isinstance(upsampler, JointBilateral) else None
-        encoder = Encoder(model, self.variant, external, self.zoom)
-        return ClipSegmenter(encoder, upsampler, bank, self.settings, self.geometry, facts)
+        encoder = Encoder(model, self.variant, external, self.views)
+        return ClipSegmenter(encoder, upsampler, bank, self.settings, self.views.geometry, facts)
 
     def given(self, *names: str, **renamed: str) -> dict[str, Any]:
         """The named method options that were given, as arguments for a settings object."""
@@ -306,22 +312,9 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "upsampler_rank": None if method.upsampler == "bilinear" else method.upsampler_rank,
         "compiled": parts.model_options.compile,
         "crop_ramp": settings.ramp,
-        "zoom": parts.zoom,
-        "batch": parts.geometry.crops_per_tile**2,
+        "zoom": parts.views.zoom,
+        "wide": list(parts.views.wide),
+        "batch": parts.views.batch,
         "queries": len(bank.vectors),
         "threads": torch.get_num_threads(),
     }
-
-
-def _geometry(options: ModelOptions, model: LoadedModel) -> tuple[TileGeometry, float]:
-    """Windows, and how many times they are enlarged: half-overlapping as in the papers, unless the model has its own."""
-    patch = patch_size(model.clip.visual)
-    zoom = options.zoom or model.windows.get("zoom", 1.0)
-    crop = options.crop or max(1, round(native_size(model.clip.visual) / zoom))
-    if crop % patch and zoom == 1:
-        raise OptionError(
-            f"--crop must be a multiple of the patch size {patch}, got {crop}; the nearest is {round(crop / patch) * patch or patch}"
-        )
-    seen = max(1, round(crop * zoom / patch)) * patch  # whole patches
-    own = None if options.crop or options.zoom else model.windows.get("stride")
-    return TileGeometry(crop=crop, stride=options.stride or int(own or crop // 2)), seen / crop

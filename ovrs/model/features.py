@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +16,14 @@ from ovrs.model.proxy import ExternalViT, proxy_tokens
 from ovrs.tiling import taper
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
     from ovrs.grid import Window
     from ovrs.model.loading import LoadedModel
+    from ovrs.model.windows import Views
 
 EXTERNAL_VARIANTS = frozenset({"proxyclip", "cass"})
 """Dense variants that need a second network."""
@@ -29,9 +32,25 @@ VALID_SHARE = 0.5
 """Patches with less valid ground than this neither give prototypes nor enter the loss (`methods` 6.5)."""
 
 
+@dataclass(frozen=True)
+class WideWindows:
+    """Wider windows of one shape, among the inputs of a tile (`ovrs.model.windows`)."""
+
+    size: int
+    """Side in crops."""
+    rows: slice
+    """Where they stand among the tile's inputs."""
+    crops: tuple[Window, ...]
+    pad: tuple[int, int]
+    inner: tuple[int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class TileFeatures:
-    """What the frozen encoder says about one tile. B crops of one size, a grid of h × w patches each."""
+    """What the frozen encoder says about one tile: B inputs, a grid of h × w patches each.
+
+    The inputs show the crops, all of one size, and after them the wider windows, if there are any.
+    """
 
     patches: Tensor
     """float32 `(B, N, D)`, unit vectors."""
@@ -54,6 +73,31 @@ class TileFeatures:
     """float32 `(B, 3, h, w)`: the network's inputs, padding included; guide of the joint bilateral upsampler."""
     lengths: Tensor
     """float32 `(B, N)`: lengths of the patch features before normalisation."""
+    wide: tuple[WideWindows, ...] = ()
+
+    def parts(self) -> Iterator[tuple[int, slice, TileFeatures]]:
+        """The crops alone, then wider windows of one shape each, as (side in crops, rows, features of these inputs)."""
+        yield 1, slice(len(self.crops)), self._part(slice(len(self.crops)), self.crops, self.pad, self.inner)
+        for w in self.wide:
+            yield w.size, w.rows, self._part(w.rows, w.crops, w.pad, w.inner)
+
+    def _part(
+        self, rows: slice, crops: tuple[Window, ...], pad: tuple[int, int], inner: tuple[int, int]
+    ) -> TileFeatures:
+        if not self.wide:
+            return self
+        return replace(
+            self,
+            patches=self.patches[rows],
+            cls=self.cls[rows],
+            pad=pad,
+            inner=inner,
+            crops=crops,
+            patch_valid=self.patch_valid[rows],
+            images=self.images[rows],
+            lengths=self.lengths[rows],
+            wide=(),
+        )
 
     @property
     def crop_shape(self) -> tuple[int, int]:
@@ -70,7 +114,7 @@ class CropInputs:
     """The crops of one tile as the network's inputs."""
 
     images: Tensor
-    """float32 `(B, 3, h, w)`, enlarged, then padded with mean colour to whole patches on all sides."""
+    """float32 `(B, 3, h, w)`, enlarged, then padded with mean colour to whole patches on all sides: crops, then wider windows."""
     pad: tuple[int, int]
     inner: tuple[int, int]
     """Rows and columns between the padding."""
@@ -79,6 +123,7 @@ class CropInputs:
     """bool `(height, width)` of the tile."""
     crop_valid: Tensor
     """float32 `(B, 1, h, w)`, 0 or 1."""
+    wide: tuple[WideWindows, ...] = ()
 
     def features(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> TileFeatures:
         """Attach what a network said about these crops: `(B, N, D)` and `(B, D)`, of any length."""
@@ -96,30 +141,48 @@ class CropInputs:
             self.valid,
             self.images,
             patches.norm(dim=-1),
+            self.wide,
         )
 
 
 def crop_inputs(
-    model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...], zoom: float = 1.0
+    model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...], views: Views
 ) -> CropInputs:
-    """Cut a tile into the network's inputs, each crop `zoom` times as large as it is."""
+    """Cut a tile into the network's inputs: its crops and its wider windows, all of one shape."""
     patch = patch_size(model.clip.visual)
     image = normalise(model, rgb, valid)
     mask = torch.from_numpy(np.ascontiguousarray(valid)).to(model.device)
-    windows = [(slice(c.row_off, c.row_end), slice(c.col_off, c.col_end)) for c in crops]
-    stack = torch.stack([image[(slice(None), *w)] for w in windows])
-    share = torch.stack([mask[w] for w in windows]).float()[:, None]
-    if zoom != 1:
-        stack, share = (F.interpolate(x, _enlarged(crops[0].shape, zoom), mode="bilinear") for x in (stack, share))
+    both = torch.cat([image, mask[None].float()])
+    stack = _shown(both, crops, views.zoom)
     height, width = stack.shape[2:]
-    lack = (-height % patch, -width % patch)
+    shape = (height + -height % patch, width + -width % patch)
+    inputs, pad = _padded(stack, shape)
+    stacks, wide, count = [inputs], [], len(crops)
+    for size, windows in views.wide_windows(crops):
+        part = _shown(both, windows, views.wide_zoom(size))
+        inner = (part.shape[2], part.shape[3])
+        part, own_pad = _padded(part, shape)
+        wide.append(WideWindows(size, slice(count, count + len(windows)), windows, own_pad, inner))
+        stacks.append(part)
+        count += len(windows)
+    images = torch.cat(stacks)
+    return CropInputs(images[:, :3], pad, (height, width), crops, mask, images[:, 3:], tuple(wide))
+
+
+def _shown(image: Tensor, windows: tuple[Window, ...], zoom: float) -> Tensor:
+    """`(windows, channels, h, w)`: windows of one shape, `zoom` times as large as they are."""
+    stack = torch.stack([image[:, w.row_off : w.row_end, w.col_off : w.col_end] for w in windows])
+    if zoom == 1:
+        return stack
+    size = (max(1, round(windows[0].height * zoom)), max(1, round(windows[0].width * zoom)))
+    return F.interpolate(stack, size, mode="bilinear", antialias=zoom < 1)
+
+
+def _padded(stack: Tensor, shape: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Mean colour, not valid, on all sides up to `shape`; and its rows and columns before the first pixel."""
+    lack = (shape[0] - stack.shape[2], shape[1] - stack.shape[3])
     pad = (lack[0] // 2, lack[1] // 2)
-    sides = (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])
-    return CropInputs(F.pad(stack, sides), pad, (height, width), crops, mask, F.pad(share, sides))
-
-
-def _enlarged(shape: tuple[int, int], zoom: float) -> tuple[int, int]:
-    return (max(1, round(shape[0] * zoom)), max(1, round(shape[1] * zoom)))
+    return F.pad(stack, (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])), pad
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +191,14 @@ class Encoder:
 
     model: LoadedModel
     variant: DenseVariant
-    external: ExternalViT | None = None
+    external: ExternalViT | None
     """The second network that `proxyclip` and `cass` lean on."""
-    zoom: float = 1.0
-    """How many times crops are enlarged before the network sees them."""
+    views: Views
+    """The windows that a tile is looked at through."""
 
     def inputs(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> CropInputs:
         """The crops of a tile as this network wants them."""
-        return crop_inputs(self.model, rgb, valid, crops, self.zoom)
+        return crop_inputs(self.model, rgb, valid, crops, self.views)
 
     def tokens(self, images: Tensor) -> DenseTokens:
         """Dense tokens of one batch of inputs, whatever the variant."""
@@ -152,17 +215,15 @@ class Encoder:
         return dense_tokens(visual, given, self.variant)
 
     @torch.no_grad()  # not inference mode: adapters build graphs on these tensors
-    def encode(
-        self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...], batch: int
-    ) -> TileFeatures:
-        """Run the vision tower once over the crops of a tile, `batch` at a time.
+    def encode(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
+        """Run the vision tower once over the windows of a tile, as many at a time as a full tile has.
 
         The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
         not depend on what else is computed.
         """
-        inputs = self.inputs(rgb, valid, crops)
+        inputs, batch = self.inputs(rgb, valid, crops), self.views.batch
         patches, cls, grid = [], [], (0, 0)
-        for start in range(0, len(crops), batch):
+        for start in range(0, len(inputs.images), batch):
             part = inputs.images[start : start + batch]
             full = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1)]) if len(part) < batch else part
             tokens = self.tokens(full)

@@ -50,8 +50,8 @@ class LoadedModel:
     dtype: torch.dtype
     defaults: dict[str, Any] = field(default_factory=dict)
     """Method options as the model's makers recommend: `dense`, `cls_weight`, `logit_scale`, …"""
-    windows: dict[str, float] = field(default_factory=dict)
-    """As the model's makers recommend: `zoom`, `stride`; empty for the papers' rule."""
+    windows: dict[str, Any] = field(default_factory=dict)
+    """As the model's makers recommend: `zoom`, `stride`, `pixel_sizes` (`ovrs.model.windows`); empty for the papers' rule."""
     directory: Path | None = None
     """Where it was loaded from, if from a directory: an upsampler of its own may lie there."""
 

@@ -57,7 +57,7 @@ class ClipSegmenter:
 
     def encode(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
         """What the frozen encoder says about a tile."""
-        return self.encoder.encode(rgb, valid, crops, self.geometry.crops_per_tile**2)
+        return self.encoder.encode(rgb, valid, crops)
 
     @torch.no_grad()
     def evidence(
@@ -68,10 +68,22 @@ class ClipSegmenter:
         return total.cpu().numpy(), weights.cpu().numpy()
 
     def sum_crops(self, features: TileFeatures, text: Tensor, base_text: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sum of all crops' cosines with `text` on the tile, and the sum of weights."""
-        return accumulate(
-            features, self.upsampler(features, text, base_text, self.settings.cls_weight), self.settings.ramp
-        )
+        """Weighted sum of all crops' cosines with `text` on the tile, and the sum of weights.
+
+        With wider windows: of the mean of the crops' cosines and those of every size of window.
+        """
+        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        for size, rows, part in features.parts():
+            own = text[rows] if text.ndim == 3 else text
+            ramp = self.settings.ramp
+            if ramp and size > 1:  # these overlap by half and more
+                ramp = max(part.crop_shape) // 2
+            found = accumulate(part, self.upsampler(part, own, base_text, self.settings.cls_weight), ramp)
+            sums[size] = (sums[size][0] + found[0], sums[size][1] + found[1]) if size in sums else found
+        total, weights = sums.pop(1)
+        for wide_total, wide_weights in sums.values():
+            total = total + wide_total * (weights / wide_weights)
+        return total / (1 + len(sums)), weights
 
     @torch.no_grad()
     def classify(self, features: TileFeatures, text: Tensor, base_text: Tensor, events: tuple[str, ...]) -> TileScores:
@@ -188,7 +200,7 @@ class NormSegmenter(_Episodic):
         frozen = self.frozen
         inputs = frozen.encoder.inputs(rgb, valid, crops)
         adapted = self.adapt(inputs.images.to(frozen.encoder.model.dtype))
-        features = inputs.features(adapted.patches, adapted.patches.new_zeros(len(crops), 1), adapted.grid)
+        features = inputs.features(adapted.patches, adapted.patches.new_zeros(len(inputs.images), 1), adapted.grid)
         return frozen.classify(features, frozen.bank.vectors, frozen.bank.vectors, ("adapted",))
 
 
