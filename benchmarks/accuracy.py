@@ -70,9 +70,10 @@ def evaluate(title: str, pairs: list[tuple[Path, np.ndarray]], words: Vocabulary
         print(f"{'majority class':28} {score.majority_miou():6.2f}")
 
 
-def as_scene(rgb: np.ndarray, out: Path) -> Path:
-    """An image as a GeoTIFF with a made-up place (the engine wants one)."""
-    place = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5.6e6, 0.5, 0.5)}
+def as_scene(rgb: np.ndarray, out: Path, pixel_size: float | None) -> Path:
+    """An image as a GeoTIFF with a made-up place (the engine wants one); pixels of unknown size become half a metre."""
+    metres = pixel_size or 0.5
+    place = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5.6e6, metres, metres)}
     shape = {"height": rgb.shape[0], "width": rgb.shape[1], "count": 3, "dtype": "uint8"}
     with rasterio.open(out, "w", driver="GTiff", **shape, **place) as target:
         target.write(np.moveaxis(rgb, -1, 0))
@@ -97,7 +98,7 @@ def main() -> None:
         for title in args.sets:
             given = SETS[title]
             pairs = [
-                (as_scene(rgb, folder / f"{title}{i}.tif"), labels)
+                (as_scene(rgb, folder / f"{title}{i}.tif", given.shown_pixel_size), labels)
                 for i, (rgb, labels) in enumerate(given.pairs(args.data))
             ]
             evaluate(title, pairs, given.words, args.rows, args.model)

@@ -191,7 +191,7 @@ def main() -> None:
         if args.images:
             pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(args.images, len(pairs))).round().astype(int)]
         print(f"\n{title}: {len(pairs)} images; {', '.join(given.words.class_names)}", flush=True)
-        shown = given.pixel_size * given.shrink * args.shrink if given.pixel_size else None
+        shown = given.shown_pixel_size and given.shown_pixel_size * args.shrink
         wide = None if args.wide is None else tuple(args.wide)
         model = ModelOptions(model=args.model, zoom=args.zoom, wide=wide, pixel_size=shown)
         table = {k: v for group in args.rows if group in GROUPS for k, v in GROUPS[group].items()}

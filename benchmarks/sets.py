@@ -49,6 +49,11 @@ class LabelledSet:
                     size = (round(rgb.width / shrink), round(rgb.height / shrink))
                     yield np.asarray(rgb.resize(size, Image.Resampling.BOX)), labels
 
+    @property
+    def shown_pixel_size(self) -> float | None:
+        """Metres per pixel of what `pairs` gives."""
+        return None if self.pixel_size is None else self.pixel_size * self.shrink
+
     def labels(self, mask: Path) -> np.ndarray:
         if not self.colours:
             raw = np.asarray(Image.open(mask)).astype(np.int64) - 1

@@ -188,3 +188,8 @@ def test_bare_words_leave_the_templates_out():
     assert not torch.allclose(plain, bare, atol=1e-2)
     with pytest.raises(OptionError, match="templates of its own"):
         build_clip_segmenter(ModelOptions(), MethodOptions(method="mlmp", bare=True), words)
+    as_recommended = {
+        m: build_clip_segmenter(ModelOptions(), MethodOptions(method=m), words).describe()["bare"]
+        for m in ("none", "tmpa", "mlmp", "tpt")
+    }
+    assert as_recommended == {"none": True, "tmpa": True, "mlmp": False, "tpt": False}

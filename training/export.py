@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from ovrs.model.loading import _from_directory, hash_weights
 from training.model import CONFIG, STEM, build
 
-RECOMMENDED = {"aggregate": "mean", "absent": "mean", "keep_shares": 100.0, "alpha_init": 0.05}
+RECOMMENDED = {"aggregate": "mean", "absent": "mean", "keep_shares": 100.0, "alpha_init": 0.05, "bare": True}
 """Method options that suit a model whose texts and patches were trained toward each other (model card)."""
 
-WINDOWS = {"zoom": 5 / 3, "stride": 80}
-"""Enlarged windows with little overlap cost as much as half-overlapping ones as they are, and show more (model card)."""
+WINDOWS = {"zoom": 5 / 3, "stride": 80, "pixel_sizes": [0.075, 0.135, 0.2]}
+"""Enlarged windows with little overlap cost as much as half-overlapping ones as they are, and show more; fine imagery is
+looked at in three scales (model card)."""
 
 
 def main() -> None:

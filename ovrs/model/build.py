@@ -46,6 +46,7 @@ _CLIP_DEFAULTS: dict[str, Any] = {
     "absent": "text",
     "keep_shares": 0.0,
     "prefix": True,
+    "bare": False,
 }
 """SegEarth-OV's settings, for models without recommendations of their own."""
 
@@ -101,6 +102,7 @@ def with_model_defaults(method: MethodOptions, model: LoadedModel) -> MethodOpti
         defaults["cls_weight"] = _CASS_GLOBAL / (1 - _CASS_GLOBAL)
     if method.method in NORM_METHODS or method.method == "tpt":
         defaults["cls_weight"] = 0.0  # none of these has a global term
+        defaults["bare"] = False  # and they have templates of their own
     if method.method == "tmpa_compat":
         defaults.pop("alpha_init", None)  # the released start, whatever the model recommends
     wanted = {k: v for k, v in defaults.items() if k in type(method).model_fields and getattr(method, k) is None}
@@ -197,7 +199,7 @@ def _adapted(parts: _Parts) -> Segmenter:
         _, bank = build_prompt_stack(model, queries, class_of, mlmp.TENT_TEMPLATES)
         settings = tpt.TptSettings(scale=parts.settings.scale, **parts.given("steps", "lr"))
         return TptSegmenter(parts.frozen(bank), settings, tpt.PromptLearner(model.clip, model.tokenize, queries))
-    frozen = parts.frozen(build_text_bank(model, queries, class_of, bare=parts.method.bare))
+    frozen = parts.frozen(build_text_bank(model, queries, class_of, bare=bool(parts.method.bare)))
     if name == "none":
         return frozen
     if name == "cass":
