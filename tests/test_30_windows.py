@@ -10,8 +10,10 @@ from conftest import smooth
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
+from typer.testing import CliRunner
 
 from ovrs import options, pipeline, store, vocabulary
+from ovrs.__main__ import app
 from ovrs.errors import OptionError
 from ovrs.grid import Window
 from ovrs.model.build import build_clip_segmenter
@@ -168,3 +170,38 @@ def test_a_map_is_the_same_however_it_is_cut_and_tells_its_windows(directory, no
         assert (facts["model"]["zoom"], facts["model"]["wide"]) == (2, [2, 3])
         labels.append(store.array(store.open_complete(out), "label")[:])
     np.testing.assert_array_equal(*labels)
+
+
+def test_the_command_line_tells_and_overrides_them(directory, noise_scene, tmp_path):
+    own = {"windows": {"zoom": 2, "stride": 24, "pixel_sizes": [0.1, 0.18]}}
+    (directory / "ovrs.json").write_text(json.dumps(own))
+    scene = noise_scene(90, 120)  # half a metre
+
+    def chosen(*arguments):
+        out = tmp_path / f"{len(arguments)}.zarr"
+        common = ["--vocabulary", "demo", "--model", str(directory), "--method", "none", "-o", str(out)]
+        result = CliRunner().invoke(app, ["map", str(scene), *common, *arguments])
+        assert result.exit_code == 0, result.output
+        facts = store.facts(store.open_complete(out))["model"]
+        return facts["zoom"], facts["wide"]
+
+    assert chosen() == (2, [])
+    assert chosen("--wide", "2,3") == (2, [2, 3])
+    assert chosen("--wide", "none", "--pixel-size", "0.2") == (2, [])
+    assert chosen("--wide", "2", "--pixel-size", "0.1", "--overwrite") == (1, [2])
+    result = CliRunner().invoke(
+        app, ["map", str(scene), "--classes", "a,b", "--wide", "two", "-o", str(tmp_path / "o.zarr")]
+    )
+    assert result.exit_code != 0
+    assert "--wide takes numbers" in str(result.exception) + result.output
+
+
+def test_pixels_of_unknown_size_are_not_guessed(directory, noise_scene, tmp_path):
+    own = {"windows": {"zoom": 2, "stride": 24, "pixel_sizes": [4.0, 8.0]}}
+    (directory / "ovrs.json").write_text(json.dumps(own))
+    scene = noise_scene(90, 120, crs=None)
+    given_options = options.build(
+        model={"model": str(directory)}, method={"method": "none"}, scene={"allow_ungeoreferenced": True}
+    )
+    facts = pipeline.map_scene(scene, vocabulary.load("demo"), tmp_path / "out.zarr", given_options)
+    assert (facts["model"]["zoom"], facts["model"]["wide"]) == (2, [])
