@@ -92,7 +92,7 @@ def ours(method: str, steps: int, device: str) -> float:
 
 def crop_inputs_of(images: torch.Tensor):
     from ovrs.grid import Window
-    from ovrs.model.features import CropInputs
+    from ovrs.model.inputs import CropInputs
 
     crops = tuple(Window(y, x, CROP, CROP) for y in (0, CROP) for x in (0, CROP))
     everywhere = torch.ones(SIDE, SIDE, dtype=torch.bool, device=images.device)

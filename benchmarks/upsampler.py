@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from benchmarks.speed import NAMES
 from ovrs.grid import Window
-from ovrs.model.features import CropInputs
+from ovrs.model.inputs import CropInputs
 from ovrs.model.jbu import Jbu
 from ovrs.model.upsample import JointBilateral
 

@@ -9,9 +9,10 @@ from conftest import DATA
 from ovrs.grid import Window
 from ovrs.model import tmpa_compat
 from ovrs.model.dense import dense_tokens
-from ovrs.model.features import CropInputs, accumulate
+from ovrs.model.features import accumulate
 from ovrs.model.gem import gem_tokens
 from ovrs.model.head import class_scores
+from ovrs.model.inputs import CropInputs
 from ovrs.model.proxy import proxy_tokens
 from ovrs.model.text import TextBank, embed, imagenet_templates
 from ovrs.model.upsample import Bilinear, JointBilateral, load_jbu

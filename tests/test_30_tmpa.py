@@ -8,8 +8,8 @@ from test_30_golden import tile_features
 
 from ovrs.grid import Window
 from ovrs.model import tmpa
-from ovrs.model.features import CropInputs
 from ovrs.model.head import class_scores, entropy
+from ovrs.model.inputs import CropInputs
 from ovrs.model.text import TextBank
 from ovrs.model.tmpa import TmpaSettings, calibrate, find_prototypes
 

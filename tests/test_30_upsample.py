@@ -79,7 +79,7 @@ def test_gradients_reach_the_text(net, features, golden):
 
 def test_odd_crops_are_cut_back(net, golden, tiny_clip):
     from ovrs.grid import Window
-    from ovrs.model.features import CropInputs
+    from ovrs.model.inputs import CropInputs
 
     images = F.pad(torch.from_numpy(golden["img150x130"][:, :, :90, :93]), (1, 2, 3, 3))
     inputs = CropInputs(

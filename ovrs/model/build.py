@@ -11,7 +11,7 @@ import torch
 from ovrs.errors import OptionError
 from ovrs.model import mlmp, pseudo, tmpa, tmpa_compat, tpt
 from ovrs.model.dense import DENSE_VARIANTS, LAST_BLOCK_VARIANTS, DenseVariant
-from ovrs.model.features import EXTERNAL_VARIANTS, Encoder
+from ovrs.model.encoder import EXTERNAL_VARIANTS, Encoder
 from ovrs.model.loading import LoadedModel, hash_weights, load
 from ovrs.model.methods import METHOD_NAMES, NORM_METHODS, SAM3_METHOD_NAMES
 from ovrs.model.proxy import ExternalViT

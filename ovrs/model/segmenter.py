@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ovrs.contract import TileScores
 from ovrs.model import cass, mlmp, pseudo, tmpa, tmpa_compat, tpt
-from ovrs.model.features import Encoder, TileFeatures, accumulate
+from ovrs.model.features import TileFeatures, accumulate
 from ovrs.model.head import class_scores
 from ovrs.model.text import TextBank
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ovrs.contract import TileSample
     from ovrs.grid import Window
+    from ovrs.model.encoder import Encoder
     from ovrs.model.upsample import Upsampler
     from ovrs.tiling import TileGeometry
 

@@ -1,0 +1,75 @@
+"""The frozen vision tower behind one of its dense variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ovrs.model.cass import cass_tokens
+from ovrs.model.dense import DenseTokens, DenseVariant, dense_tokens
+from ovrs.model.gem import gem_tokens
+from ovrs.model.inputs import CropInputs, crop_inputs
+from ovrs.model.proxy import ExternalViT, proxy_tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ovrs.grid import Window
+    from ovrs.model.features import TileFeatures
+    from ovrs.model.loading import LoadedModel
+    from ovrs.model.windows import Views
+
+EXTERNAL_VARIANTS = frozenset({"proxyclip", "cass"})
+"""Dense variants that need a second network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """The frozen vision tower behind its dense variant."""
+
+    model: LoadedModel
+    variant: DenseVariant
+    external: ExternalViT | None
+    """The second network that `proxyclip` and `cass` lean on."""
+    views: Views
+    """The windows that a tile is looked at through."""
+
+    def inputs(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> CropInputs:
+        """The crops of a tile as this network wants them."""
+        return crop_inputs(self.model, rgb, valid, crops, self.views)
+
+    def tokens(self, images: Tensor) -> DenseTokens:
+        """Dense tokens of one batch of inputs, whatever the variant."""
+        visual = self.model.clip.visual
+        given = images.to(self.model.dtype)
+        if self.variant == "gem":
+            return gem_tokens(visual, given)
+        if self.variant in EXTERNAL_VARIANTS:
+            assert self.external is not None  # `ovrs.model.build` sees to it
+            normalisation = (self.model.mean, self.model.std)
+            if self.variant == "proxyclip":
+                return proxy_tokens(visual, given, self.external.features(images, *normalisation))
+            return cass_tokens(visual, given, *self.external.keys(images, *normalisation))
+        return dense_tokens(visual, given, self.variant)
+
+    @torch.no_grad()  # not inference mode: adapters build graphs on these tensors
+    def encode(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
+        """Run the vision tower once over the windows of a tile, as many at a time as a full tile has.
+
+        The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
+        not depend on what else is computed.
+        """
+        inputs, batch = self.inputs(rgb, valid, crops), self.views.batch
+        patches, cls, grid = [], [], (0, 0)
+        for start in range(0, len(inputs.images), batch):
+            part = inputs.images[start : start + batch]
+            full = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1)]) if len(part) < batch else part
+            tokens = self.tokens(full)
+            grid = tokens.grid
+            patches.append(tokens.patches[: len(part)].float())
+            cls.append(tokens.cls[: len(part)].float())
+        return inputs.features(torch.cat(patches), torch.cat(cls), grid)
