@@ -74,7 +74,7 @@ def crop_inputs(
     inputs, pad = _padded(stack, shape)
     stacks, wide, count = [inputs], [], len(crops)
     for size, windows in views.wide_windows(crops):
-        part = _shown(both, windows, views.wide_zoom(size))
+        part = _shown(both, windows, views.wide_zoom(windows[0]))
         inner = (part.shape[2], part.shape[3])
         part, own_pad = _padded(part, shape)
         wide.append(WideWindows(size, slice(count, count + len(windows)), windows, own_pad, inner))

@@ -41,10 +41,12 @@ class Views:
         side = self.geometry.crops_per_tile
         return side**2 + sum(len(_groups(side, k)) ** 2 for k in self.wide)
 
-    def wide_zoom(self, size: int) -> float:
-        """How many times windows of `size` crops are enlarged: to as many input pixels as a crop."""
-        g = self.geometry
-        return self.zoom * g.crop / (g.crop + (size - 1) * g.stride)
+    def wide_zoom(self, window: Window) -> float:
+        """How many times a wider window is enlarged: its longer side to as many input pixels as a crop has.
+
+        At the border of a scene it may cover less than k × k crops; it is shown larger then, rather than with empty margins.
+        """
+        return self.zoom * self.geometry.crop / max(window.shape)
 
     def wide_windows(self, crops: tuple[Window, ...]) -> list[tuple[int, tuple[Window, ...]]]:
         """Wider windows over the crops of a tile, as (side in crops, windows of one shape).
