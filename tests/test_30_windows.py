@@ -59,7 +59,7 @@ def test_wider_windows_cover_every_tile_and_are_unions_of_crops(height, width, w
                 assert box == window
                 covered[window.slices_in(Window(0, 0, *tile.window.shape))] = True
             assert covered.all()
-        for size, same in found:
+        for _, same in found:
             assert len({w.shape for w in same}) == 1
             assert all(round(max(w.shape) * views.wide_zoom(w)) == 64 for w in same)
 
