@@ -81,7 +81,8 @@ def crop_inputs(
         stacks.append(part)
         count += len(windows)
     images = torch.cat(stacks)
-    return CropInputs(images[:, :3], pad, (height, width), crops, mask, images[:, 3:], tuple(wide))
+    rgb_inputs, shares = images[:, :3].contiguous(), images[:, 3:]  # convolutions are slower on a view
+    return CropInputs(rgb_inputs, pad, (height, width), crops, mask, shares, tuple(wide))
 
 
 def _shown(image: Tensor, windows: tuple[Window, ...], zoom: float) -> Tensor:
