@@ -27,7 +27,7 @@ from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
 from ovrs.errors import IncompleteRunError, OptionError, StoreError
 from ovrs.grid import pixel_size_m, row_areas_m2
 from ovrs.opening import open_scene
-from ovrs.options import MapOptions, ModelOptions
+from ovrs.options import MapOptions
 from ovrs.provenance import require_same
 from ovrs.record import describe, summarise
 from ovrs.rundir import BlockRecord, Lock, RunDir
@@ -106,7 +106,8 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     if Path(uri).exists():
         uri = Path(uri).resolve()  # so that `ovrs resume` works from any directory
     scene = open_scene(uri, options.scene)
-    spec = SegmenterSpec(_with_pixel_size(options.model, scene), options.method, vocabulary)
+    known = None if scene.geobox.crs is None else max(pixel_size_m(scene.geobox))
+    spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
     segmenter = segmenters.build(spec)
     plan = Plan(
         height=scene.geobox.height,
@@ -116,13 +117,6 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     )
     job = Job(scene, spec, plan, _rule(options, vocabulary), out, options)
     return job, describe(job, uri, segmenter.describe())
-
-
-def _with_pixel_size(model: ModelOptions, scene: RasterScene) -> ModelOptions:
-    """A model may choose its windows by the size of pixels on the ground, where that is known and not given."""
-    if model.family != "clip" or model.pixel_size is not None or scene.geobox.crs is None:
-        return model
-    return model.model_copy(update={"pixel_size": max(pixel_size_m(scene.geobox))})
 
 
 def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions, *, overwrite: bool = False) -> Job:

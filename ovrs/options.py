@@ -79,6 +79,12 @@ class ModelOptions(_Options):
             raise ValueError("a wider window covers at least 2 x 2 ordinary ones")
         return None if value is None else tuple(sorted(set(value)))
 
+    def told(self, pixel_size: float | None) -> ModelOptions:
+        """With the imagery's pixel size, where it is known, was not given, and a model may choose its windows by it."""
+        if pixel_size is None or self.pixel_size is not None or self.family != "clip":
+            return self
+        return self.model_copy(update={"pixel_size": pixel_size})
+
     @property
     def family(self) -> Literal["clip", "sam3", "trivial"]:
         """Which kind of network `model` names; a directory tells by its `config.json`."""

@@ -84,9 +84,8 @@ class Cell:
 
     def shown_model(self) -> ModelOptions:
         """The model, told how large the pixels that it is shown are."""
-        if self.data.pixel_size is None or self.model.family != "clip" or self.model.pixel_size is not None:
-            return self.model
-        return self.model.model_copy(update={"pixel_size": self.data.pixel_size * self.data.shrink})
+        own = self.data.pixel_size
+        return self.model.told(None if own is None else own * self.data.shrink)
 
     def options(self) -> MethodOptions:
         model = self.model.model_dump(exclude_unset=True)

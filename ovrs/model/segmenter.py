@@ -77,11 +77,13 @@ class ClipSegmenter:
         for size, rows, part in features.parts():
             own = text[rows] if text.ndim == 3 else text
             ramp = self.settings.ramp
-            if ramp and size > 1:  # these overlap by half and more
+            if ramp and size > 1:  # its sum is divided by its weights, so any will do; the middle sees most
                 ramp = max(part.crop_shape) // 2
             found = accumulate(part, self.upsampler(part, own, base_text, self.settings.cls_weight), ramp)
             sums[size] = (sums[size][0] + found[0], sums[size][1] + found[1]) if size in sums else found
         total, weights = sums.pop(1)
+        if not sums:
+            return total, weights
         for wide_total, wide_weights in sums.values():
             total = total + wide_total * (weights / wide_weights)
         return total / (1 + len(sums)), weights
