@@ -70,10 +70,13 @@ class Views:
 
 
 def _groups(count: int, size: int) -> list[tuple[int, int]]:
-    """First and last crop of each wider window along an axis of `count` crops: as few as cover it, evenly spread."""
+    """First and last crop of each wider window along an axis of `count` crops: evenly spread, half over their neighbours.
+
+    What a network says of a patch depends on the window that it is seen in. Side by side, windows would show as boxes.
+    """
     if count <= size:
         return [(0, count - 1)]
-    number = -(-count // size)
+    number = -(-2 * (count - size) // size) + 1
     starts = [round(i * (count - size) / (number - 1)) for i in range(number)]
     return [(s, s + size - 1) for s in starts]
 
