@@ -65,6 +65,18 @@ def test_wider_windows_cover_every_tile_and_are_unions_of_crops(height, width, w
             assert all(round(max(w.shape) * views.wide_zoom(w)) == 64 for w in same)
 
 
+@pytest.mark.parametrize("count", range(2, 40))
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_neighbouring_wider_windows_share_about_half_of_their_crops(count, size):
+    """To whole crops: of three they share at least one, of two one, of four two."""
+    views = Views(TileGeometry(crop=32, stride=24), 2.0, (size,))
+    ((_, found),) = views.wide_windows(tuple(Window(0, 24 * i, 32, 32) for i in range(count)))
+    steps = np.diff([w.col_off // 24 for w in found])
+    assert (steps >= 1).all()
+    assert (steps <= (size + 1) // 2).all()
+    assert found[-1].col_end == 24 * (count - 1) + 32
+
+
 def test_evidence_is_the_mean_of_what_each_size_of_window_says(directory):
     """Against a frozen segmenter whose ordinary windows are the wider ones."""
     both = segmenter_of(directory, model={"crop": 32, "zoom": 2, "stride": 24, "wide": (2,)})

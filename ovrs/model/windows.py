@@ -70,7 +70,7 @@ class Views:
 
 
 def _groups(count: int, size: int) -> list[tuple[int, int]]:
-    """First and last crop of each wider window along an axis of `count` crops: evenly spread, half over their neighbours.
+    """First and last crop of each wider window along an axis of `count` crops: evenly spread, about half over their neighbours.
 
     What a network says of a patch depends on the window that it is seen in. Side by side, windows would show as boxes.
     """
