@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 HERE = Path(__file__).parent / "words"
+TABLES = ("held_out_words", "held_out_descriptions", "held_out_contexts")
 
 
 def ranked_first(encode: Callable[[list[str]], np.ndarray], table: dict[str, list[str]]) -> tuple[float, list[str]]:
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--teacher", action="store_true", help="the sentence-embedding teacher instead: the ceiling")
     parser.add_argument("--misses", action="store_true")
     args = parser.parse_args()
-    for file in ("held_out_words", "held_out_descriptions"):
+    for file in TABLES:
         table = yaml.safe_load((HERE / f"{file}.yaml").read_text())
         if args.phrases and (known := seen(table, args.phrases)):
             raise SystemExit(f"{file}.yaml holds training phrases: {', '.join(known)}")
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def towers(name: str) -> dict[str, Callable[[list[str]], np.ndarray]]:
-    """The model asked in bare words, and in CLIP's templates (200 single words stay bare, as 80 times as many take minutes)."""
+    """The model asked in bare words, and in CLIP's templates (tables of more phrases stay bare, as 80 times as many take minutes)."""
     from ovrs.model.loading import load
     from ovrs.model.text import embed, imagenet_templates
     from ovrs.options import ModelOptions

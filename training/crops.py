@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PATCH = 16
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
@@ -39,11 +36,34 @@ def dense_crop(
     return turn(image, target, rng)
 
 
-def scene_crop(pixels: np.ndarray, size: int, smallest: int, rng: random.Random) -> Tensor:
-    """Image `(3, size, size)` in 0..1 of a part of a scene, at least `smallest` of its pixels wide."""
-    side = rng.randint(smallest, pixels.shape[0])
-    y, x = rng.randint(0, pixels.shape[0] - side), rng.randint(0, pixels.shape[1] - side)
-    return turn(resized(pixels[y : y + side, x : x + side], size), torch.zeros(size, size), rng)[0]
+Box = tuple[float, float, float]
+"""First row, first column and side of a part of a picture, in shares of its side."""
+
+
+def scene_crop(pixels: np.ndarray, size: int, smallest: int, rng: random.Random) -> tuple[Tensor, Tensor, Box]:
+    """A part of a turned scene, at least `smallest` of its pixels wide, and the whole, `(3, size, size)` in 0..1 each."""
+    pixels = np.rot90(pixels, rng.randrange(4))
+    pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
+    whole = pixels.shape[0]
+    side = rng.randint(smallest, whole)
+    y, x = rng.randint(0, whole - side), rng.randint(0, whole - side)
+    part = resized(pixels[y : y + side, x : x + side], size)
+    return part, resized(pixels, size), (y / whole, x / whole, side / whole)
+
+
+def looked_up(patches: Tensor, boxes: list[Box]) -> Tensor:
+    """What patches `(n, N, D)` of whole pictures say of the patches of a part of each, linearly between their centres."""
+    grid = math.isqrt(patches.shape[1])
+    maps = patches.transpose(1, 2).unflatten(2, (grid, grid))
+    centres = (torch.arange(grid) + 0.5) / grid
+    at = torch.stack(
+        [
+            torch.stack(torch.meshgrid(y + side * centres, x + side * centres, indexing="ij")[::-1], -1)
+            for y, x, side in boxes
+        ]
+    )
+    found = F.grid_sample(maps, 2 * at - 1, align_corners=False, padding_mode="border")
+    return found.flatten(2).transpose(1, 2)
 
 
 def resized(rgb: np.ndarray, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Teach the small text tower the sentence vectors of the teacher.
+"""Teach the small text tower the sentence vectors of the teacher, and which sentences speak of which class.
 
 python -m training.distill_text --work DIR --minutes 25 --threads 1
 """
@@ -14,24 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip import get_tokenizer
+from torch import Tensor, nn
 
-from training.model import build
-
-
-def tokens_of(phrases: list[str]) -> torch.Tensor:
-    tokenizer = get_tokenizer("ViT-B-32")
-    return torch.cat([tokenizer(phrases[i : i + 4096]) for i in range(0, len(phrases), 4096)]).to(torch.int32)
+from training.contexts import Contexts
+from training.text_tower import encode_short, text_tower, tokens_of
 
 
-def encode_short(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """`encode_text` on the used positions only: attention is causal, so padding behind the end token cannot matter."""
-    length = int(tokens.argmax(1).max()) + 1
-    tokens = tokens[:, :length].long()
-    x = model.token_embedding(tokens) + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x)[torch.arange(len(x)), tokens.argmax(1)]
-    return F.normalize(x @ model.text_projection, dim=-1)
+def distilled(model: nn.Module, tokens: Tensor, target: Tensor) -> Tensor:
+    """One minus the cosine with the teacher's vectors, and the divergence of likenesses within the batch."""
+    z = encode_short(model, tokens)
+    cosine = 1 - (z * target).sum(-1).mean()
+    relation = F.kl_div(
+        (z @ target.T * 20).log_softmax(-1), (target @ target.T * 20).softmax(-1), reduction="batchmean"
+    )
+    return cosine + 0.5 * relation
 
 
 def main() -> None:
@@ -40,22 +36,22 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--contexts", type=float, default=0.1, help="weight of the contrast of sentences with names")
     parser.add_argument("--resume", action="store_true", help="go on from text.pt")
+    parser.add_argument("--out", type=Path, help="where the weights go (WORK/text.pt)")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    phrases = json.loads((args.work / "texts.json").read_text())
+    everything = json.loads((args.work / "texts.json").read_text())
     target = torch.from_numpy(np.load(args.work / "texts.npy"))
-    tokens = tokens_of(phrases)
+    contexts = Contexts()
+    tokens = tokens_of(everything)
     held = torch.zeros(len(tokens), dtype=torch.bool)
     held[torch.randperm(len(tokens))[:2000]] = True
     train_rows, held_rows = (~held).nonzero().flatten(), held.nonzero().flatten()
     lengths = tokens.argmax(1)
 
-    model = build()
-    del model.visual
-    if args.resume:
-        model.load_state_dict(torch.load(args.work / "text.pt", weights_only=True))
+    model = text_tower(args.work / "text.pt" if args.resume else None)
     embedding = [model.token_embedding.weight]
     rest = [p for p in model.parameters() if p is not embedding[0] and p.ndim > 0]
     optimiser = torch.optim.AdamW(
@@ -76,19 +72,19 @@ def main() -> None:
         pool = pool[lengths[pool].argsort()]  # equal lengths together: less padding
         pick = int(torch.randint(8, ()))
         rows = pool[pick * batch : (pick + 1) * batch]
-        z, t = encode_short(model, tokens[rows]), target[rows]
-        cosine = 1 - (z * t).sum(-1).mean()
-        relation = F.kl_div((z @ t.T * 20).log_softmax(-1), (t @ t.T * 20).softmax(-1), reduction="batchmean")
+        loss = distilled(model, tokens[rows], target[rows])
+        if args.contexts:
+            loss = loss + args.contexts * contexts.loss(model)
         optimiser.zero_grad()
-        (cosine + 0.5 * relation).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         step += 1
         if step % 100 == 0:
             with torch.no_grad():
                 cos = (encode_short(model, tokens[held_rows]) * target[held_rows]).sum(-1).mean()
-            print(f"{step} {used:.1f} min  train {1 - cosine.item():.3f}  held-out cosine {cos.item():.3f}", flush=True)
-    torch.save(model.state_dict(), args.work / "text.pt")
+            print(f"{step} {used:.1f} min  loss {loss.item():.3f}  held-out cosine {cos.item():.3f}", flush=True)
+    torch.save(model.state_dict(), args.out or args.work / "text.pt")
 
 
 if __name__ == "__main__":

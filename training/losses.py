@@ -47,14 +47,20 @@ def noun_loss(m: Material, z: Tensor, rows: np.ndarray, scale: Tensor, rng: rand
     return (loss * present).sum() / present.sum().clamp(min=1)
 
 
-def agreement_loss(m: Material, z: Tensor, seen: Tensor, rows: np.ndarray, scale: Tensor, rng: random.Random) -> Tensor:
+def agreement_loss(
+    m: Material, z: Tensor, seen: list[Tensor], rows: np.ndarray, scale: Tensor, rng: random.Random
+) -> Tensor:
     """What the averaged model says of every patch of the clean image, this one should say of the spoilt image.
+
+    The averaged model answers with the mean of what it says of the same ground in several windows (`seen`): the wider ones
+    know more of what surrounds a patch, as the mean of scales does at run time.
 
     "Mean teachers are better role models" (Tarvainen and Valpola, 2017), here over the things that captions name: those
     of this scene's captions are likelier, the averaged model is asked with all names of a thing, this one with one.
     """
     likely = CAPTION_ODDS * m.named.present[rows].float()[:, None]
-    target = ((scale.detach().exp() * seen @ m.named.mean_vectors(m.texts).T + likely) / SHARPEN).softmax(-1)
+    answer = sum(seen) / len(seen) @ m.named.mean_vectors(m.texts).T
+    target = ((scale.detach().exp() * answer + likely) / SHARPEN).softmax(-1)
     vectors = m.texts.astray(m.named.vectors(m.texts, rng), rng)
     chance = (scale.exp() * z @ vectors.T).log_softmax(-1)
     return -(target * chance).sum(-1).mean()

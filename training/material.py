@@ -13,10 +13,11 @@ from torch import Tensor
 
 from training import phrases
 from training.crops import dense_crop, patch_targets
+from training.mosaics import CONCEPTS, Mosaics
 from training.prepare import dense_pairs
 from training.texts import Named, Texts
 
-DRAW_SET = {"czortho": 0.28, "dubai": 0.34, "synth": 0.26, "chesapeake": 0.12}
+DRAW_SET = {"czortho": 0.28, "dubai": 0.3, "synth": 0.18, "chesapeake": 0.1, "mosaic": 0.14}
 SOUGHT = 0.4
 """Share of crops that are laid around a pixel of a class drawn evenly: rare classes would hardly be seen otherwise."""
 PLACES = 400
@@ -33,6 +34,7 @@ class Material:
         self.concepts = phrases.concepts()
         self.scenes = np.load(work / "scenes.npy", mmap_mode="r")
         held = np.array(json.loads((work / "held_scenes.json").read_text()))
+        self.usable = ~held
         sets = json.loads((work / "scene_sets.json").read_text())
         share = np.where([s != "eurosat" for s in sets], 1.0, 0.25) * ~held  # 64 px satellite scenes teach less
         self.scene_share = share / share.sum()
@@ -45,6 +47,8 @@ class Material:
         for pair in dense_pairs(data, "train"):
             self.by_set.setdefault(pair[0], []).append(pair)
         self.weights = {name: class_weights(pairs) for name, pairs in self.by_set.items()}
+        self.weights["mosaic"] = torch.ones(len(CONCEPTS) - 1)
+        self.mosaics: Mosaics | None = None
         self.places = {name: class_places(pairs) for name, pairs in self.by_set.items()}
         held_rng = random.Random(5)
         self.held = [(p, *dense_crop(p, 160, held_rng)) for p in dense_pairs(data, "held") for _ in range(4)]
@@ -53,7 +57,13 @@ class Material:
     def draw_pairs(self, count: int, rng: random.Random) -> tuple[list[tuple], list[Place]]:
         """Labelled images, and for some of them a pixel that the crop must show."""
         pairs, places = [], []
-        for name in rng.choices(list(DRAW_SET), list(DRAW_SET.values()), k=count):
+        share = {name: s for name, s in DRAW_SET.items() if self.mosaics or name != "mosaic"}
+        for name in rng.choices(list(share), list(share.values()), k=count):
+            if name == "mosaic":
+                assert self.mosaics is not None
+                pairs.append(self.mosaics.draw(rng))
+                places.append(None)
+                continue
             if rng.random() < SOUGHT:
                 k, place = rng.choice(self.places[name][rng.choice(list(self.places[name]))])
             else:

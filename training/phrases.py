@@ -487,7 +487,12 @@ def class_name(folder: str) -> str:
 
 
 def concepts() -> dict[str, dict[str, list[str]]]:
-    return yaml.safe_load((HERE / "concepts.yaml").read_text())
+    """Names and descriptions of what the pixel-labelled sets show; descriptions also from the classes named as `contexts`."""
+    table = yaml.safe_load((HERE / "concepts.yaml").read_text())
+    said = {names[0]: sentences for names, sentences in contexts().items()}
+    for concept in table.values():
+        concept["descriptions"] += [s for name in concept.pop("contexts") for s in said[name]]
+    return table
 
 
 def concept_phrases() -> list[str]:
@@ -500,6 +505,16 @@ def nouns() -> dict[str, dict]:
 
 def noun_phrases() -> list[str]:
     return sorted({p for n in nouns().values() for p in n["names"]})
+
+
+def contexts() -> dict[tuple[str, ...], list[str]]:
+    """What may be said of a class, by the class's names."""
+    table = yaml.safe_load((HERE / "contexts.yaml").read_text())
+    return {tuple(names.split("|")): said for names, said in table.items()}
+
+
+def context_phrases() -> list[str]:
+    return sorted({p for names, said in contexts().items() for p in (*names, *said)})
 
 
 def named_descriptions() -> list[str]:
@@ -524,10 +539,15 @@ class Teacher:
         )
 
     def fit(self, raw: np.ndarray) -> None:
-        self.mean = raw.mean(0)
-        _, _, axes = np.linalg.svd(raw - self.mean, full_matrices=False)
+        _, _, axes = np.linalg.svd(raw - raw.mean(0), full_matrices=False)
         self.axes = axes[: self.dim].T
+        self.offset = -raw.mean(0) @ self.axes
+
+    def fit_to(self, raw: np.ndarray, vectors: np.ndarray) -> None:
+        """The space that a text tower already lives in, from its own vectors of the same phrases (least squares)."""
+        solved = np.linalg.lstsq(np.column_stack([raw, np.ones(len(raw), raw.dtype)]), vectors, rcond=None)[0]
+        self.axes, self.offset = solved[:-1], solved[-1]
 
     def project(self, raw: np.ndarray) -> np.ndarray:
-        z = (raw - self.mean) @ self.axes
+        z = raw @ self.axes + self.offset
         return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)

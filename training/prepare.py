@@ -18,6 +18,7 @@ from PIL import Image
 
 from ovrs.synth import World
 from training import phrases
+from training.text_tower import encode_all, text_tower
 
 SIDE = 176
 HELD_OUT_CZORTHO = ("T8_",)  # the one region that shows all six classes
@@ -72,8 +73,8 @@ def dense_pairs(data: Path, split: str) -> list[tuple[str, np.ndarray, np.ndarra
         return out
     names = list(dict.fromkeys(CHESAPEAKE.values()))
     for patch in sorted((data / "chesapeake").rglob("*.npz")):
-        rgb, labels = chesapeake(patch, names)
-        out.append(("chesapeake", rgb, labels, names, (0.35, 1.0)))
+        for rgb, labels in chesapeake(patch, names):
+            out.append(("chesapeake", rgb, labels, names, (0.35, 1.0)))
     for seed in range(36):
         gsd = [0.25, 0.4, 0.5, 0.8, 1.0, 1.5][seed % 6]
         rgb, labels = World(seed=1000 + seed, gsd=gsd, noise=1 + seed % 7).render(700 * seed, 0, 1024, 1024)
@@ -86,13 +87,15 @@ def held_scene(image: str) -> bool:
     return hashlib.sha256(image.encode()).digest()[0] % 10 == 0
 
 
-def chesapeake(path: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def chesapeake(path: Path, names: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The patch in natural colours and in colour infrared, with its labels."""
     block = np.load(path)["arr_0"].squeeze()
     block = block if block.shape[0] < block.shape[-1] else np.moveaxis(block, -1, 0)
     labels = np.full(block.shape[1:], 255, np.uint8)
     for value, name in CHESAPEAKE.items():
         labels[block[8].astype(int) == value] = names.index(name)
-    return np.moveaxis(block[:3], 0, -1).clip(0, 255).astype(np.uint8), labels
+    bands = np.moveaxis(block[:4], 0, -1).clip(0, 255).astype(np.uint8)
+    return [(bands[..., :3], labels), (bands[..., [3, 0, 1]], labels)]
 
 
 def scenes(data: Path, work: Path) -> None:
@@ -123,16 +126,16 @@ def texts(data: Path, work: Path) -> None:
     vocabulary = phrases.words()
     templated_words = [TEMPLATES[int(rng.integers(len(TEMPLATES)))](w) for w in vocabulary[::3]]
     more = phrases.sentences(60_000) + phrases.named_descriptions() + phrases.noun_phrases()
+    more += phrases.context_phrases()
     everything = list(dict.fromkeys(everything + vocabulary + templated_words + more))
     kept_out = held_out_phrases()
     everything = [p for p in everything if p.lower() not in kept_out]
     teacher = phrases.Teacher()
     raw = teacher.raw(everything)
-    if (work / "teacher.npz").exists():  # an earlier text tower lives in this space: stay in it
-        teacher.mean, teacher.axes = (np.load(work / "teacher.npz")[k] for k in ("mean", "axes"))
+    if (work / "text.pt").exists():  # the vision tower was trained toward an earlier text tower: stay in its space
+        teacher.fit_to(raw, encode_all(text_tower(work / "text.pt"), everything).numpy())
     else:
         teacher.fit(raw[: len(dict.fromkeys(domain))])
-        np.savez(work / "teacher.npz", mean=teacher.mean, axes=teacher.axes)
     np.save(work / "texts.npy", teacher.project(raw))
     (work / "texts.json").write_text(json.dumps(everything))
     print(len(everything), "phrases")

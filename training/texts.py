@@ -13,8 +13,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as TEMPLATES
 from torch import Tensor
 
 from training import phrases
-from training.distill_text import encode_short, tokens_of
-from training.model import build
+from training.text_tower import encode_all, encode_short, text_tower, tokens_of
 
 FAR_OFF = ["airplane", "ship", "snow", "runway", "stadium", "storage tank", "swimming pool", "beach", "harbor", "cloud"]
 """Things that the pixel-labelled sets do not show: now and then one stands among the candidates as a wrong answer."""
@@ -27,21 +26,16 @@ class Texts:
     """The student text tower's vectors; single sentences, and the template ensemble for names as at run time."""
 
     def __init__(self, work: Path) -> None:
-        self.plain: dict[str, Tensor] = {}
         self.ensemble: dict[str, Tensor] = {}
         self.captions: list[list[str]] = json.loads((work / "scenes.json").read_text())
         self.classes: list[str] = json.loads((work / "classes.json").read_text())
-        model = build()
-        model.load_state_dict(torch.load(work / "text.pt", weights_only=True), strict=False)
+        model = text_tower(work / "text.pt")
         named = phrases.concept_phrases() + phrases.noun_phrases() + FAR_OFF
         said = {c for group in self.captions for c in group} | {c for c in self.classes if c}
         both = {f"{a} and {b}" for c in phrases.concepts().values() for a in c["names"] for b in c["names"] if a != b}
-        everything = sorted({*named, *phrases.named_descriptions(), *said, *both})
+        everything = sorted({*named, *phrases.named_descriptions(), *phrases.context_phrases(), *said, *both})
+        self.plain = dict(zip(everything, encode_all(model, everything), strict=True))
         with torch.no_grad():
-            tokens = tokens_of(everything)
-            for rows in tokens.argmax(1).argsort().split(1024):
-                for row, vector in zip(rows.tolist(), encode_short(model, tokens[rows]), strict=True):
-                    self.plain[everything[row]] = vector
             for phrase in sorted(set(named) | {c for c in self.classes if c}):
                 z = encode_short(model, tokens_of([t(phrase) for t in TEMPLATES]))
                 self.ensemble[phrase] = F.normalize(z.mean(0), dim=0)
@@ -74,6 +68,8 @@ class Named:
     def __init__(self, captions: list[list[str]], classes: list[str], sets: list[str]) -> None:
         table = phrases.nouns()
         self.names = [n["names"] for n in table.values()]
+        contexts = {names[0]: sentences for names, sentences in phrases.contexts().items()}
+        self.sentences = [contexts.get(noun, n["names"]) for noun, n in table.items()]
         self._means: Tensor | None = None
         groups = [n["group"] for n in table.values()]
         same = torch.tensor([[a == b for b in groups] for a in groups])
@@ -86,7 +82,10 @@ class Named:
         self.absent = ~(self.present.float() @ same.float()).bool() & self.present.any(1, keepdim=True)
 
     def vectors(self, texts: Texts, rng: random.Random) -> Tensor:
-        return torch.stack([texts[rng.choice(n)] for n in self.names])
+        """One name or, three in ten, one sentence for each noun."""
+        return torch.stack(
+            [texts[rng.choice(s if rng.random() < 0.3 else n)] for n, s in zip(self.names, self.sentences, strict=True)]
+        )
 
     def mean_vectors(self, texts: Texts) -> Tensor:
         if self._means is None:

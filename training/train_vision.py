@@ -23,15 +23,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ovrs.allocator import keep_freed_memory
 from ovrs.model.dense import encode_prelude, last_block
-from training.crops import dense_crop, normalised, photometric, scene_crop
+from training.crops import dense_crop, looked_up, normalised, photometric, scene_crop
+from training.infrared import colour_infrared
 from training.losses import agreement_loss, caption_loss, class_loss, dense_loss, noun_loss
 from training.material import Material
 from training.model import build, start
+from training.mosaics import find
 
 SIDE, N_DENSE, N_SCENE = 160, 24, 16
 SMALLEST = 72  # pixels of a scene that fill a crop: maps are made of enlarged windows (`WINDOWS` in `export.py`)
 AVERAGE = 0.998
 """Decay of the averaged weights, which are what is kept."""
+INFRARED = 0.12
+"""Share of labelled crops that are shown in colour infrared."""
 FROZEN_STAGES = 3  # up to stride 8 a network sees edges and colours, which aerial images share with photographs
 
 
@@ -78,6 +82,9 @@ def main() -> None:
         visual.load_state_dict(before["visual"])
         dense_scale.data, image_scale.data = before["dense_scale"].clone(), before["image_scale"].clone()
     averaged = copy.deepcopy(visual).requires_grad_(False)
+    if args.resume:  # a network that knows nothing yet can't say which patches to use
+        scale = dense_scale.exp().item()
+        m.mosaics = find(lambda x: dense(averaged, x), scale, m.texts, m.concepts, m.scenes, m.sets, m.usable)
     optimiser = torch.optim.AdamW(groups_of(visual, [dense_scale, image_scale]), betas=(0.9, 0.98))
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     elapsed, last, step = 0.0, time.time(), 0
@@ -87,14 +94,19 @@ def main() -> None:
             group["lr"] = rate * group["factor"]
         pairs, places = m.draw_pairs(N_DENSE, rng)
         crops = [dense_crop(p, SIDE, rng, place) for p, place in zip(pairs, places, strict=True)]
+        crops = [
+            (colour_infrared(*crop, pair[3], rng), crop[1]) if rng.random() < INFRARED else crop
+            for crop, pair in zip(crops, pairs, strict=True)
+        ]
         rows = draw.choice(len(m.scene_share), N_SCENE, p=m.scene_share)
-        images = torch.stack([c[0] for c in crops] + [scene_crop(m.scenes[r], SIDE, SMALLEST, rng) for r in rows])
+        parts, wholes, boxes = zip(*(scene_crop(m.scenes[r], SIDE, SMALLEST, rng) for r in rows), strict=True)
+        images = torch.stack([c[0] for c in crops] + list(parts))
 
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             x, grid = encode_prelude(visual, photometric(images))
             z = F.normalize(last_block(visual, x, grid, "segearth").patches.float(), dim=-1)
             whole = F.normalize(last_block(visual, x[N_DENSE:], grid, "vanilla").cls.float(), dim=-1)
-            seen = dense(averaged, images[N_DENSE:])
+            seen = [dense(averaged, images[N_DENSE:]), looked_up(dense(averaged, torch.stack(wholes)), list(boxes))]
         pooled = F.normalize(z[N_DENSE:].mean(1), dim=-1)
         losses = {
             "dense": dense_loss(m, z, crops, pairs, dense_scale, rng),
