@@ -18,7 +18,14 @@ from safetensors.torch import save_file
 from ovrs.model.loading import _from_directory, hash_weights
 from training.model import CONFIG, STEM, build
 
-RECOMMENDED = {"aggregate": "mean", "absent": "mean", "keep_shares": 100.0, "alpha_init": 0.05, "bare": True}
+RECOMMENDED = {
+    "aggregate": "mean",
+    "absent": "mean",
+    "keep_shares": 100.0,
+    "alpha_init": 0.02,
+    "lr": 0.003,
+    "bare": True,
+}
 """Method options that suit a model whose texts and patches were trained toward each other (model card)."""
 
 WINDOWS = {"zoom": 5 / 3, "stride": 80, "pixel_sizes": [0.075, 0.135, 0.2]}
