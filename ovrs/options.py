@@ -208,8 +208,8 @@ class MethodOptions(_Options):
     keep_shares: float | None = Field(default=None, ge=0)
     """TMPA: weight of keeping the tile's class shares. Default: *model* (0, the paper's loss)."""
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate of α, of the LayerNorms, or of the context. Default: the method's own (TMPA 0.01, WATT 0.0001,
-    others 0.001)."""
+    """Learning rate of α, of the LayerNorms, or of the context. Default: the method's own (TMPA *model*, else 0.01;
+    WATT 0.0001, others 0.001)."""
     lr_shift: float = Field(default=1e-4, gt=0)
     """Learning rate of δ (`tmpa_shift`, and both parameters of `tmpa_compat`)."""
     anchors: int | None = Field(default=None, ge=1)

@@ -193,3 +193,16 @@ def test_bare_words_leave_the_templates_out():
         for m in ("none", "tmpa", "mlmp", "tpt")
     }
     assert as_recommended == {"none": True, "tmpa": True, "mlmp": False, "tpt": False}
+
+
+def test_the_steps_recommended_for_tmpa_are_its_alone():
+    from types import SimpleNamespace
+
+    from ovrs.model.build import with_model_defaults
+    from ovrs.options import MethodOptions
+
+    model = SimpleNamespace(defaults={"lr": 0.003})
+    names = ("tmpa", "tmpa_shift", "tmpa_compat", "tent", "mlmp", "tpt", "clipartt", "watt")
+    rates = {n: with_model_defaults(MethodOptions(method=n), model).lr for n in names}
+    assert rates == {n: 0.003 if n in ("tmpa", "tmpa_shift") else None for n in names}
+    assert with_model_defaults(MethodOptions(method="tmpa", lr=0.1), model).lr == 0.1

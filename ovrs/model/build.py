@@ -105,6 +105,8 @@ def with_model_defaults(method: MethodOptions, model: LoadedModel) -> MethodOpti
         defaults["bare"] = False  # and they have templates of their own
     if method.method == "tmpa_compat":
         defaults.pop("alpha_init", None)  # the released start, whatever the model recommends
+    if method.method not in ("tmpa", "tmpa_shift"):
+        defaults.pop("lr", None)  # a model recommends the steps of α; other methods step along other parameters
     wanted = {k: v for k, v in defaults.items() if k in type(method).model_fields and getattr(method, k) is None}
     return method.model_copy(update=wanted)
 
