@@ -489,7 +489,7 @@ def class_name(folder: str) -> str:
 def concepts() -> dict[str, dict[str, list[str]]]:
     """Names and descriptions of what the pixel-labelled sets show; descriptions also from the classes named as `contexts`."""
     table = yaml.safe_load((HERE / "concepts.yaml").read_text())
-    said = {names[0]: sentences for names, sentences in contexts().items()}
+    said = context_sentences()
     for concept in table.values():
         concept["descriptions"] += [s for name in concept.pop("contexts") for s in said[name]]
     return table
@@ -511,6 +511,11 @@ def contexts() -> dict[tuple[str, ...], list[str]]:
     """What may be said of a class, by the class's names."""
     table = yaml.safe_load((HERE / "contexts.yaml").read_text())
     return {tuple(names.split("|")): said for names, said in table.items()}
+
+
+def context_sentences() -> dict[str, list[str]]:
+    """The same by the first of a class's names."""
+    return {names[0]: said for names, said in contexts().items()}
 
 
 def context_phrases() -> list[str]:

@@ -68,8 +68,8 @@ class Named:
     def __init__(self, captions: list[list[str]], classes: list[str], sets: list[str]) -> None:
         table = phrases.nouns()
         self.names = [n["names"] for n in table.values()]
-        contexts = {names[0]: sentences for names, sentences in phrases.contexts().items()}
-        self.sentences = [contexts.get(noun, n["names"]) for noun, n in table.items()]
+        said = phrases.context_sentences()
+        self.sentences = [said.get(noun, n["names"]) for noun, n in table.items()]
         self._means: Tensor | None = None
         groups = [n["group"] for n in table.values()]
         same = torch.tensor([[a == b for b in groups] for a in groups])
