@@ -83,6 +83,9 @@ def map_command(
         str | None,
         typer.Option(help="Look also through windows over 2 x 2, 3 x 3 … of the ordinary ones: 2,3 or none."),
     ] = None,
+    turned: Annotated[
+        bool | None, typer.Option("--turned/--not-turned", help="Show wider windows upside down or mirrored.")
+    ] = None,
     pixel_size: Annotated[
         float | None, typer.Option(help="Metres per pixel, if the scene does not tell: models choose windows by it.")
     ] = None,
@@ -161,6 +164,7 @@ def map_command(
                 stride=stride,
                 zoom=zoom,
                 wide=() if wide == "none" else _numbers(wide, "--wide", int),
+                turned=turned,
                 pixel_size=pixel_size,
             ),
         },

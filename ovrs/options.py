@@ -68,6 +68,9 @@ class ModelOptions(_Options):
     wide: tuple[int, ...] | None = None
     """Look also through windows over so many × so many of the ordinary ones, and take the mean. Default: as the model
     recommends for the imagery's pixel size, none if `zoom` or `crop` is given."""
+    turned: bool | None = None
+    """Show wider windows turned, each size of them in another way: the mean is then over orientations too. Default: as the
+    model recommends."""
     pixel_size: float | None = Field(default=None, gt=0)
     """Metres per pixel of the imagery, by which a model may choose its windows. Default: the scene's own, if it has a place on
     the ground; otherwise unknown."""

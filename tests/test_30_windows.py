@@ -112,6 +112,42 @@ def test_every_method_looks_through_them_also_at_the_edge(directory, method, col
     assert np.abs(plain - scores).max() > 1e-4
 
 
+def test_turned_windows_are_seen_turned_and_laid_back(directory):
+    """Features lie as the ground does; the network's answers for wider windows are those for flipped pictures."""
+    given_model = {"zoom": 2, "stride": 24, "wide": (2, 3)}
+    plain, turned = (segmenter_of(directory, model={**given_model, "turned": t}) for t in (False, True))
+    shape = (62, 104)  # three crops of unequal steps by four: input pixels of wider windows are padded
+    rgb, valid = smooth(*shape), np.ones(shape, bool)
+    valid[:20, :50] = False
+    crops = tuple(Window(r, c, 32, 32) for r in (0, 24, 30) for c in (0, 24, 48, 72))
+    one, other = (s.encode(rgb, valid, crops) for s in (plain, turned))
+    torch.testing.assert_close(one.images, other.images)
+    assert (one.patch_valid == other.patch_valid).all()
+    torch.testing.assert_close(one.patches[: len(crops)], other.patches[: len(crops)])
+    flips = {2: (-2, -1), 3: (-1,)}
+    for part in other.wide:
+        tokens = plain.encoder.tokens(one.images[part.rows].flip(flips[part.size]))
+        rows_and_columns = [axis - 1 for axis in flips[part.size]]  # of (windows, rows, columns, values)
+        want = tokens.patches.unflatten(1, tokens.grid).flip(rows_and_columns).flatten(1, 2)
+        torch.testing.assert_close(other.patches[part.rows], torch.nn.functional.normalize(want, dim=-1))
+        assert (other.patches[part.rows] - one.patches[part.rows]).abs().max() > 1e-3
+
+
+def test_turning_is_recommended_by_a_model_and_wants_wider_windows(directory):
+    (directory / "ovrs.json").write_text(json.dumps({"windows": {"zoom": 2, "stride": 24, "turned": True}}))
+
+    def turned(**model):
+        return segmenter_of(directory, model=model).describe()["turned"]
+
+    assert turned(wide=(2,))
+    assert not turned(wide=(2,), turned=False)
+    assert not turned()
+    with pytest.raises(OptionError, match="--wide 2 asks for some"):
+        turned(turned=True)
+    with pytest.raises(OptionError, match="leave out --wide and --turned"):
+        segmenter_of(directory, "tmpa_compat", {"wide": (2,), "turned": True})
+
+
 def test_each_crop_of_cass_keeps_its_own_text(directory):
     segmenter = segmenter_of(directory, model={"zoom": 2, "stride": 24, "wide": (2,)})
     crops = tuple(Window(0, c, 32, 32) for c in (0, 24, 48))
@@ -170,7 +206,7 @@ def test_one_crop_is_no_wider_window():
 @pytest.mark.parametrize("method", ["none", "tmpa"])
 def test_a_map_is_the_same_however_it_is_cut_and_tells_its_windows(directory, noise_scene, tmp_path, method):
     """A scene of 0.2 m: the model's windows follow from its georeference."""
-    own = {"windows": {"zoom": 2, "stride": 24, "pixel_sizes": [0.1, 0.18, 0.25]}}
+    own = {"windows": {"zoom": 2, "stride": 24, "pixel_sizes": [0.1, 0.18, 0.25], "turned": True}}
     (directory / "ovrs.json").write_text(json.dumps(own))
     scene = noise_scene(230, 310, transform=from_origin(500000, 5600000, 0.2, 0.2))
     labels, words = [], vocabulary.load("demo")
@@ -180,7 +216,7 @@ def test_a_map_is_the_same_however_it_is_cut_and_tells_its_windows(directory, no
         )
         out = tmp_path / f"{block}.zarr"
         facts = pipeline.map_scene(scene, words, out, given_options)
-        assert (facts["model"]["zoom"], facts["model"]["wide"]) == (2, [2, 3])
+        assert (facts["model"]["zoom"], facts["model"]["wide"], facts["model"]["turned"]) == (2, [2, 3], True)
         labels.append(store.array(store.open_complete(out), "label")[:])
     np.testing.assert_array_equal(*labels)
 

@@ -84,11 +84,11 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     method = with_model_defaults(method, model)
     views = choose(model_options, model)
     if method.method == "tmpa_compat":
-        if model_options.wide:
+        if model_options.wide or model_options.turned:
             raise OptionError(
-                "method tmpa_compat repeats the released code, which has no wider windows; leave out --wide"
+                "method tmpa_compat repeats the released code, which has no wider windows; leave out --wide and --turned"
             )
-        views = replace(views, wide=())
+        views = replace(views, wide=(), turned=False)
     background = vocabulary.background_index
     segmenter = _adapted(_Parts(model, model_options, method, views, vocabulary))
     refine = RefineSettings(pamr_steps=method.pamr, area_threshold=method.area_threshold, background=background)
@@ -318,6 +318,7 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "crop_ramp": settings.ramp,
         "zoom": parts.views.zoom,
         "wide": list(parts.views.wide),
+        "turned": parts.views.turned,
         "batch": parts.views.batch,
         "queries": len(bank.vectors),
         "threads": torch.get_num_threads(),

@@ -28,6 +28,8 @@ class WideWindows:
     crops: tuple[Window, ...]
     pad: tuple[int, int]
     inner: tuple[int, int]
+    flip: tuple[int, ...] = ()
+    """Axes (-2 rows, -1 columns) along which the network saw them flipped; features lie as the ground does."""
 
 
 @dataclass(frozen=True, eq=False)

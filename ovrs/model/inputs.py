@@ -39,11 +39,12 @@ class CropInputs:
     crop_valid: Tensor
     """float32 `(B, 1, h, w)`, 0 or 1."""
     wide: tuple[WideWindows, ...] = ()
+    """Of these the images are as the network sees them, turned if they are to be; `crop_valid` lies as the ground does."""
 
     def features(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> TileFeatures:
         """Attach what a network said about these crops: `(B, N, D)` and `(B, D)`, of any length."""
         share = F.adaptive_avg_pool2d(self.crop_valid, grid).flatten(1)
-        patches = patches.float()
+        patches = self._turned_back(patches.float().unflatten(1, grid), (1, 2)).flatten(1, 2)
         return TileFeatures(
             F.normalize(patches, dim=-1),
             F.normalize(cls.float(), dim=-1),
@@ -54,10 +55,18 @@ class CropInputs:
             (self.valid.shape[0], self.valid.shape[1]),
             share >= VALID_SHARE,
             self.valid,
-            self.images,
+            self._turned_back(self.images, (2, 3)),
             patches.norm(dim=-1),
             self.wide,
         )
+
+    def _turned_back(self, of_inputs: Tensor, axes: tuple[int, int]) -> Tensor:
+        """A value per pixel or patch of each input, laid as the ground lies; `axes` are its rows and columns."""
+        if not any(w.flip for w in self.wide):
+            return of_inputs
+        parts = [of_inputs[: len(self.crops)]]
+        parts += [of_inputs[w.rows].flip([axes[axis] for axis in w.flip]) for w in self.wide]
+        return torch.cat(parts)
 
 
 def crop_inputs(
@@ -77,12 +86,13 @@ def crop_inputs(
         part = _shown(both, windows, views.wide_zoom(windows[0]))
         inner = (part.shape[2], part.shape[3])
         part, own_pad = _padded(part, shape)
-        wide.append(WideWindows(size, slice(count, count + len(windows)), windows, own_pad, inner))
+        flip = views.turn(size)
+        wide.append(WideWindows(size, slice(count, count + len(windows)), windows, own_pad, inner, flip))
         stacks.append(part)
         count += len(windows)
     images = torch.cat(stacks)
-    rgb_inputs, shares = images[:, :3].contiguous(), images[:, 3:]  # convolutions are slower on a view
-    return CropInputs(rgb_inputs, pad, (height, width), crops, mask, shares, tuple(wide))
+    seen = [images[: len(crops), :3], *(images[w.rows, :3].flip(w.flip) for w in wide)]
+    return CropInputs(torch.cat(seen), pad, (height, width), crops, mask, images[:, 3:], tuple(wide))
 
 
 def _shown(image: Tensor, windows: tuple[Window, ...], zoom: float) -> Tensor:

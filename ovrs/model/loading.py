@@ -51,7 +51,7 @@ class LoadedModel:
     defaults: dict[str, Any] = field(default_factory=dict)
     """Method options as the model's makers recommend: `dense`, `cls_weight`, `logit_scale`, …"""
     windows: dict[str, Any] = field(default_factory=dict)
-    """As the model's makers recommend: `zoom`, `stride`, `pixel_sizes` (`ovrs.model.windows`); empty for the papers' rule."""
+    """As the model's makers recommend: `zoom`, `stride`, `pixel_sizes`, `turned` (`ovrs.model.windows`); empty for the papers' rule."""
     directory: Path | None = None
     """Where it was loaded from, if from a directory: an upsampler of its own may lie there."""
 

@@ -2,7 +2,8 @@
 
 Beside the ordinary windows (crops) a model may look through wider ones. Each covers k × k crops, is shown at the crops' input
 size, and so sees k times coarser patches with k times more around them. A network is sure of houses at one scale and of
-fields at another; the mean over scales is surer than either.
+fields at another; the mean over scales is surer than either. And since the ground has no upper side, each scale may be shown turned
+in another way: what a network says of a patch also depends on that, and the mean over turns then comes for nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LEAST_ZOOM = 0.5
 """Finer imagery is not shown coarser than this of itself: windows, and with them blocks, would grow out of memory."""
+FLIPS = ((-2, -1), (-1,), (-2,))
+"""Turned by half, mirrored, mirrored upside down: first, second, third size of wider windows. Quarter turns would change shapes."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Views:
     """How many times these are enlarged before the network sees them."""
     wide: tuple[int, ...] = ()
     """Sides of the wider windows, in crops."""
+    turned: bool = False
+    """Wider windows are shown upside down or mirrored."""
 
     @property
     def batch(self) -> int:
@@ -47,6 +52,12 @@ class Views:
         At the border of a scene it may cover less than k × k crops; it is shown larger then, rather than with empty margins.
         """
         return self.zoom * self.geometry.crop / max(window.shape)
+
+    def turn(self, size: int) -> tuple[int, ...]:
+        """Along which axes of an image windows of this side are flipped; ordinary ones (side 1) are not."""
+        if not self.turned or size == 1:
+            return ()
+        return FLIPS[self.wide.index(size) % len(FLIPS)]
 
     def wide_windows(self, crops: tuple[Window, ...]) -> list[tuple[int, tuple[Window, ...]]]:
         """Wider windows over the crops of a tile, as (side in crops, windows of one shape).
@@ -109,7 +120,10 @@ def choose(options: ModelOptions, model: LoadedModel) -> Views:
         wide = () if asked or not sizes else _suited(views, options.pixel_size, sizes[1:])
     if wide and max(wide) > views.geometry.crops_per_tile:
         raise OptionError(f"--wide: a tile has {views.geometry.crops_per_tile} windows a side, got {max(wide)}")
-    return Views(views.geometry, views.zoom, tuple(wide))
+    turned = bool(own.get("turned")) if options.turned is None else options.turned
+    if options.turned and not wide:
+        raise OptionError("--turned shows wider windows turned, and there are none: --wide 2 asks for some")
+    return Views(views.geometry, views.zoom, tuple(wide), turned and bool(wide))
 
 
 def _stride(own: dict[str, Any], crop: int, usual_crop: int, asked: bool) -> int:

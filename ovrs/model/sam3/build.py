@@ -110,7 +110,7 @@ def _check(model: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -
         )
     fields = type(method).model_fields
     foreign = sorted(n for n in fields if n not in _SHARED and getattr(method, n) != fields[n].default)
-    foreign += [n for n in ("pretrained", "compile", "zoom", "wide", "pixel_size") if getattr(model, n)]
+    foreign += [n for n in ("pretrained", "compile", "zoom", "wide", "turned", "pixel_size") if getattr(model, n)]
     if foreign:
         raise OptionError(
             f"SAM 3 does not use {', '.join(foreign)}: they belong to the CLIP methods (see --set sam3.…)"
