@@ -1,6 +1,8 @@
 """What the text tower learns from: no held-out phrase, sentences set against names, and a space that can be found again."""
 
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from benchmarks.text import HERE, TABLES
 from training import phrases, unpack
 from training.contexts import CLASSES, Contexts
 from training.text_tower import encode_all, encode_short, text_tower, tokens_of
+from training.texts import FAR_OFF, VEHICLES, wrong_answers
 
 ASSETS = Path(__file__).parent.parent / "ovrs/assets"
 
@@ -77,3 +80,26 @@ def test_a_space_is_found_again_from_its_vectors():
     vectors = first.project(raw)
     again.fit_to(raw, vectors)
     assert (again.project(raw) * vectors).sum(1).min() > 0.99
+
+
+def said_of(concept):
+    """All that `draw_phrase` may say."""
+    names, sentences = concept["names"], concept["descriptions"]
+    return {*names, *sentences, *(f"{a} {b}" for a in names for b in (*sentences, *(f"and {n}" for n in names)))}
+
+
+def test_wrong_answers_are_no_names_of_what_is_shown_and_vehicles_only_where_none_are_meant():
+    table = phrases.contexts_of([*FAR_OFF, *VEHICLES])
+    shown = {n for c in phrases.concepts().values() for n in c["names"]}
+    assert not shown & {n for c in table.values() for n in c["names"]}
+    texts = SimpleNamespace(far_off=[table[n] for n in FAR_OFF], vehicles=[table[n] for n in VEHICLES])
+    of_vehicles = {p for n in VEHICLES for p in said_of(table[n])}
+
+    def share(of_set):
+        rng = random.Random(0)
+        drawn = [wrong_answers(texts, of_set, rng) for _ in range(300)]
+        assert max(map(len, drawn)) == 3 + (of_set != "mosaic")
+        return np.mean([any(said in of_vehicles for said in d) for d in drawn])
+
+    assert share("mosaic") == 0
+    assert 0.4 < share("dubai") < 0.6

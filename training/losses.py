@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.crops import patch_targets
-from training.texts import FAR_OFF, draw_phrase
+from training.texts import draw_phrase, wrong_answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ def dense_loss(m: Material, z: Tensor, crops: list, pairs: list, scale: Tensor, 
     total = z.new_zeros(())
     for i, (pair, (_, labels)) in enumerate(zip(pairs, crops, strict=True)):
         classes = len(pair[3])
-        words = [draw_phrase(m.concepts[c], rng) for c in pair[3]] + rng.sample(FAR_OFF, rng.randint(0, 2))
+        words = [draw_phrase(m.concepts[c], rng) for c in pair[3]] + wrong_answers(m.texts, pair[0], rng)
         vectors = m.texts.astray(torch.stack([m.texts[w] for w in words]), rng)
         target, known = patch_targets(labels, classes)
         weight = (target * m.weights[pair[0]]).sum(-1) * (known > 0.5)

@@ -513,6 +513,12 @@ def contexts() -> dict[tuple[str, ...], list[str]]:
     return {tuple(names.split("|")): said for names, said in table.items()}
 
 
+def contexts_of(firsts: list[str]) -> dict[str, dict[str, list[str]]]:
+    """The classes with these first names, as `concepts` gives what the pixel-labelled sets show."""
+    found = {names[0]: {"names": list(names), "descriptions": said} for names, said in contexts().items()}
+    return {first: found[first] for first in firsts}
+
+
 def context_sentences() -> dict[str, list[str]]:
     """The same by the first of a class's names."""
     return {names[0]: said for names, said in contexts().items()}

@@ -15,8 +15,13 @@ from torch import Tensor
 from training import phrases
 from training.text_tower import encode_all, encode_short, text_tower, tokens_of
 
-FAR_OFF = ["airplane", "ship", "snow", "runway", "stadium", "storage tank", "swimming pool", "beach", "harbor", "cloud"]
-"""Things that the pixel-labelled sets do not show: now and then one stands among the candidates as a wrong answer."""
+FAR_OFF = """airplane|ship|snow|runway|stadium|storage tank|swimming pool|beach|harbor|cloud|helicopter|shipping container|train|glacier|
+solar panel|wind turbine|tennis court|cemetery|greenhouse|people""".replace("\n", "").split("|")
+"""Things that the pixel-labelled sets hardly show: some stand among the candidates as wrong answers."""
+VEHICLES = ("car", "truck", "bus")
+"""They are on roads in every set and cover little of them: a road is to be a road, whatever is said of cars."""
+SHOWS_VEHICLES = {"mosaic"}
+"""Sets whose paved ground is parking lots."""
 
 ASTRAY = 0.4
 """Greatest length of what is added to a class's unit vector."""
@@ -30,10 +35,15 @@ class Texts:
         self.captions: list[list[str]] = json.loads((work / "scenes.json").read_text())
         self.classes: list[str] = json.loads((work / "classes.json").read_text())
         model = text_tower(work / "text.pt")
-        named = phrases.concept_phrases() + phrases.noun_phrases() + FAR_OFF
+        far_off = phrases.contexts_of([*FAR_OFF, *VEHICLES])
+        self.far_off = [far_off[name] for name in FAR_OFF]
+        self.vehicles = [far_off[name] for name in VEHICLES]
+        named = phrases.concept_phrases() + phrases.noun_phrases() + [n for c in far_off.values() for n in c["names"]]
         said = {c for group in self.captions for c in group} | {c for c in self.classes if c}
-        both = {f"{a} and {b}" for c in phrases.concepts().values() for a in c["names"] for b in c["names"] if a != b}
-        everything = sorted({*named, *phrases.named_descriptions(), *phrases.context_phrases(), *said, *both})
+        concepts = [*phrases.concepts().values(), *far_off.values()]
+        both = {f"{a} and {b}" for c in concepts for a in c["names"] for b in c["names"] if a != b}
+        behind = {f"{n} {d}" for c in concepts for n in c["names"] for d in c["descriptions"]}
+        everything = sorted({*named, *behind, *phrases.context_phrases(), *said, *both})
         self.plain = dict(zip(everything, encode_all(model, everything), strict=True))
         with torch.no_grad():
             for phrase in sorted(set(named) | {c for c in self.classes if c}):
@@ -56,10 +66,18 @@ def draw_phrase(concept: dict[str, list[str]], rng: random.Random) -> str:
     r = rng.random()
     if r < 0.4:
         return rng.choice(concept["names"])
-    if r < 0.5:
+    if r < 0.5 and len(concept["names"]) > 1:
         return " and ".join(rng.sample(concept["names"], 2))
     sentence = rng.choice(concept["descriptions"])
     return sentence if r < 0.7 else f"{rng.choice(concept['names'])} {sentence}"
+
+
+def wrong_answers(texts: Texts, shown: str, rng: random.Random) -> list[str]:
+    """What patches of this set are not: up to three far-off things, and vehicles every other time."""
+    wrong = rng.sample(texts.far_off, rng.randint(0, 3))
+    if shown not in SHOWS_VEHICLES and rng.random() < 0.5:
+        wrong += rng.sample(texts.vehicles, 1)
+    return [draw_phrase(concept, rng) for concept in wrong]
 
 
 class Named:
