@@ -167,6 +167,8 @@ def main() -> None:
     parser.add_argument(
         "--zoom", type=float, help="how many times windows are enlarged; default as the model recommends"
     )
+    parser.add_argument("--stride", type=int, help="shown pixels between windows; default as the model recommends")
+    parser.add_argument("--turned", action=argparse.BooleanOptionalAction, help="show wider windows turned")
     parser.add_argument("--wide", type=int, nargs="*", help="wider windows, in crops; default as the model recommends")
     parser.add_argument("--shrink", type=float, default=1.0, help="show images at so many times fewer pixels a side")
     parser.add_argument("--rows", nargs="+", choices=[*GROUPS, "paraphrases", "colour"], default=["text"])
@@ -193,7 +195,9 @@ def main() -> None:
         print(f"\n{title}: {len(pairs)} images; {', '.join(given.words.class_names)}", flush=True)
         shown = given.shown_pixel_size and given.shown_pixel_size * args.shrink
         wide = None if args.wide is None else tuple(args.wide)
-        model = ModelOptions(model=args.model, zoom=args.zoom, wide=wide, pixel_size=shown)
+        model = ModelOptions(
+            model=args.model, zoom=args.zoom, stride=args.stride, wide=wide, turned=args.turned, pixel_size=shown
+        )
         table = {k: v for group in args.rows if group in GROUPS for k, v in GROUPS[group].items()}
         rows = build_rows(table, given.words, model, common)
         if "paraphrases" in args.rows:

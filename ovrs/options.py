@@ -192,6 +192,8 @@ class MethodOptions(_Options):
     """What of the vocabulary is asked for: names, names and synonyms, or all with the descriptions."""
     bare: bool | None = None
     """Ask for the bare words, without CLIP's 80 templates (not for methods with templates of their own). Default: *model* (no)."""
+    split_names: bool | None = None
+    """Ask for a class name that lists things, "trees, grass and crops", also thing by thing. Default: *model* (no)."""
     prefix: bool | None = None
     """Put the class's name before each of its descriptions, as TMPA's prompt files do. Default: *model* (yes)."""
     pamr: int = Field(default=0, ge=0, le=100)

@@ -1,5 +1,7 @@
 """Laws that hold without any reference: limits, permutations, counts of queries, presets."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from ovrs.model import dense, mlmp
 from ovrs.model.dense import DENSE_VARIANTS, encode_prelude, last_block
 from ovrs.model.head import class_scores, join_queries
 from ovrs.model.methods import DENSE, METHOD_NAMES, SAM3_METHOD_NAMES
-from ovrs.model.text import TextBank, queries_of
+from ovrs.model.text import TextBank, clean, listed, queries_of
 from ovrs.model.tmpa import TmpaSettings, calibrate, find_prototypes
 from ovrs.vocabulary import ClassEntry, Vocabulary
 
@@ -169,6 +171,45 @@ def test_methods_are_listed():
     shown = CliRunner().invoke(app, ["methods"]).output
     for name in (*METHOD_NAMES, *DENSE_VARIANTS, "tmpa_released/vaihingen", "not zero-shot"):
         assert name in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "things"),
+    [
+        ("trees, grass and crops", ["trees", "grass", "crops"]),
+        ("Tarmac AND concrete", ["Tarmac", "concrete"]),
+        ("road/street", ["road", "street"]),
+        ("river, lake, or sea", ["river", "lake", "sea"]),
+        ("sandy orchard", []),
+        ("grassland", []),
+        ("and", []),
+    ],
+)
+def test_a_name_that_lists_things_is_asked_for_thing_by_thing(name, things):
+    words = Vocabulary(name="w", classes=(ClassEntry(name=name), ClassEntry(name="other")))
+    assert listed(name) == things
+    asked = [clean(q) for q in [name, *things]]
+    assert queries_of(words, "names", split_names=True) == ([*asked, "other"], [0] * len(asked) + [1])
+    assert queries_of(words, "names") == ([clean(name), "other"], [0, 1])
+
+
+def test_lists_are_split_where_a_model_wants_it_and_never_for_the_released_code(directory):
+    from ovrs.model.build import build_clip_segmenter
+    from ovrs.options import MethodOptions, ModelOptions
+
+    words = Vocabulary(name="w", classes=(ClassEntry(name="trees and grass"), ClassEntry(name="water")))
+    own = ModelOptions(model=str(directory))
+
+    def asked(method="none", **more):
+        facts = build_clip_segmenter(own, MethodOptions(method=method, **more), words).describe()
+        return facts["queries"], facts["split_names"]
+
+    assert asked() == (2, False)
+    assert asked(split_names=True) == (4, True)
+    (directory / "ovrs.json").write_text(json.dumps({"defaults": {"split_names": True}}))
+    assert asked() == (4, True)
+    assert asked(split_names=False) == (2, False)
+    assert asked("tmpa_compat") == (2, False)
 
 
 def test_bare_words_leave_the_templates_out():

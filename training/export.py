@@ -25,10 +25,11 @@ RECOMMENDED = {
     "alpha_init": 0.02,
     "lr": 0.003,
     "bare": True,
+    "split_names": True,
 }
 """Method options that suit a model whose texts and patches were trained toward each other (model card)."""
 
-WINDOWS = {"zoom": 5 / 3, "stride": 80, "pixel_sizes": [0.075, 0.135, 0.2]}
+WINDOWS = {"zoom": 5 / 3, "stride": 80, "pixel_sizes": [0.075, 0.135, 0.2], "turned": True}
 """Enlarged windows with little overlap cost as much as half-overlapping ones as they are, and show more; fine imagery is
 looked at in three scales (model card)."""
 

@@ -47,6 +47,7 @@ _CLIP_DEFAULTS: dict[str, Any] = {
     "keep_shares": 0.0,
     "prefix": True,
     "bare": False,
+    "split_names": False,
 }
 """SegEarth-OV's settings, for models without recommendations of their own."""
 
@@ -105,6 +106,7 @@ def with_model_defaults(method: MethodOptions, model: LoadedModel) -> MethodOpti
         defaults["bare"] = False  # and they have templates of their own
     if method.method == "tmpa_compat":
         defaults.pop("alpha_init", None)  # the released start, whatever the model recommends
+        defaults["split_names"] = False
     if method.method not in ("tmpa", "tmpa_shift"):
         defaults.pop("lr", None)  # a model recommends the steps of α; other methods step along other parameters
     wanted = {k: v for k, v in defaults.items() if k in type(method).model_fields and getattr(method, k) is None}
@@ -169,7 +171,10 @@ class _Parts:
 
     def queries(self) -> tuple[list[str], list[int]]:
         """The cleaned queries and the class of each."""
-        return queries_of(self.vocabulary, self.method.prompts, prefix=bool(self.method.prefix))
+        method = self.method
+        return queries_of(
+            self.vocabulary, method.prompts, prefix=bool(method.prefix), split_names=bool(method.split_names)
+        )
 
     def frozen(self, bank: TextBank) -> ClipSegmenter:
         method, model = self.method, self.model
@@ -312,6 +317,7 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "prompts": method.prompts,
         "name_prefix": method.prefix,
         "bare": method.bare,
+        "split_names": method.split_names,
         "upsampler": method.upsampler,
         "upsampler_rank": None if method.upsampler == "bilinear" else method.upsampler_rank,
         "compiled": parts.model_options.compile,

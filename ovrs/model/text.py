@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,8 +44,21 @@ class TextBank:
         return replace(self, offsets=-count.float().log())
 
 
+_BETWEEN = re.compile(r"\s*[,/&;]\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGNORECASE)
+
+
+def listed(name: str) -> list[str]:
+    """The things that a name lists, "trees, grass and crops" three; none if it lists nothing."""
+    things = [thing for thing in (part.strip() for part in _BETWEEN.split(name)) if thing]
+    return things if len(things) > 1 else []
+
+
 def queries_of(
-    vocabulary: Vocabulary, prompts: Literal["all", "names", "synonyms"] = "all", *, prefix: bool = True
+    vocabulary: Vocabulary,
+    prompts: Literal["all", "names", "synonyms"] = "all",
+    *,
+    prefix: bool = True,
+    split_names: bool = False,
 ) -> tuple[list[str], list[int]]:
     """The cleaned queries of a vocabulary and the class index of each, class by class.
 
@@ -53,10 +67,11 @@ def queries_of(
         prompts: Names only, names and synonyms, or these and the descriptions.
         prefix: Put the class's name before each description that does not hold it, as TMPA's prompt files have it: "a
             dark smooth surface" fits more than one class, "water a dark smooth surface" does not.
+        split_names: Ask also for each thing that a name lists. A text tower need not know what a list has in common.
     """
     queries, class_of = [], []
     for index, entry in enumerate(vocabulary.classes):
-        own = [entry.name]
+        own = [entry.name, *(listed(entry.name) if split_names else ())]
         if prompts != "names":
             own += entry.synonyms
         if prompts == "all":
