@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ovrs.model.upsample import load_jbu
+from training import train_upsampler
 from training.crops import looked_up, scene_crop
 from training.infrared import REFLECTS, colour_infrared
+from training.model import EMBED_DIM, build
 from training.mosaics import CONCEPTS, Mosaics, find
 
 SHOWN = [c for c in CONCEPTS if c != "building"]
@@ -94,3 +97,16 @@ def test_what_the_whole_says_is_found_under_its_part():
         want = encode(part).view(10, 10, 3)[1:-1, 1:-1]
         found = looked_up(encode(whole), [box]).view(10, 10, 3)[1:-1, 1:-1]
         torch.testing.assert_close(found, want, atol=0.01, rtol=0)
+
+
+def test_the_upsampler_is_trained_from_scenes_and_a_tower(tmp_path, monkeypatch):
+    """A few steps: its command runs, and what it writes is loaded by the program."""
+    torch.manual_seed(0)
+    torch.save({"visual": build().visual.state_dict()}, tmp_path / "vision.pt")
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 176, 176, 3), dtype=np.uint8)
+    np.save(tmp_path / "scenes.npy", pixels)
+    given = ["train_upsampler", "--work", str(tmp_path), "--minutes", "0.02", "--threads", str(torch.get_num_threads())]
+    monkeypatch.setattr("sys.argv", given)
+    train_upsampler.main()
+    net = load_jbu("jbu_one", tmp_path / "jbu_one.safetensors", EMBED_DIM, torch.device("cpu"))
+    assert net.up.sigma_spatial.item() != pytest.approx(0.3, abs=1e-4)

@@ -25,6 +25,7 @@ from ovrs.model.dense import dense_tokens
 from ovrs.model.jbu import Jbu
 from training.crops import normalised, scene_crop
 from training.model import EMBED_DIM, build
+from training.train_vision import SMALLEST
 
 SIDE, CHANNELS, BATCH = 160, 32, 4
 
@@ -70,8 +71,8 @@ def main() -> None:
     while (progress := (time.time() - start) / 60 / args.minutes) < 1:
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * (1 - progress)
-        images = torch.stack([scene_crop(scenes[rng.randrange(len(scenes))], SIDE, 112, rng) for _ in range(BATCH)])
-        images = normalised(images)
+        parts = [scene_crop(scenes[rng.randrange(len(scenes))], SIDE, SMALLEST, rng)[0] for _ in range(BATCH)]
+        images = normalised(torch.stack(parts))
         side = rng.randint(64, 144)
         box, mirror = (rng.randint(0, SIDE - side), rng.randint(0, SIDE - side), side), rng.random() < 0.5
         low = features(visual, images)
