@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PATCH = 16
+SMALLEST = 72
+"""Pixels of a scene that fill a crop: maps are made of enlarged windows (`WINDOWS` in `export.py`)."""
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 

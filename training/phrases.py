@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -528,9 +529,9 @@ def context_phrases() -> list[str]:
     return sorted({p for names, said in contexts().items() for p in (*names, *said)})
 
 
-def named_descriptions() -> list[str]:
+def named_descriptions(table: Iterable[dict[str, list[str]]]) -> list[str]:
     """`roof red tiled or grey flat roofs`: a sentence behind a name, as TMPA's prompt files have them."""
-    return [f"{n} {d}" for c in concepts().values() for n in c["names"] for d in c["descriptions"]]
+    return [f"{n} {d}" for c in table for n in c["names"] for d in c["descriptions"]]
 
 
 class Teacher:

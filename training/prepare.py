@@ -125,7 +125,7 @@ def texts(data: Path, work: Path) -> None:
     everything = list(dict.fromkeys(domain + names + templated))
     vocabulary = phrases.words()
     templated_words = [TEMPLATES[int(rng.integers(len(TEMPLATES)))](w) for w in vocabulary[::3]]
-    more = phrases.sentences(60_000) + phrases.named_descriptions() + phrases.noun_phrases()
+    more = phrases.sentences(60_000) + phrases.named_descriptions(phrases.concepts().values()) + phrases.noun_phrases()
     more += phrases.context_phrases()
     everything = list(dict.fromkeys(everything + vocabulary + templated_words + more))
     kept_out = held_out_phrases()

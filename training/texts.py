@@ -42,8 +42,7 @@ class Texts:
         said = {c for group in self.captions for c in group} | {c for c in self.classes if c}
         concepts = [*phrases.concepts().values(), *far_off.values()]
         both = {f"{a} and {b}" for c in concepts for a in c["names"] for b in c["names"] if a != b}
-        behind = {f"{n} {d}" for c in concepts for n in c["names"] for d in c["descriptions"]}
-        everything = sorted({*named, *behind, *phrases.context_phrases(), *said, *both})
+        everything = sorted({*named, *phrases.named_descriptions(concepts), *phrases.context_phrases(), *said, *both})
         self.plain = dict(zip(everything, encode_all(model, everything), strict=True))
         with torch.no_grad():
             for phrase in sorted(set(named) | {c for c in self.classes if c}):

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from ovrs.model.dense import dense_tokens
 from ovrs.model.jbu import Jbu
-from training.crops import normalised, scene_crop
+from training.crops import SMALLEST, normalised, scene_crop
 from training.model import EMBED_DIM, build
-from training.train_vision import SMALLEST
 
 SIDE, CHANNELS, BATCH = 160, 32, 4
 

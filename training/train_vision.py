@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ovrs.allocator import keep_freed_memory
 from ovrs.model.dense import encode_prelude, last_block
-from training.crops import dense_crop, looked_up, normalised, photometric, scene_crop
+from training.crops import SMALLEST, dense_crop, looked_up, normalised, photometric, scene_crop
 from training.infrared import colour_infrared
 from training.losses import agreement_loss, caption_loss, class_loss, dense_loss, noun_loss
 from training.material import Material
@@ -31,7 +31,6 @@ from training.model import build, start
 from training.mosaics import find
 
 SIDE, N_DENSE, N_SCENE = 160, 24, 16
-SMALLEST = 72  # pixels of a scene that fill a crop: maps are made of enlarged windows (`WINDOWS` in `export.py`)
 AVERAGE = 0.998
 """Decay of the averaged weights, which are what is kept."""
 INFRARED = 0.12

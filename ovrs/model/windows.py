@@ -3,7 +3,7 @@
 Beside the ordinary windows (crops) a model may look through wider ones. Each covers k × k crops, is shown at the crops' input
 size, and so sees k times coarser patches with k times more around them. A network is sure of houses at one scale and of
 fields at another; the mean over scales is surer than either. And since the ground has no upper side, each scale may be shown turned
-in another way: what a network says of a patch also depends on that, and the mean over turns then comes for nothing.
+in another way: what a network says of a patch also depends on that, and the mean is then over turns too, without one window more.
 """
 
 from __future__ import annotations
