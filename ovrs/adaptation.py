@@ -30,17 +30,32 @@ _SEED = 0
 
 def sample_tiles(scene: SceneSource, plan: Plan, count: int) -> Iterator[TileSample]:
     """Up to `count` tiles with valid pixels, spread over the scene at random but always the same for a plan."""
-    rows, cols = plan.tile_shape
     found = 0
-    for index in np.random.default_rng(_SEED).permutation(rows * cols):
+    for row, col in spread(*plan.tile_shape, count):
         if found == count:
             return
-        tile = plan.tile(*divmod(int(index), cols))
+        tile = plan.tile(row, col)
         pixels = scene.read(tile.window)
         if pixels.valid.any():
             found += 1
             crops = tuple(c.relative_to(tile.window) for c in tile.crops)
             yield np.ascontiguousarray(pixels.rgb), np.ascontiguousarray(pixels.valid), crops
+
+
+def spread(rows: int, cols: int, count: int) -> list[tuple[int, int]]:
+    """All tiles of a grid, in an order whose first `count` are spread evenly: one at random from each cell of a coarse grid.
+
+    The rest follow at random, to stand in for tiles without valid pixels.
+    """
+    random = np.random.default_rng(_SEED)
+    order = [divmod(int(index), cols) for index in random.permutation(rows * cols)]
+    down = min(rows, max(1, round((count * rows / cols) ** 0.5)))
+    across = min(cols, max(1, count // down))
+    cells: dict[tuple[int, int], tuple[int, int]] = {}
+    for row, col in order:
+        cells.setdefault((row * down // rows, col * across // cols), (row, col))
+    first = set(cells.values())
+    return [*cells.values(), *(tile for tile in order if tile not in first)]
 
 
 def learn(segmenter: SceneAdaptive, scene: SceneSource, plan: Plan, count: int, file: Path) -> None:
@@ -73,4 +88,6 @@ def digest_of(file: Path) -> str:
 def facts_of(file: Path) -> dict[str, Any]:
     """What a map's provenance says of the adaptation to its scene."""
     with np.load(file, allow_pickle=False) as state:
-        return {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
+        facts = {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
+        numbers = ("bias", "weight", "entropy", "crops", "support")
+        return facts | {name: np.round(state[name], 4).tolist() for name in numbers if name in state.files}

@@ -143,7 +143,8 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     if not (run.exists and (out.exists() or store.partial_path(out).exists())):
         with Lock(run):
             _begin(job, description)
-    return _adapted_to_scene(job) if options.method.adaptation == "scene" else job
+    adapts = options.method.scene_level and options.model.family != "trivial"  # which has nothing to adapt
+    return _adapted_to_scene(job) if adapts else job
 
 
 def _adapted_to_scene(job: Job) -> Job:
