@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs import cli_bench, cli_catalog, cli_products, cli_sam3, cli_words
-from ovrs.errors import OptionError, OvrsError
+from ovrs import cli_bench, cli_catalog, cli_products, cli_sam3, cli_words, edge
+from ovrs.errors import EXIT_CODES, OptionError
 
 if TYPE_CHECKING:
     from ovrs.vocabulary import Vocabulary
@@ -21,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 app.add_typer(cli_products.app)
 app.add_typer(cli_words.app)  # without a name: their commands stand beside ours
@@ -32,10 +32,12 @@ Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=
 
 
 @app.callback()
-def _global(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False) -> None:
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    if not debug:
-        logging.getLogger("distributed").setLevel(logging.ERROR)
+def _global(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="OVRS_DEBUG", help="Show tracebacks and debug logs.")
+    ] = False,
+) -> None:
+    edge.set_up_logging(debug=debug)
 
 
 @app.command("map")
@@ -297,14 +299,8 @@ def _progress() -> Any:
 
 
 def main() -> None:
-    """Entry point: errors of ours become one message and their exit code."""
-    try:
-        app(standalone_mode=True)
-    except OvrsError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
+    """Entry point: every error becomes one message and its exit code (`ovrs.errors.EXIT_CODES`)."""
+    sys.exit(edge.run(app))
 
 
 if __name__ == "__main__":
