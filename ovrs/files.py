@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import stat
+import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _MARK = "ovrs-part"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+_PROCESS = [""]
+EXPIRY_SECONDS = 86_400.0
+"""After so long without a change a temporary file of another machine counts as left behind."""
 _LONGEST = 120
 """Bytes of a target's name that stand in its temporary name; file systems allow 255 in all."""
 
@@ -38,7 +42,7 @@ def atomic(path: str | os.PathLike[str], *, sweep: bool = True) -> Iterator[Path
     Raises:
         OutputError: The system refuses: no space, no permission, a name too long, a folder in its place.
     """
-    target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     with writing(path), _folder(target.parent):
         _check(target)
         if sweep:
@@ -50,6 +54,33 @@ def atomic(path: str | os.PathLike[str], *, sweep: bool = True) -> Iterator[Path
             temporary.replace(target)
         finally:
             _remove(temporary, siblings=sweep)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` for a folder; it takes the name `path` when the body ends.
+
+    Args:
+        path: Must not exist.
+
+    Raises:
+        OutputError: As `atomic`.
+    """
+    with writing(path), _folder(path.parent):
+        sweep_leftovers(path)
+        temporary = temporary_path(path)
+        try:
+            yield temporary
+            temporary.rename(path)
+        finally:
+            _remove(temporary, siblings=False)
+
+
+@contextmanager
+def folder_kept_on_success(path: Path) -> Iterator[None]:
+    """Make a folder that is removed again, if it is empty, when the body fails."""
+    with writing(path), _folder(path):
+        yield
 
 
 @contextmanager
@@ -98,10 +129,15 @@ def read_text(path: Path, error: type[OvrsError], limit: int = 1 << 24) -> str:
         raise error(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from problem
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder is there; False, not an error, for URLs and for names that no file can have."""
+    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)
+
+
 def temporary_path(target: Path) -> Path:
     """A new hidden name beside `target` that tells its process, so that leftovers of dead ones can be removed."""
     suffix = target.suffix if len(target.suffix) <= 12 else ""
-    return target.with_name(f"{_prefix(target)}{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}{suffix}")
+    return target.with_name(f"{_prefix(target)}{_process()}-{uuid.uuid4().hex[:6]}{suffix}")
 
 
 def sweep_leftovers(target: Path) -> None:
@@ -118,16 +154,17 @@ def _sweep(folder: Path, prefix: str) -> None:
     with contextlib.suppress(OSError):  # a folder that cannot be listed is the writer's problem, not the sweeper's
         for entry in os.scandir(folder):
             name = entry.name
-            if name.startswith(prefix or ".") and _is_dead(name):
+            if name.startswith(prefix or ".") and (_is_dead(name) or _is_old(entry)):
                 _remove(Path(entry.path), siblings=False)
 
 
 def _is_dead(name: str) -> bool:
     _, mark, rest = name.partition(f".{_MARK}-")
-    host, _, rest = rest.partition("-")
-    process = rest.partition("-")[0]
-    if not mark or host != _HOST or not process.isdigit() or int(process) == os.getpid():
+    host, process, start = [*rest.split("-"), "", "", ""][:3]
+    if not mark or host != _HOST or not process.isdigit():
         return False
+    if int(process) == os.getpid():  # an earlier process of the same number, as in containers, is gone
+        return not _process().endswith(f"-{start}")
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
@@ -135,6 +172,17 @@ def _is_dead(name: str) -> bool:
     except (OSError, OverflowError):
         return False
     return False
+
+
+def _is_old(entry: os.DirEntry[str]) -> bool:
+    return f".{_MARK}-" in entry.name and time.time() - entry.stat().st_mtime > EXPIRY_SECONDS
+
+
+def _process() -> str:
+    """This process: machine, number, and a word that no other process has."""
+    if f"-{os.getpid()}-" not in _PROCESS[0]:  # forked
+        _PROCESS[0] = f"{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    return _PROCESS[0]
 
 
 def _prefix(target: Path) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
-import uuid
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from ovrs import adaptation, allocator, pyramid, segmenters, store
+from ovrs import adaptation, allocator, files, pyramid, segmenters, store
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
@@ -102,8 +102,9 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         The job and the content of its `run.json`.
     """
     if out.suffix != ".zarr":
-        raise StoreError(f"the output must be named *.zarr, got {out.name}")
-    if Path(uri).exists():
+        raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
+    out = out.absolute()  # workers may stand in another folder
+    if files.exists(uri):
         uri = Path(uri).resolve()  # so that `ovrs resume` works from any directory
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(pixel_size_m(scene.geobox))
@@ -129,7 +130,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     if options.run.executor != "dask":
         allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     job, description = build_job(uri, vocabulary, out, options)
-    run = job.run_dir
+    run, out = job.run_dir, job.out
     if overwrite and (run.exists or out.exists()):
         with Lock(run):  # refuses while another process writes there
             discard(out)
@@ -141,7 +142,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
             f"remove it, choose another output, or pass --overwrite"
         )
     if not (run.exists and (out.exists() or store.partial_path(out).exists())):
-        with Lock(run):
+        with files.folder_kept_on_success(run.path), Lock(run):
             _begin(job, description)
     return _adapted_to_scene(job) if options.method.adaptation == "scene" else job
 
@@ -162,22 +163,25 @@ def _adapted_to_scene(job: Job) -> Job:
 def _begin(job: Job, description: dict[str, Any]) -> None:
     """Create store and run directory; `run.json` comes last, so a beginning that is cut off is begun anew."""
     partial = store.partial_path(job.out)
-    for leftover in (partial, job.run_dir.blocks, *partial.parent.glob(f".{partial.name}.*")):
+    for leftover in (partial, job.run_dir.blocks):
         shutil.rmtree(leftover, ignore_errors=True)
     (job.run_dir.path / adaptation.STATE_FILE).unlink(missing_ok=True)
-    temporary = partial.with_name(f".{partial.name}.{uuid.uuid4().hex[:8]}")
     vocabulary, run = job.spec.vocabulary, job.options.run
-    store.create(
-        temporary,
-        job.scene.geobox,
-        classes=vocabulary.class_names,
-        colours=vocabulary.colours,
-        chunk=job.plan.chunk,
-        zarr_format=run.zarr_format,
-        keep_scores=run.store_scores,
-    )
-    temporary.rename(partial)
-    job.run_dir.begin(description)
+    with files.atomic_folder(partial) as temporary:
+        store.create(
+            temporary,
+            job.scene.geobox,
+            classes=vocabulary.class_names,
+            colours=vocabulary.colours,
+            chunk=job.plan.chunk,
+            zarr_format=run.zarr_format,
+            keep_scores=run.store_scores,
+        )
+    try:
+        job.run_dir.begin(description)
+    except BaseException:
+        discard(job.out)
+        raise
 
 
 def resume(out: Path) -> Job:
@@ -207,20 +211,29 @@ def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
     with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
         coming: deque[Future[Pixels]] = deque()
         leaving: deque[Future[BlockRecord]] = deque()
-        for index, name in enumerate(names):
-            for ahead in names[index + len(coming) : index + 2]:
-                coming.append(reader.submit(job.scene.read, job.block(ahead).read))
-            pixels, started = coming.popleft(), time.perf_counter()
-            leaving.append(writer.submit(_commit, job, name, _computed(job, name, overhang, pixels.result), started))
-            if len(leaving) > 1:  # at most one block waits to be written
-                yield leaving.popleft().result()
-        yield from (record.result() for record in leaving)
+        try:
+            for index, name in enumerate(names):
+                for ahead in names[index + len(coming) : index + 2]:
+                    coming.append(reader.submit(job.scene.read, job.block(ahead).read))
+                pixels, started = coming.popleft(), time.perf_counter()
+                result = _computed(job, name, overhang, pixels.result)
+                leaving.append(writer.submit(_commit, job, name, result, started))
+                if len(leaving) > 1:  # at most one block waits to be written
+                    yield leaving.popleft().result()
+            yield from (record.result() for record in leaving)
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
 
 
-def run_in_turn(job: Job, names: list[str]) -> list[BlockRecord]:
-    """`run_blocks` without its two helpers, for one of several threads: half the blocks in memory."""
+def run_in_turn(job: Job, stop: threading.Event, names: list[str]) -> list[BlockRecord]:
+    """`run_blocks` without its two helpers, for one of several threads: half the blocks in memory.
+
+    Ends before the next block once `stop` is set.
+    """
     overhang, records = Overhang(), []
     for name in names:
+        if stop.is_set():
+            break
         started = time.perf_counter()
         records.append(_commit(job, name, _computed(job, name, overhang), started))
     return records
@@ -302,8 +315,17 @@ def finish(job: Job) -> dict[str, Any]:
         raise IncompleteRunError(_hole_message(job, holes, records))
     for name in holes:
         log.warning("block %s stays no data: %s", name, records[name].reason if name in records else "never computed")
+    with files.writing(job.out):
+        return _committed(job, records, holes)
+
+
+def _committed(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> dict[str, Any]:
+    """Clear holes, build overviews, write the results, and rename."""
     partial = store.partial_path(job.out)
     vocabulary = job.spec.vocabulary
+    for name in holes:  # a block that failed while it was written may have some of its arrays
+        store.clear_block(partial, job.block(name).core)
+    store.sweep(partial)
     if job.options.run.pyramid:
         pyramid.build(
             partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk
