@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """Base of the parser's own errors; typer brings its own copy of click and gives no public name to this class."""
 
+_TALKATIVE = ("distributed", "rasterio", "asyncio", "tornado", "bokeh", "fsspec", "s3fs", "botocore", "aiobotocore")
+
 PATIENCE_SECONDS = 2.0
 """After so long a person who pressed Ctrl-C is told what is waited for."""
 
@@ -149,9 +151,15 @@ def set_up_logging(*, debug: bool) -> None:
     """Log to standard error: warnings in one line each, everything with `debug`."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if not debug:
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says stands in our own errors
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.WARNING)
+            handler.addFilter(_is_for_people)
         warnings.formatwarning = _one_line
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    """Leave out what libraries say to their makers; the reasons of failures stand in our own errors."""
+    return record.levelno >= logging.CRITICAL or record.name.partition(".")[0] not in _TALKATIVE
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -136,14 +139,32 @@ def _local_cluster(options: RunOptions) -> Any:
 
     before = dask.config.get("distributed.nanny.pre-spawn-environ", {})
     # workers compute in threads that are not their first: see `ovrs.allocator`, also for Dask's own setting
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": before | ENVIRONMENT}):
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": before | ENVIRONMENT}), _deaf_children():
         return LocalCluster(
             n_workers=options.workers,
             threads_per_worker=1,
             dashboard_address=None,
+            silence_logs=logging.WARNING if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL,
             processes=True,
             resources=options.resources or None,
         )
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes begun inside do not hear Ctrl-C, which a terminal sends to all; the first process ends them in order.
+
+    Threads and processes inherit the signals that are blocked. A Ctrl-C inside is delivered at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start unblocks signals, so it must have happened
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Disconnected(Exception):  # noqa: N818

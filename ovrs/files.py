@@ -29,15 +29,16 @@ _LONGEST = 120
 
 
 @contextmanager
-def atomic(path: str | os.PathLike[str], *, sweep: bool = True) -> Iterator[Path]:
+def atomic(path: str | os.PathLike[str], *, sweep: bool = True, keep_suffix: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name `path` when the body ends, and vanishes when it fails.
 
-    The temporary name is unique, hidden, and keeps the suffix, by which drivers choose their format. A symbolic link
-    stays a link: its target is replaced. Missing folders are made, and removed again after a failure.
+    The temporary name is unique and hidden. A symbolic link stays a link: its target is replaced. Missing folders are
+    made, and removed again after a failure.
 
     Args:
         path: The file to write.
         sweep: Also remove what killed processes left of `path`; lists its folder, so not for thousands of small files.
+        keep_suffix: Give the temporary name the suffix of `path`, by which drivers choose their format.
 
     Raises:
         OutputError: The system refuses: no space, no permission, a name too long, a folder in its place.
@@ -47,7 +48,7 @@ def atomic(path: str | os.PathLike[str], *, sweep: bool = True) -> Iterator[Path
         _check(target)
         if sweep:
             sweep_leftovers(target)
-        temporary = temporary_path(target)
+        temporary = temporary_path(target, keep_suffix=keep_suffix)
         try:
             yield temporary
             _sync(temporary)
@@ -68,7 +69,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with writing(path), _folder(path.parent):
         sweep_leftovers(path)
-        temporary = temporary_path(path)
+        temporary = temporary_path(path, keep_suffix=False)
         try:
             yield temporary
             temporary.rename(path)
@@ -100,7 +101,7 @@ def writing(target: object) -> Iterator[None]:
 
 def write_text(path: str | os.PathLike[str], text: str, *, sweep: bool = True) -> None:
     """Write UTF-8 text, whole or not at all (errors as `atomic`)."""
-    with atomic(path, sweep=sweep) as temporary:
+    with atomic(path, sweep=sweep, keep_suffix=False) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
@@ -134,9 +135,9 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)
 
 
-def temporary_path(target: Path) -> Path:
+def temporary_path(target: Path, *, keep_suffix: bool = True) -> Path:
     """A new hidden name beside `target` that tells its process, so that leftovers of dead ones can be removed."""
-    suffix = target.suffix if len(target.suffix) <= 12 else ""
+    suffix = target.suffix if keep_suffix and len(target.suffix) <= 12 else ""
     return target.with_name(f"{_prefix(target)}{_process()}-{uuid.uuid4().hex[:6]}{suffix}")
 
 

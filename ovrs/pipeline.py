@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs import execute, job, publish
+from ovrs import execute, files, job, publish
 from ovrs.errors import OutputError
 from ovrs.provenance import require_same
 from ovrs.rundir import Lock, RunDir
@@ -133,6 +133,8 @@ def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
         log.info("%s is complete already", this.out)
         return job.finish(this)
     with Lock(this.run_dir):
+        for folder in (this.run_dir.path, this.run_dir.blocks):
+            files.sweep_folder(folder)
         compute(this, this.missing(), progress=progress)
         return job.finish(this)
 
