@@ -14,7 +14,7 @@ from ovrs.errors import EXIT_CODES, OptionError
 if TYPE_CHECKING:
     from ovrs.vocabulary import Vocabulary
 
-app = typer.Typer(
+app = edge.App(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

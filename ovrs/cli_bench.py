@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ovrs.edge import App
 from ovrs.errors import OptionError
 
-app = typer.Typer(help="Accuracy on labelled sets, and the papers' tables.", no_args_is_help=True)
+app = App(help="Accuracy on labelled sets, and the papers' tables.", no_args_is_help=True)
 
 Results = Annotated[Path, typer.Argument(help="Folder of results.")]
 

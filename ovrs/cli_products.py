@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from ovrs.edge import App
 from ovrs.errors import OptionError
 
-app = typer.Typer()
+app = App()
 
 Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
 

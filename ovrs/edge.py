@@ -12,6 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ovrs.errors import outcome
 
@@ -26,6 +27,26 @@ _TALKATIVE = ("distributed", "rasterio", "asyncio", "tornado", "bokeh", "fsspec"
 
 PATIENCE_SECONDS = 2.0
 """After so long a person who pressed Ctrl-C is told what is waited for."""
+
+
+class Strict(TyperCommand):
+    """A command that refuses an option given twice, of which only the last would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        single = [p for p in order if getattr(p, "opts", None) and p.nargs == 1 and not getattr(p, "multiple", False)]
+        twice = {p.opts[-1] for p in single if single.count(p) > 1 and p.param_type_name == "option" and not p.is_eager}
+        if twice:
+            raise typer.BadParameter(f"{', '.join(sorted(twice))} is given twice", ctx=ctx)
+        return list(super().parse_args(ctx, args))
+
+
+class App(typer.Typer):
+    """Commands of ours."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Any:
+        """As `typer.Typer.command`, with `Strict` commands."""
+        return super().command(*args, **{"cls": Strict, **kwargs})
 
 
 class Interrupted(KeyboardInterrupt):

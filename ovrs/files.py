@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import socket
 import stat
@@ -18,6 +19,8 @@ from ovrs.errors import OutputError, OvrsError, not_written, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 _MARK = "ovrs-part"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
@@ -55,6 +58,16 @@ def atomic(path: str | os.PathLike[str], *, sweep: bool = True, keep_suffix: boo
             temporary.replace(target)
         finally:
             _remove(temporary, siblings=sweep)
+
+
+@contextmanager
+def cached(file: Path) -> Iterator[Path]:
+    """`atomic` for a copy that only saves time: where it cannot be written, a warning says so and the work goes on."""
+    try:
+        with atomic(file, sweep=False) as temporary:
+            yield temporary
+    except OutputError as error:
+        log.warning("not kept for the next run: %s", error)
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from ovrs import adaptation, allocator, files, pyramid, segmenters, store
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
-from ovrs.errors import IncompleteRunError, OptionError, StoreError
+from ovrs.errors import IncompleteRunError, OptionError, StoreError, told
 from ovrs.grid import pixel_size_m, row_areas_m2
+from ovrs.limits import check_blocks
 from ovrs.opening import open_scene
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
@@ -116,6 +117,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         geometry=segmenter.geometry,
         block_pitches=options.run.block_pitches,
     )
+    check_blocks(plan)
     job = Job(scene, spec, plan, _rule(options, vocabulary), out, options)
     return job, describe(job, uri, segmenter.describe())
 
@@ -266,7 +268,7 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
         store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
         record = _record(job, block, result)
     except Exception as error:
-        record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {error}")
+        record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {told(error)}")
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
@@ -315,12 +317,6 @@ def finish(job: Job) -> dict[str, Any]:
         raise IncompleteRunError(_hole_message(job, holes, records))
     for name in holes:
         log.warning("block %s stays no data: %s", name, records[name].reason if name in records else "never computed")
-    with files.writing(job.out):
-        return _committed(job, records, holes)
-
-
-def _committed(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> dict[str, Any]:
-    """Clear holes, build overviews, write the results, and rename."""
     partial = store.partial_path(job.out)
     vocabulary = job.spec.vocabulary
     for name in holes:  # a block that failed while it was written may have some of its arrays

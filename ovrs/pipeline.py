@@ -136,7 +136,8 @@ def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
         for folder in (this.run_dir.path, this.run_dir.blocks):
             files.sweep_folder(folder)
         compute(this, this.missing(), progress=progress)
-        return job.finish(this)
+        with files.writing(this.out):
+            return job.finish(this)
 
 
 def compute(this: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:
