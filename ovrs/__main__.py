@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -283,6 +284,8 @@ def _numbers(
         raise OptionError(f"{option} takes numbers separated by commas, got {text!r}") from error
     if count is not None and len(values) != count:
         raise OptionError(f"{option} takes {count} numbers, got {len(values)}: {text!r}")
+    if not all(math.isfinite(value) for value in values):
+        raise OptionError(f"{option} takes finite numbers, got {text!r}")
     return values
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -19,6 +19,8 @@ from ovrs.errors import outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType, TracebackType
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
 
 ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """Base of the parser's own errors; typer brings its own copy of click and gives no public name to this class."""
@@ -30,23 +32,26 @@ PATIENCE_SECONDS = 2.0
 
 
 class Strict(TyperCommand):
-    """A command that refuses an option given twice, of which only the last would count."""
+    """A command that refuses an option given twice, of which only the last would count, and one with an empty value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         single = [p for p in order if getattr(p, "opts", None) and p.nargs == 1 and not getattr(p, "multiple", False)]
         twice = {p.opts[-1] for p in single if single.count(p) > 1 and p.param_type_name == "option" and not p.is_eager}
         if twice:
             raise typer.BadParameter(f"{', '.join(sorted(twice))} is given twice", ctx=ctx)
+        empty = [p.opts[-1] for p in single if values.get(p.name) == "" and p.default != ""]
+        if empty:
+            raise typer.BadParameter(f"{empty[0]} is empty; give a value or leave it out", ctx=ctx)
         return list(super().parse_args(ctx, args))
 
 
 class App(typer.Typer):
     """Commands of ours."""
 
-    def command(self, *args: Any, **kwargs: Any) -> Any:
+    def command(self, name: str | None = None, **kwargs: Any) -> Callable[[Command], Command]:
         """As `typer.Typer.command`, with `Strict` commands."""
-        return super().command(*args, **{"cls": Strict, **kwargs})
+        return super().command(name, **{"cls": Strict, **kwargs})
 
 
 class Interrupted(KeyboardInterrupt):

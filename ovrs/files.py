@@ -143,6 +143,16 @@ def read_text(path: Path, error: type[OvrsError], limit: int = 1 << 24) -> str:
         raise error(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from problem
 
 
+def require_possible(path: Path) -> None:
+    """Refuse a name that cannot be written, before any work: too long, or below a file.
+
+    Raises:
+        OutputError: The system does not take the name.
+    """
+    with writing(path), contextlib.suppress(FileNotFoundError):
+        path.lstat()
+
+
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there; False, not an error, for URLs and for names that no file can have."""
     return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)

@@ -105,6 +105,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     if out.suffix != ".zarr":
         raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
     out = out.absolute()  # workers may stand in another folder
+    files.require_possible(out)
     if files.exists(uri):
         uri = Path(uri).resolve()  # so that `ovrs resume` works from any directory
     scene = open_scene(uri, options.scene)
