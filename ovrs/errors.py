@@ -45,6 +45,10 @@ _ADVICE = {
 }
 
 
+_READERS = ("rasterio", "pyogrio", "pyproj", "shapely", "botocore", "aiobotocore", "zarr", "numcodecs", "safetensors")
+"""Libraries that read inputs; what they say about a damaged one is an error of the input, not of the program."""
+
+
 class OvrsError(Exception):
     """Base class. A message says what was asked, what was found, and what to do."""
 
@@ -191,5 +195,7 @@ def outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError):
         advice = "give fewer --workers or a smaller --block, then the same command again; what is done is kept"
         return OutputError.exit_code, f"out of memory; {advice}"
+    if type(error).__module__.partition(".")[0] in _READERS:
+        return SceneReadError.exit_code, f"{type(error).__name__}: {told(error)}"
     told_type = f"unexpected {type(error).__name__}: {told(error)}"
     return FAULT_CODE, f"{told_type} (a fault of ovrs; with `ovrs --debug …` or OVRS_DEBUG=1 it shows where)"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ovrs.errors import OutputError, OvrsError, not_written, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ def atomic(path: str | os.PathLike[str], *, sweep: bool = True, keep_suffix: boo
     Raises:
         OutputError: The system refuses: no space, no permission, a name too long, a folder in its place.
     """
-    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    with writing(path):
+        target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     with writing(path), _folder(target.parent):
         _check(target)
         if sweep:
@@ -60,12 +61,11 @@ def atomic(path: str | os.PathLike[str], *, sweep: bool = True, keep_suffix: boo
             _remove(temporary, siblings=sweep)
 
 
-@contextmanager
-def cached(file: Path) -> Iterator[Path]:
-    """`atomic` for a copy that only saves time: where it cannot be written, a warning says so and the work goes on."""
+def keep(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a copy that only saves time; where it cannot be written, a warning says so."""
     try:
         with atomic(file, sweep=False) as temporary:
-            yield temporary
+            write(temporary)
     except OutputError as error:
         log.warning("not kept for the next run: %s", error)
 
@@ -235,6 +235,9 @@ def _check(target: Path) -> None:
 def _folder(folder: Path) -> Iterator[None]:
     """Make a folder; after a failure remove what was made, as far as it is empty."""
     made = [p for p in (folder, *folder.parents) if not p.exists()]
+    above = [p for p in (folder, *folder.parents) if p.exists()]
+    if above and not above[0].is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield

@@ -14,6 +14,7 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -163,10 +164,14 @@ def _ask(client: Any, model: LanguageModel, messages: list[dict[str, str]], coun
             continue
         if kept is not None:
             record = {"model": model.name, "messages": messages, "answer": answer.model_dump()}
-            with files.cached(kept) as temporary:
-                temporary.write_text(json.dumps(record, indent=1), "utf-8")
+            content = json.dumps(record, indent=1).encode()
+            files.keep(kept, partial(_write, content))
         return answer
     raise PromptError(f"no usable answer in {ATTEMPTS} attempts ({fault})")
+
+
+def _write(content: bytes, file: Path) -> None:
+    file.write_bytes(content)
 
 
 def _parse(text: str, count: int) -> _Answer:

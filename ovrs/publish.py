@@ -120,6 +120,8 @@ def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
     try:
         files, root = fsspec.core.url_to_fs(url)
+    except OSError as error:
+        raise StoreError(f"{url} cannot be reached: {told(error)}") from error
     except (ImportError, ValueError) as error:
         raise OptionError(
             f'{url}: {error}. For s3:// install "ovrs[s3]", for others the fsspec package it names'

@@ -188,6 +188,5 @@ def _cached(model: LoadedModel, queries: list[str], templates: Sequence[Callable
     if file.is_file():
         return np.load(file, allow_pickle=False)
     vectors = embed(model.clip, model.tokenize, queries, templates).numpy()
-    with files.cached(file) as temporary:
-        np.save(temporary, vectors)
+    files.keep(file, lambda temporary: np.save(temporary, vectors))
     return vectors

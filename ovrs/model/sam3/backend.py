@@ -132,9 +132,9 @@ class Sam3Backend:
                 )
             return PhraseBank(tokens.to(self.dtype), mask, vectors)
         bank = self._encode_text(list(phrases))
-        arrays = [a.cpu().numpy() for a in (bank.tokens.float(), bank.mask, bank.vectors)]
-        with files.cached(file) as temporary:
-            np.savez(temporary, tokens=arrays[0], mask=arrays[1], vectors=arrays[2])
+        parts = {"tokens": bank.tokens.float(), "mask": bank.mask, "vectors": bank.vectors}
+        arrays: dict[str, Any] = {name: part.cpu().numpy() for name, part in parts.items()}
+        files.keep(file, lambda temporary: np.savez(temporary, **arrays))
         return bank
 
     @torch.inference_mode()
