@@ -140,7 +140,8 @@ class IncompleteRunError(StoreError):
 def not_written(target: object, error: OSError) -> OutputError:
     """The error for `target` that could not be written: the system's reason, and what to do."""
     advice = _ADVICE.get(error.errno or 0, "give the same command again when the cause is gone")
-    return OutputError(f"cannot write {target}: {told(error)}; {advice}")
+    same = error.strerror is not None and str(error.filename or target) == str(target)
+    return OutputError(f"cannot write {target}: {error.strerror if same else told(error)}; {advice}")
 
 
 def told(error: BaseException) -> str:

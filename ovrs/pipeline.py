@@ -73,13 +73,17 @@ def _told_what_is_kept(out: Path) -> Iterator[None]:
         stop.add_note(_going_on(out))
         raise
     except OutputError as error:
-        if not RunDir(out).exists:
+        if not _is_begun(out):
             raise
         raise OutputError(f"{error}; {_going_on(out)}") from error
 
 
+def _is_begun(out: Path) -> bool:
+    return files.exists(RunDir(out).path / "run.json")
+
+
 def _going_on(out: Path) -> str:
-    if RunDir(out).exists:
+    if _is_begun(out):
         return f"finished blocks are kept; `ovrs resume {shlex.quote(str(out))}` or the same command goes on"
     return "nothing was begun; the same command begins again"
 

@@ -170,8 +170,8 @@ def _ask(client: Any, model: LanguageModel, messages: list[dict[str, str]], coun
     raise PromptError(f"no usable answer in {ATTEMPTS} attempts ({fault})")
 
 
-def _write(content: bytes, file: Path) -> None:
-    file.write_bytes(content)
+def _write(content: bytes, temporary: Path) -> None:
+    temporary.write_bytes(content)
 
 
 def _parse(text: str, count: int) -> _Answer:
