@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovrs import files
 from ovrs.errors import StoreError
 
 if TYPE_CHECKING:
@@ -64,9 +65,8 @@ def learn(segmenter: SceneAdaptive, scene: SceneSource, plan: Plan, count: int, 
         return
     state = segmenter.adapt_scene(sample_tiles(scene, plan, count))
     log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
-    temporary = file.with_name(f".{file.name}.tmp.npz")
-    np.savez(temporary, allow_pickle=False, **state)
-    temporary.replace(file)
+    with files.atomic(file) as temporary:
+        np.savez(temporary, allow_pickle=False, **state)
 
 
 def digest_of(file: Path) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
-import uuid
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from ovrs import adaptation, allocator, pyramid, segmenters, store
+from ovrs import adaptation, allocator, files, pyramid, segmenters, store
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
-from ovrs.errors import IncompleteRunError, OptionError, StoreError
+from ovrs.errors import IncompleteRunError, OptionError, StoreError, told
 from ovrs.grid import pixel_size_m, row_areas_m2
+from ovrs.limits import check_blocks
 from ovrs.opening import open_scene
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
@@ -102,8 +103,10 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         The job and the content of its `run.json`.
     """
     if out.suffix != ".zarr":
-        raise StoreError(f"the output must be named *.zarr, got {out.name}")
-    if Path(uri).exists():
+        raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
+    out = out.absolute()  # workers may stand in another folder
+    files.require_possible(out)
+    if files.exists(uri):
         uri = Path(uri).resolve()  # so that `ovrs resume` works from any directory
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(pixel_size_m(scene.geobox))
@@ -115,6 +118,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         geometry=segmenter.geometry,
         block_pitches=options.run.block_pitches,
     )
+    check_blocks(plan)
     job = Job(scene, spec, plan, _rule(options, vocabulary), out, options)
     return job, describe(job, uri, segmenter.describe())
 
@@ -129,7 +133,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     if options.run.executor != "dask":
         allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     job, description = build_job(uri, vocabulary, out, options)
-    run = job.run_dir
+    run, out = job.run_dir, job.out
     if overwrite and (run.exists or out.exists()):
         with Lock(run):  # refuses while another process writes there
             discard(out)
@@ -141,7 +145,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
             f"remove it, choose another output, or pass --overwrite"
         )
     if not (run.exists and (out.exists() or store.partial_path(out).exists())):
-        with Lock(run):
+        with files.folder_kept_on_success(run.path), Lock(run):
             _begin(job, description)
     adapts = options.method.scene_level and options.model.family != "trivial"  # which has nothing to adapt
     return _adapted_to_scene(job) if adapts else job
@@ -163,22 +167,25 @@ def _adapted_to_scene(job: Job) -> Job:
 def _begin(job: Job, description: dict[str, Any]) -> None:
     """Create store and run directory; `run.json` comes last, so a beginning that is cut off is begun anew."""
     partial = store.partial_path(job.out)
-    for leftover in (partial, job.run_dir.blocks, *partial.parent.glob(f".{partial.name}.*")):
+    for leftover in (partial, job.run_dir.blocks):
         shutil.rmtree(leftover, ignore_errors=True)
     (job.run_dir.path / adaptation.STATE_FILE).unlink(missing_ok=True)
-    temporary = partial.with_name(f".{partial.name}.{uuid.uuid4().hex[:8]}")
     vocabulary, run = job.spec.vocabulary, job.options.run
-    store.create(
-        temporary,
-        job.scene.geobox,
-        classes=vocabulary.class_names,
-        colours=vocabulary.colours,
-        chunk=job.plan.chunk,
-        zarr_format=run.zarr_format,
-        keep_scores=run.store_scores,
-    )
-    temporary.rename(partial)
-    job.run_dir.begin(description)
+    with files.atomic_folder(partial) as temporary:
+        store.create(
+            temporary,
+            job.scene.geobox,
+            classes=vocabulary.class_names,
+            colours=vocabulary.colours,
+            chunk=job.plan.chunk,
+            zarr_format=run.zarr_format,
+            keep_scores=run.store_scores,
+        )
+    try:
+        job.run_dir.begin(description)
+    except BaseException:
+        discard(job.out)
+        raise
 
 
 def resume(out: Path) -> Job:
@@ -208,20 +215,29 @@ def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
     with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
         coming: deque[Future[Pixels]] = deque()
         leaving: deque[Future[BlockRecord]] = deque()
-        for index, name in enumerate(names):
-            for ahead in names[index + len(coming) : index + 2]:
-                coming.append(reader.submit(job.scene.read, job.block(ahead).read))
-            pixels, started = coming.popleft(), time.perf_counter()
-            leaving.append(writer.submit(_commit, job, name, _computed(job, name, overhang, pixels.result), started))
-            if len(leaving) > 1:  # at most one block waits to be written
-                yield leaving.popleft().result()
-        yield from (record.result() for record in leaving)
+        try:
+            for index, name in enumerate(names):
+                for ahead in names[index + len(coming) : index + 2]:
+                    coming.append(reader.submit(job.scene.read, job.block(ahead).read))
+                pixels, started = coming.popleft(), time.perf_counter()
+                result = _computed(job, name, overhang, pixels.result)
+                leaving.append(writer.submit(_commit, job, name, result, started))
+                if len(leaving) > 1:  # at most one block waits to be written
+                    yield leaving.popleft().result()
+            yield from (record.result() for record in leaving)
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
 
 
-def run_in_turn(job: Job, names: list[str]) -> list[BlockRecord]:
-    """`run_blocks` without its two helpers, for one of several threads: half the blocks in memory."""
+def run_in_turn(job: Job, stop: threading.Event, names: list[str]) -> list[BlockRecord]:
+    """`run_blocks` without its two helpers, for one of several threads: half the blocks in memory.
+
+    Ends before the next block once `stop` is set.
+    """
     overhang, records = Overhang(), []
     for name in names:
+        if stop.is_set():
+            break
         started = time.perf_counter()
         records.append(_commit(job, name, _computed(job, name, overhang), started))
     return records
@@ -254,7 +270,7 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
         store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
         record = _record(job, block, result)
     except Exception as error:
-        record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {error}")
+        record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {told(error)}")
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
@@ -305,6 +321,9 @@ def finish(job: Job) -> dict[str, Any]:
         log.warning("block %s stays no data: %s", name, records[name].reason if name in records else "never computed")
     partial = store.partial_path(job.out)
     vocabulary = job.spec.vocabulary
+    for name in holes:  # a block that failed while it was written may have some of its arrays
+        store.clear_block(partial, job.block(name).core)
+    store.sweep(partial)
     if job.options.run.pyramid:
         pyramid.build(
             partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk

@@ -51,7 +51,7 @@ class ModelOptions(_Options):
     SAM 3's weights, or `sam3-tiny`."""
     pretrained: str | None = None
     """open_clip's pretrained tag, for a model named by open_clip's name."""
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d{1,3})?)$")
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the vision tower; everything after it is float32."""
@@ -267,7 +267,7 @@ class RunOptions(_Options):
     store_scores: bool = False
     """Also keep every class's score, quantised to uint8."""
     executor: Literal["serial", "threads", "dask"] = "serial"
-    workers: int = Field(default=2, ge=1)
+    workers: int = Field(default=2, ge=1, le=1024)
     scheduler: str | None = None
     """Address of a standing Dask scheduler, `tcp://host:8786`."""
     resources: dict[str, float] = {}

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovrs import files
 from ovrs.errors import StoreError, StoreLockedError
 
 if TYPE_CHECKING:
@@ -104,12 +105,7 @@ class RunDir:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write atomically: readers see the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, default=str)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    files.write_text(path, json.dumps(content, indent=1, default=str), sweep=False)
 
 
 class Lock:
@@ -122,9 +118,10 @@ class Lock:
         self._beat = threading.Thread(target=self._heartbeat, name="ovrs-heartbeat", daemon=True)
 
     def __enter__(self) -> Lock:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        if not self._create():
-            self._take_over()
+        with files.writing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not self._create():
+                self._take_over()
         self._beat.start()
         return self
 
@@ -141,8 +138,12 @@ class Lock:
             handle = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w") as stream:
-            json.dump(self.owner, stream)
+        try:
+            with os.fdopen(handle, "w") as stream:
+                json.dump(self.owner, stream)
+        except OSError:  # an empty lock would stand for a live one
+            self.file.unlink(missing_ok=True)
+            raise
         return True
 
     def _take_over(self) -> None:
