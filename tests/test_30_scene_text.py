@@ -137,7 +137,7 @@ def test_names_are_asked_by_the_bundled_model_and_sentences_only_if_wanted(caplo
     words = vocabulary.load("demo")
     caplog.set_level("INFO", "ovrs")
     names = build_clip_segmenter(options.ModelOptions(), options.MethodOptions(method="none"), words)
-    assert "--prompts all" in caplog.text
+    assert "--set prompts=all" in caplog.text
     every = build_clip_segmenter(options.ModelOptions(), options.MethodOptions(method="none", prompts="all"), words)
     assert names.channels < every.channels
     assert names.describe()["prompts"] == "names"

@@ -129,7 +129,7 @@ def _tell_unasked(method: MethodOptions, vocabulary: Vocabulary) -> None:
     written = [c.name for c in vocabulary.classes if c.descriptions and c.prompt_source != "composed"]
     if written and method.prompts != "all":
         log.info(
-            "asking for %s; the descriptions of %d classes are left out (--prompts all asks for them too)",
+            "asking for %s; the descriptions of %d classes are left out (--set prompts=all asks for them too)",
             {"names": "class names alone", "synonyms": "names and synonyms"}[str(method.prompts)],
             len(written),
         )
