@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.shutil import copy as raster_copy
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
@@ -24,7 +27,7 @@ from ovrs.names import shown_names
 from ovrs.pyramid import strips
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from odc.geo.geobox import GeoBox
 
@@ -105,20 +108,26 @@ def _export(group: Any, layer: _Layer, out: Path) -> Product:
         plain, warped = (cog.with_name(f"{cog.stem}.{kind}.tif") for kind in ("plain", "warped"))
         try:
             with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE):
-                _write_plain(group, layer, plain)
+                source, sent = plain, _write_plain(group, layer, plain)
                 if layer.grid is not None:
-                    _warp(plain, warped, layer, store.geobox_of(group))
-                source = plain if layer.grid is None else warped
+                    _check_pixels(plain, sent, out)
+                    source, sent = warped, _warp(plain, warped, layer, store.geobox_of(group))
                 _describe(source, layer, str(store.facts(group)["version"]))
                 _copy_as_cog(source, cog, layer)
+                _check_pixels(cog, sent, out)
                 grid = _grid_of(cog)
-        except rasterio.errors.RasterioError as error:
+        except (RasterioError, CPLE_BaseError) as error:
             raise StoreError(f"{out} cannot be written: {error.__cause__ or error}") from error
     return Product(path=out, kind=layer.kind, grid=grid)
 
 
-def _write_plain(group: Any, layer: _Layer, plain: Path) -> None:
-    """A tiled GeoTIFF, strip by strip."""
+def _parts(shape: tuple[int, int]) -> Iterator[RasterWindow]:
+    for window in strips(shape, 4 * _BLOCK):
+        yield RasterWindow(window.col_off, window.row_off, window.width, window.height)
+
+
+def _write_plain(group: Any, layer: _Layer, plain: Path) -> int:
+    """Write a tiled GeoTIFF, strip by strip; returns the CRC-32 of its pixels."""
     values, geobox = store.array(group, layer.array), store.geobox_of(group)
     profile = {
         "driver": "GTiff",
@@ -131,14 +140,18 @@ def _write_plain(group: Any, layer: _Layer, plain: Path) -> None:
         "transform": geobox.affine,
         **_TILED,
     }
+    sent = 0
     with rasterio.open(plain, "w", **profile) as raster:
-        for window in strips(values.shape, 4 * _BLOCK):
-            part = np.asarray(values[window.row_off : window.row_end, window.col_off : window.col_end])
-            raster.write(part, 1, window=RasterWindow(window.col_off, window.row_off, window.width, window.height))
+        for part in _parts((geobox.height, geobox.width)):
+            rows, cols = part.toslices()
+            pixels = np.ascontiguousarray(values[rows, cols])
+            sent = zlib.crc32(pixels.tobytes(), sent)
+            raster.write(pixels, 1, window=part)
+    return sent
 
 
-def _warp(plain: Path, warped: Path, layer: _Layer, own: GeoBox) -> None:
-    """Reproject a plain file, window by window.
+def _warp(plain: Path, warped: Path, layer: _Layer, own: GeoBox) -> int:
+    """Reproject a plain file, window by window; returns the CRC-32 of the new pixels.
 
     Raises:
         OptionError: The map has valid pixels and none of them arrives.
@@ -154,23 +167,36 @@ def _warp(plain: Path, warped: Path, layer: _Layer, own: GeoBox) -> None:
         "width": goal.width,
         "height": goal.height,
     }
-    sent = arrived = False
+    sent, arrived = 0, False
     with (
         rasterio.open(plain) as source,
         WarpedVRT(source, resampling=by, warp_mem_limit=64, **grid) as vrt,
         rasterio.open(warped, "w", **{**source.profile, **grid, **_TILED}) as out,
     ):
-        for window in strips((goal.height, goal.width), 4 * _BLOCK):
-            part = RasterWindow(window.col_off, window.row_off, window.width, window.height)
-            values = vrt.read(1, window=part)
-            arrived = arrived or bool((values != layer.nodata).any())
-            out.write(values, 1, window=part)
-        if not arrived:
-            parts = strips((source.height, source.width), 4 * _BLOCK)
-            windows = (RasterWindow(w.col_off, w.row_off, w.width, w.height) for w in parts)
-            sent = any(bool((source.read(1, window=w) != layer.nodata).any()) for w in windows)
-    if sent and not arrived:
-        raise OptionError(f"no pixel of the map arrives in {goal.crs.proj.name}; choose another --crs or --resolution")
+        for part in _parts((goal.height, goal.width)):
+            pixels = np.ascontiguousarray(vrt.read(1, window=part))
+            arrived = arrived or bool((pixels != layer.nodata).any())
+            sent = zlib.crc32(pixels.tobytes(), sent)
+            out.write(pixels, 1, window=part)
+        if not arrived and any((source.read(1, window=p) != layer.nodata).any() for p in _parts(source.shape)):
+            raise OptionError(
+                f"no pixel of the map arrives in {goal.crs.proj.name}; choose another --crs or --resolution"
+            )
+    return sent
+
+
+def _check_pixels(raster: Path, sent: int, out: Path) -> None:
+    """Read a raster back: GDAL does not always say that a disk is full.
+
+    Raises:
+        StoreError: Other pixels than those that were written.
+    """
+    found = 0
+    with rasterio.open(raster) as source:
+        for part in _parts(source.shape):
+            found = zlib.crc32(source.read(1, window=part).tobytes(), found)
+    if found != sent:
+        raise StoreError(f"{out} cannot be written: not all pixels reached the disk; is it full?")
 
 
 def _describe(source: Path, layer: _Layer, version: str) -> None:
