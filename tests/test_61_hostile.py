@@ -506,7 +506,7 @@ def test_layers_need_a_possible_name(hostile, tmp_path, layer):
 def test_a_geopackage_that_another_program_writes_is_left_alone(hostile, project):
     with closing(sqlite3.connect(project)) as other:
         other.execute("PRAGMA journal_mode=WAL")
-        other.execute("CREATE TABLE mine (x)")
+        other.execute("CREATE TABLE mine (x INTEGER)")
         other.commit()
         with pytest.raises(StoreError, match="open in another program"):
             write_vectors(hostile, project)
@@ -523,7 +523,7 @@ def test_a_geopackage_that_changes_meanwhile_keeps_the_change(hostile, project, 
     def meanwhile(*args):
         add(*args)
         with closing(sqlite3.connect(project)) as database, database:
-            database.execute("CREATE TABLE later (x)")
+            database.execute("CREATE TABLE later (x INTEGER)")
 
     monkeypatch.setattr(geopackage, "add_style", meanwhile)
     with pytest.raises(StoreError, match="changed while"):
@@ -559,7 +559,8 @@ def test_every_product_of_a_degenerate_map(tmp_path, names, labels):
     frame = geopandas.read_file(tmp_path / "o.gpkg", layer="classes")
     assert sorted(frame.class_id) == present.tolist()
     assert write_vectors(path, tmp_path / "o.parquet").features == len(geopandas.read_parquet(tmp_path / "o.parquet"))
-    assert Image.open(tmp_path / "o.png").size[1] < 2500
+    with Image.open(tmp_path / "o.png") as picture:
+        assert picture.size[1] < 2500
     table(path, tmp_path / "o.csv")
     with (tmp_path / "o.csv").open(newline="") as stream:
         assert sum(int(r["pixels"]) for r in csv.DictReader(stream)) == (labels != nodata).sum()

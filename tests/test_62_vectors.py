@@ -58,7 +58,7 @@ def test_polygons_are_the_components_whatever_the_block(world, tmp_path, block, 
     folder, labels = world
     out = tmp_path / f"v.{suffix}"
     count = write_vectors(folder / "m.zarr", out, block=block).features
-    frame = geopandas.read_parquet(out) if suffix == "parquet" else geopandas.read_file(out)
+    frame = geopandas.read_parquet(out) if suffix == "parquet" else geopandas.read_file(out, layer="classes")
     assert len(frame) == count == 6
     assert frame.crs.to_epsg() == 32633
     assert frame.geometry.is_valid.all()
@@ -92,7 +92,7 @@ def test_random_labels_come_back_from_their_polygons(world, tmp_path, seed, bloc
         write_vectors(folder / "m.zarr", tmp_path / "r.gpkg", block=block)
     finally:
         array[:] = before
-    frame = geopandas.read_file(tmp_path / "r.gpkg")
+    frame = geopandas.read_file(tmp_path / "r.gpkg", layer="classes")
     assert frame.geometry.is_valid.all()
     place = rasterio.transform.from_origin(5e5, 5.6e6, 2, 2)
     back = rasterio.features.rasterize(
@@ -114,7 +114,7 @@ def test_small_polygons_are_left_out_and_simple_ones_share_their_borders(world, 
         write_vectors(folder / "m.zarr", tmp_path / "simple.gpkg", simplify=4)
     finally:
         array[:] = before
-    full, simple = (geopandas.read_file(tmp_path / f"{n}.gpkg").geometry for n in ("full", "simple"))
+    full, simple = (geopandas.read_file(tmp_path / f"{n}.gpkg", layer="classes").geometry for n in ("full", "simple"))
     assert len(shapely.get_coordinates(simple)) < len(shapely.get_coordinates(full)) / 10
     assert simple.iloc[0].intersection(simple.iloc[1]).area == pytest.approx(0, abs=1e-6)
     assert simple.union_all().area == pytest.approx(full.union_all().area, rel=1e-9)
