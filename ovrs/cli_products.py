@@ -84,9 +84,11 @@ def stats(
     """Hectares per class, for the map or per zone; true ground areas in any CRS."""
     from ovrs.export import stats as room
 
+    if out is not None:
+        room.check_table(store, out, zones, overwrite=overwrite)
     rows = room.class_areas(store) if zones is None else room.zone_areas(store, zones, zone_name)
     if out is not None:
-        typer.echo(f"statistics: {room.write_table(rows, out, store_path=store, overwrite=overwrite)}")
+        typer.echo(f"statistics: {room.write_table(rows, out)}")
     elif as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from ovrs import options, pipeline, store, vocabulary
 from ovrs.__main__ import app
-from ovrs.errors import OptionError, OvrsError, StoreError
+from ovrs.errors import OptionError, OutputError, OvrsError, StoreError
 from ovrs.export import cog as cog_room
 from ovrs.export import quicklook as quicklook_room
 from ovrs.export import stac, stats, vector_files
@@ -78,7 +78,8 @@ def hostile(tmp_path_factory):
 
 
 def table(path, out, *, overwrite=False):
-    return stats.write_table(stats.class_areas(path), out, store_path=path, overwrite=overwrite)
+    stats.check_table(path, out, overwrite=overwrite)
+    return stats.write_table(stats.class_areas(path), out)
 
 
 WRITERS = {
@@ -181,6 +182,8 @@ def test_zone_names_are_no_formulas(hostile, tmp_path):
         tmp_path / "z.gpkg"
     )
     stats.write_table(stats.zone_areas(hostile, tmp_path / "z.gpkg"), tmp_path / "z.csv")
+    with pytest.raises(OptionError, match="holds the zones"):
+        stats.check_table(hostile, tmp_path / "z.csv", tmp_path / "z.csv")
     with (tmp_path / "z.csv").open(newline="") as stream:
         assert {r["zone"] for r in csv.DictReader(stream)} == {'\'=HYPERLINK("http://x")'}
 
@@ -410,7 +413,7 @@ def test_a_failed_export_keeps_the_old_file_and_leaves_nothing_half(own, tmp_pat
     monkeypatch.setattr(stats, "_write_parquet", lambda _rows, path: half(path))
     if name == "o.html":
         monkeypatch.setattr("ovrs.view.page._picture", lambda _: "")
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         WRITERS[name](own, out)
     assert snapshot(tmp_path) == before
 
@@ -442,7 +445,7 @@ def test_a_limit_on_file_sizes_ends_in_one_line(own, tmp_path):
             [sys.executable, "-c", code, "export", str(own), option, str(tmp_path / name)],
             check=False, capture_output=True, text=True, env=environment(tmp_path),
         )  # fmt: skip
-        assert done.returncode == 3, done.stderr
+        assert done.returncode == 4, done.stderr
         assert "Traceback" not in done.stderr
         assert [line for line in done.stderr.splitlines() if line.startswith("error: ")], done.stderr
         assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["own"]

@@ -28,6 +28,7 @@ def grid(crs, x, y, size, width=420, height=360):
     return GeoBox((height, width), Affine(size, 0, x, 0, -size, y), crs)
 
 
+UTM = grid("EPSG:32633", 500000, 5600000, 0.3)
 OVER_180 = grid("EPSG:32660", 833978.557 - 63, 54, 0.3)
 
 
@@ -96,6 +97,12 @@ def test_maps_without_a_place_on_earth_are_refused(crs, told):
     assert "\n" not in str(refused.value)
 
 
+def test_other_bodies_have_longitudes_of_their_own():
+    found = footprint(grid("ESRI:104903", 10, 50, 1e-3, 100, 100))
+    assert (found.body, found.bbox) == ("Moon", [10, 49.9, 10.1, 50])
+    assert footprint(UTM).body == "Earth"
+
+
 @pytest.mark.parametrize(
     ("boxes", "union"),
     [
@@ -113,8 +120,6 @@ def test_boxes_of_a_collection(boxes, union):
 
 
 # ---------- reprojection
-
-UTM = grid("EPSG:32633", 500000, 5600000, 0.3)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from rasterio.windows import Window as RasterWindow
 
 from ovrs import store
 from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
-from ovrs.errors import OptionError, StoreError
+from ovrs.errors import OptionError, OutputError
 from ovrs.export import target
 from ovrs.export.product import CLASSES, CONFIDENCE, Kind, Product
 from ovrs.export.warp import is_coarser, target_grid
@@ -117,7 +117,7 @@ def _export(group: Any, layer: _Layer, out: Path) -> Product:
                 _check_pixels(cog, sent, out)
                 grid = _grid_of(cog)
         except (RasterioError, CPLE_BaseError) as error:
-            raise StoreError(f"{out} cannot be written: {error.__cause__ or error}") from error
+            raise OutputError(f"{out} cannot be written: {error.__cause__ or error}") from error
     return Product(path=out, kind=layer.kind, grid=grid)
 
 
@@ -189,14 +189,14 @@ def _check_pixels(raster: Path, sent: int, out: Path) -> None:
     """Read a raster back: GDAL does not always say that a disk is full.
 
     Raises:
-        StoreError: Other pixels than those that were written.
+        OutputError: Other pixels than those that were written.
     """
     found = 0
     with rasterio.open(raster) as source:
         for part in _parts(source.shape):
             found = zlib.crc32(source.read(1, window=part).tobytes(), found)
     if found != sent:
-        raise StoreError(f"{out} cannot be written: not all pixels reached the disk; is it full?")
+        raise OutputError(f"{out} cannot be written: not all pixels reached the disk; is it full?")
 
 
 def _describe(source: Path, layer: _Layer, version: str) -> None:

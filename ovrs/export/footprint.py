@@ -7,6 +7,7 @@ latitude ±90 and all longitudes.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,12 @@ _STRAIGHT = 1e-7
 """Degrees that an outline may change where points are dropped: a centimetre."""
 
 
+_BODY = re.compile(
+    r"\b(Mercury|Venus|Moon|Mars|Phobos|Deimos|Ceres|Vesta|Io|Europa|Ganymede|Callisto|Enceladus|Titan|Pluto)\b", re.I
+)
+"""Bodies that a CRS is known to belong to by the names of its datum and ellipsoid."""
+
+
 @dataclass(frozen=True)
 class Footprint:
     """Outline in degrees."""
@@ -36,6 +43,8 @@ class Footprint:
     """GeoJSON Polygon or MultiPolygon, outer rings counter-clockwise, longitudes −180..180."""
     bbox: list[float]
     """West, south, east, north; west > east across the 180° meridian."""
+    body: str = "Earth"
+    """Whose longitudes and latitudes they are: WGS 84 on Earth, else the CRS's own."""
 
 
 def footprint(geobox: GeoBox) -> Footprint:
@@ -44,7 +53,17 @@ def footprint(geobox: GeoBox) -> Footprint:
     Raises:
         StoreError: The grid has no CRS, a local one, one of another planet, or lies outside its CRS's domain.
     """
-    lon, lat, poles = _outline(geobox)
+    if geobox.crs is None:
+        raise StoreError(
+            "the map has no CRS, so it has no longitude and latitude; a STAC Item needs a place on the ground"
+        )
+    to_degrees, body = _to_degrees(geobox.crs.proj)
+    geometry, bbox = _shape_and_box(geobox, to_degrees)
+    return Footprint(geometry, bbox, body)
+
+
+def _shape_and_box(geobox: GeoBox, to_degrees: Any) -> tuple[dict[str, Any], list[float]]:
+    lon, lat, poles = _outline(geobox, to_degrees)
     lat = lat.clip(-90, 90)  # grids of the whole world may hang half a pixel over
     around = round(float(lon[-1] - lon[0]) / 360)
     south, north = float(lat.min()), float(lat.max())
@@ -53,7 +72,7 @@ def footprint(geobox: GeoBox) -> Footprint:
         return _around_pole(lon, lat, around, poles, south, north)
     west, east = float(lon.min()), float(lon.max())
     if east - west >= 360 - 1e-9:
-        return Footprint(_rectangle(-180, south, 180, north), _rounded((-180, south, 180, north)))
+        return _rectangle(-180, south, 180, north), _rounded((-180, south, 180, north))
     shift = -360 * math.floor(((west + east) / 2 + 180) / 360)
     return _split(lon + shift, lat, west + shift, south, east + shift, north)
 
@@ -81,29 +100,34 @@ def union_of_boxes(boxes: Sequence[Sequence[float]]) -> list[float]:
     return _rounded((_wrapped(west), south, _wrapped(east), north))
 
 
-def _outline(geobox: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64], set[int]]:
-    """Unwrapped longitudes and latitudes along the border, closed, and the poles (±1) inside it."""
+def _to_degrees(crs: Any) -> tuple[Any, str]:
+    """A transformer to longitude and latitude in degrees, and the body that they are on."""
     from pyproj import Transformer
     from pyproj.exceptions import ProjError
 
-    if geobox.crs is None:
-        raise StoreError(
-            "the map has no CRS, so it has no longitude and latitude; a STAC Item needs a place on the ground"
-        )
+    try:
+        return Transformer.from_crs(crs, "OGC:CRS84", always_xy=True), "Earth"
+    except ProjError as error:
+        own = crs.geodetic_crs
+        body = None if own is None else _BODY.search(f"{own.name} {own.datum} {own.ellipsoid}".replace("_", " "))
+        if own is None or body is None or own.axis_info[0].unit_name != "degree":
+            raise StoreError(
+                f"the map's CRS ({crs.name}) has no tie to longitude and latitude on Earth, so a STAC Item cannot place it; "
+                "leave --stac out"
+            ) from error
+        return Transformer.from_crs(crs, own, always_xy=True), body.group(1).capitalize()
+
+
+def _outline(geobox: GeoBox, to_degrees: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], set[int]]:
+    """Unwrapped longitudes and latitudes along the border, closed, and the poles (±1) inside it."""
+    assert geobox.crs is not None  # the caller has looked
     steps = np.linspace(0, 1, _PER_SIDE + 1)[:-1]
     ones = np.ones_like(steps)
     cols = np.concatenate([steps, ones, 1 - steps, 0 * ones, [0]]) * geobox.width
     rows = np.concatenate([0 * ones, steps, ones, 1 - steps, [0]]) * geobox.height
     a, b, c, d, e, f = geobox.affine[:6]
     x, y = a * cols + b * rows + c, d * cols + e * rows + f
-    try:
-        to_degrees = Transformer.from_crs(geobox.crs.proj, "OGC:CRS84", always_xy=True)
-        lon, lat = (np.asarray(v, np.float64) for v in to_degrees.transform(x, y))
-    except ProjError as error:
-        raise StoreError(
-            f"the map's CRS ({geobox.crs.proj.name}) has no tie to longitude and latitude on Earth, so a STAC Item cannot "
-            "place it; leave --stac out"
-        ) from error
+    lon, lat = (np.asarray(v, np.float64) for v in to_degrees.transform(x, y))
     if not (np.isfinite(lon) & np.isfinite(lat)).all():
         raise StoreError(
             f"part of the map lies outside the domain of its CRS ({geobox.crs.proj.name}), so its outline has no longitude "
@@ -136,7 +160,7 @@ def _is_a_point(to_degrees: Any, x: float, y: float, pole: int) -> bool:
 
 def _around_pole(
     lon: NDArray[np.float64], lat: NDArray[np.float64], around: int, poles: set[int], south: float, north: float
-) -> Footprint:
+) -> tuple[dict[str, Any], list[float]]:
     """All longitudes: the outline cut open at 180° and closed along the pole; a rectangle where that is impossible."""
     import shapely
 
@@ -150,12 +174,12 @@ def _around_pole(
         geometry = _polygons([ring]) if shapely.Polygon(ring).is_valid else whole
     else:
         geometry = whole
-    return Footprint(geometry, _rounded((-180, south, 180, north)))
+    return geometry, _rounded((-180, south, 180, north))
 
 
 def _split(
     lon: NDArray[np.float64], lat: NDArray[np.float64], west: float, south: float, east: float, north: float
-) -> Footprint:
+) -> tuple[dict[str, Any], list[float]]:
     """A ring whose middle lies in −180..180, as one polygon or as one on each side of the 180° meridian."""
     import shapely
 
@@ -165,9 +189,8 @@ def _split(
         part = shapely.intersection(ring, shapely.box(turn - 180, -90, turn + 180, 90))
         moved = shapely.transform(part, lambda points, turn=turn: points - (turn, 0))
         parts += [p for p in shapely.get_parts(moved) if p.geom_type == "Polygon" and p.area > 0]
-    return Footprint(
-        _polygons([list(p.exterior.coords) for p in parts]), _rounded((_wrapped(west), south, _wrapped(east), north))
-    )
+    geometry = _polygons([list(p.exterior.coords) for p in parts])
+    return geometry, _rounded((_wrapped(west), south, _wrapped(east), north))
 
 
 def _polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:

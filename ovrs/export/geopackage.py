@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs.errors import OptionError, StoreError
+from ovrs.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,13 +47,13 @@ def check_layer(path: Path, layer: str, *, overwrite: bool = False) -> None:
 
     Raises:
         OptionError: See above; the message names the way out.
-        StoreError: Another program has the file open for writing.
+        OutputError: Another program has the file open for writing.
     """
     if not path.exists():
         return
     busy = [path.name + s for s in _BUSY if _size(path.with_name(path.name + s))]
     if busy:
-        raise StoreError(
+        raise OutputError(
             f"{path} is open in another program ({busy[0]} lies beside it); close it there, or write another file"
         )
     if not is_geopackage(path):
@@ -83,20 +83,20 @@ def copy_into(source: Path, target: Path) -> None:
     """A consistent copy of a GeoPackage, whatever other programs read meanwhile.
 
     Raises:
-        StoreError: It cannot be read or copied.
+        OutputError: It cannot be read or copied.
     """
     try:
         with closing(_open(source)) as old, closing(sqlite3.connect(target)) as new:
             old.backup(new)
     except sqlite3.Error as error:
-        raise StoreError(f"{source} cannot be copied: {error}") from error
+        raise OutputError(f"{source} cannot be copied: {error}") from error
 
 
 def add_style(path: Path, layer: str, style: str) -> None:
     """Store a QML style as the default of `layer`; styles that other people saved for it stay, but are no default.
 
     Raises:
-        StoreError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     try:
         with closing(sqlite3.connect(path)) as database, database:
@@ -116,7 +116,7 @@ def add_style(path: Path, layer: str, style: str) -> None:
                 "VALUES ('layer_styles', 'attributes', 'layer_styles')"
             )
     except sqlite3.Error as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
+        raise OutputError(f"{path} cannot be written: {error}") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -40,6 +40,10 @@ SCHEMAS = {
 }
 
 
+_SOLAR_SYSTEM = "https://stac-extensions.github.io/ssys/v1.1.1/schema.json"
+"""Only for maps of other bodies: their longitudes and latitudes are not those of WGS 84."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Legend:
     """What an Item says of the classes."""
@@ -80,7 +84,7 @@ def item(path: Path, base: Path, products: Sequence[Product] = ()) -> dict[str, 
     return {
         "type": "Feature",
         "stac_version": STAC,
-        "stac_extensions": list(SCHEMAS.values()),
+        "stac_extensions": [*SCHEMAS.values(), *([_SOLAR_SYSTEM] if outline.body != "Earth" else [])],
         "id": shown(path.name.removesuffix(".zarr") or "map"),
         "geometry": outline.geometry,
         "bbox": outline.bbox,
@@ -89,6 +93,7 @@ def item(path: Path, base: Path, products: Sequence[Product] = ()) -> dict[str, 
             "created": _utc(facts["finished"]),
             "title": f"Land classes of {shown(facts['scene']['name'])}",
             **_projection(geobox),
+            **({"ssys:targets": [outline.body]} if outline.body != "Earth" else {}),
             "processing:software": {"ovrs": facts["version"]},
             "processing:lineage": f"{facts['model']['model']} with {facts['model']['method']}, adapted at test time; "
             f"classes: {', '.join(classes.names)}",

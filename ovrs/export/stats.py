@@ -92,27 +92,33 @@ def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[d
     ]
 
 
-def write_table(
-    rows: list[dict[str, Any]], out: Path, *, store_path: Path | None = None, overwrite: bool = False
-) -> Path:
-    """Rows as `.csv` or `.parquet`, whole or not at all.
+def check_table(store_path: Path, out: Path, zones: Path | None = None, *, overwrite: bool = False) -> None:
+    """Refuse, before areas are counted, a path that no table of a map may be written to.
+
+    Raises:
+        OptionError: Neither `.csv` nor `.parquet`, or it may not be replaced (see `target.check`), or it is `zones`.
+        OutputError: The folder cannot be written.
+    """
+    target.check(store_path, out, TABLE, overwrite=overwrite)
+    if zones is not None and target.same_file(out, zones):
+        raise OptionError(f"{out} holds the zones; choose another name for the table")
+
+
+def write_table(rows: list[dict[str, Any]], out: Path) -> Path:
+    """Rows as `.csv` or `.parquet`, whole or not at all; see `check_table` for what may lie there.
 
     A cell of the CSV that a spreadsheet would take for a formula gets an apostrophe before it; Parquet keeps the text.
 
     Args:
         rows: From `class_areas` or `zone_areas`.
         out: The file.
-        store_path: The map that the rows belong to; the table never replaces it nor what it was made from.
-        overwrite: Replace also a file that `ovrs` did not write.
 
     Raises:
-        OptionError: Another file type, or `out` may not be replaced (see `target.check`).
-        StoreError: `out` cannot be written.
+        OptionError: Another file type.
+        OutputError: `out` cannot be written.
     """
     if out.suffix.lower() not in TABLE.suffixes:
         raise OptionError(f"statistics are written as .csv or .parquet, not {out.suffix or 'without a suffix'}")
-    if store_path is not None:
-        target.check(store_path, out, TABLE, overwrite=overwrite)
     with target.replaced(out) as temporary:
         if temporary.suffix == ".csv":
             _write_csv(rows, temporary)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovrs import store
-from ovrs.errors import OptionError, StoreError
+from ovrs.errors import OptionError, OutputError, OvrsError
 from ovrs.export import marks
 from ovrs.export.inputs import input_files
 
@@ -38,8 +38,8 @@ def check(map_path: Path, out: Path, kind: Kind, *, overwrite: bool = False) -> 
         overwrite: Replace also a file that `ovrs` did not write.
 
     Raises:
-        OptionError: Wrong suffix; a folder; an input of the map; inside a map; another file that is no product.
-        StoreError: The folder cannot be written.
+        OptionError: Wrong suffix; an input of the map; inside a map; another file that is no product.
+        OutputError: The folder cannot be written, a folder is there, or the name is too long.
     """
     if out.suffix.lower() not in kind.suffixes:
         raise OptionError(
@@ -50,13 +50,15 @@ def check(map_path: Path, out: Path, kind: Kind, *, overwrite: bool = False) -> 
     try:
         _check_place(map_path, out)
         _check_what_is_there(map_path, out, kind, overwrite=overwrite)
+    except OvrsError:
+        raise
     except OSError as error:
-        raise StoreError(f"{_said(out)} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{_said(out)} cannot be written: {error.strerror or error}") from error
 
 
 def _check_place(map_path: Path, out: Path) -> None:
     if len(os.fsencode(out.name)) > _LONGEST_NAME - len(".aux.xml"):
-        raise OptionError(f"the name {out.name[:40]}… is too long for a file; choose a shorter one")
+        raise OutputError(f"the name {out.name[:40]}… is too long for a file; choose a shorter one")
     real = Path(os.path.realpath(out))
     inside = (map_path, store.partial_path(map_path), map_path.with_name(map_path.name.removesuffix(".zarr") + ".run"))
     for folder in real.parents:
@@ -64,9 +66,9 @@ def _check_place(map_path: Path, out: Path) -> None:
             raise OptionError(f"{_said(out)} lies inside {folder}, which holds a map; choose a path outside it")
     parent = next((p for p in real.parents if p.exists()), real.parent)
     if not parent.is_dir():
-        raise StoreError(f"{_said(out)} cannot be written: {parent} is a file, not a folder")
+        raise OutputError(f"{_said(out)} cannot be written: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise StoreError(f"{_said(out)} cannot be written: no permission to write into {parent}")
+        raise OutputError(f"{_said(out)} cannot be written: no permission to write into {parent}")
 
 
 def _is_zarr(folder: Path) -> bool:
@@ -86,9 +88,9 @@ def _check_what_is_there(map_path: Path, out: Path, kind: Kind, *, overwrite: bo
     if not out.exists():
         return
     if out.is_dir():
-        raise OptionError(f"{_said(out)} is a folder; name a file")
+        raise OutputError(f"{_said(out)} is a folder; name a file")
     if not out.is_file():
-        raise OptionError(f"{_said(out)} is no ordinary file; name a file")
+        raise OutputError(f"{_said(out)} is no ordinary file; name a file")
     if out.suffix.lower() == ".gpkg" and not overwrite:
         return  # other people's layers stay, see `geopackage`
     if not overwrite and not marks.is_ours(out, kind):
@@ -101,7 +103,7 @@ def input_of(map_path: Path, out: Path) -> Path | None:
     """The file or folder that the map was made from which `out` is, or lies in; None for all other paths."""
     parents = Path(os.path.realpath(out)).parents
     for path in input_files(store.facts(store.open_complete(map_path))):
-        if _same(out, path) or (path.is_dir() and path in parents):
+        if same_file(out, path) or (path.is_dir() and path in parents):
             return path
     return None
 
@@ -128,7 +130,7 @@ def replaced(out: Path) -> Iterator[Path]:
     link stays and its target is replaced.
 
     Raises:
-        StoreError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     real = Path(os.path.realpath(out))
     temporary = real.with_name(f".{uuid.uuid4().hex[:12]}{real.suffix.lower()}")
@@ -136,25 +138,27 @@ def replaced(out: Path) -> Iterator[Path]:
         real.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(real)
+    except OvrsError:
+        raise
     except OSError as error:
-        raise StoreError(f"{_said(out)} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{_said(out)} cannot be written: {error.strerror or error}") from error
     finally:
         for leftover in real.parent.glob(f"{temporary.stem}*") if real.parent.is_dir() else ():
             leftover.unlink(missing_ok=True)
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, by symbolic or hard links too."""
+    try:
+        return os.path.realpath(one) == os.path.realpath(other) or one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
 
 
 def write_text(out: Path, text: str) -> None:
     """Write a text file whole or not at all (UTF-8); errors as `replaced`."""
     with replaced(out) as temporary:
         temporary.write_text(text, "utf-8")
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, by symbolic or hard links too."""
-    try:
-        return os.path.realpath(one) == os.path.realpath(other) or one.samefile(other)
-    except OSError:  # one of them is not there
-        return False
 
 
 def _said(path: Any) -> str:

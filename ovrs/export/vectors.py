@@ -15,7 +15,7 @@ import numpy as np
 
 from ovrs import store
 from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
-from ovrs.errors import OptionError, StoreError
+from ovrs.errors import OptionError, OutputError
 from ovrs.export import geopackage, target
 from ovrs.export.cog import legend
 from ovrs.export.product import POLYGONS, Product
@@ -66,7 +66,7 @@ def check_vectors(
     Raises:
         OptionError: Another file type; a number that is not finite; `out` or its layer may not be replaced (see
             `target.check` and `geopackage.check_layer`).
-        StoreError: The folder cannot be written, or another program writes the GeoPackage.
+        OutputError: The folder cannot be written, or another program writes the GeoPackage.
     """
     if not (math.isfinite(min_area) and math.isfinite(simplify)):
         raise OptionError("--min-area and --simplify must be finite numbers")
@@ -125,11 +125,11 @@ def write_vectors(
                 count += 1
             sink.close()
         except (DataSourceError, DataLayerError) as error:
-            raise StoreError(f"{out} cannot be written: {error}") from error
+            raise OutputError(f"{out} cannot be written: {error}") from error
         if in_package:
             geopackage.add_style(temporary, layer, categorised_style(names, colours))
         if _state(out) != before:
-            raise StoreError(f"{out} changed while polygons were added; it stays as it is now. Run the command again")
+            raise OutputError(f"{out} changed while polygons were added; it stays as it is now. Run the command again")
     return Product(path=out, kind=POLYGONS, features=count)
 
 
