@@ -147,10 +147,18 @@ def test_metres_meant_for_degrees_are_refused_on_large_maps_too():
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857"])
-def test_targets_that_tear_the_map_are_refused(crs):
+@pytest.mark.parametrize("box", [OVER_180, grid("EPSG:32660", 833978.557 - 1000, 9000, 0.5, 5000, 30000)])
+def test_targets_that_tear_the_map_are_refused(crs, box):
     with pytest.raises(OptionError, match="lies across that CRS's edge"):
-        target_grid(OVER_180, crs, None)
+        target_grid(box, crs, None)
     assert target_grid(OVER_180, "EPSG:3832", None).shape == (360, 420)
+
+
+def test_long_strips_and_high_latitudes_are_not_taken_for_torn():
+    for box in (grid("EPSG:32633", 3e5, 5.6e6, 1, 100_000, 1), grid("EPSG:32633", 5e5, 9.2e6, 1, 2000, 2000),
+                grid("EPSG:3413", 100, -300, 1, 300, 300)):  # fmt: skip
+        assert target_grid(box, "EPSG:4326", None) is not None
+        assert target_grid(box, "EPSG:3035", None) is not None
 
 
 def test_targets_made_for_another_area_are_told(caplog):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ def check(map_path: Path, out: Path, kind: Kind, *, overwrite: bool = False) -> 
         )
     if any(ord(c) < 32 or ord(c) == 127 for c in str(out)):
         raise OptionError(f"{_said(out)} holds a control character; GIS cannot open such names. Choose another name")
+    if str(out).encode("utf-8", "replace").decode() != str(out):
+        raise OptionError(f"{_said(out)} is no UTF-8 name; GDAL cannot write such names. Choose another name")
     try:
         _check_place(map_path, out)
         _check_what_is_there(map_path, out, kind, overwrite=overwrite)
@@ -91,6 +93,8 @@ def _check_what_is_there(map_path: Path, out: Path, kind: Kind, *, overwrite: bo
         raise OutputError(f"{_said(out)} is a folder; name a file")
     if not out.is_file():
         raise OutputError(f"{_said(out)} is no ordinary file; name a file")
+    if not os.access(out, os.W_OK):
+        raise OutputError(f"{_said(out)} cannot be written: it is write-protected")
     if out.suffix.lower() == ".gpkg" and not overwrite:
         return  # other people's layers stay, see `geopackage`
     if not overwrite and not marks.is_ours(out, kind):
@@ -134,10 +138,12 @@ def replaced(out: Path) -> Iterator[Path]:
     """
     real = Path(os.path.realpath(out))
     temporary = real.with_name(f".{uuid.uuid4().hex[:12]}{real.suffix.lower()}")
+    made = [folder for folder in real.parents if not folder.exists()]
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(real)
+        made.clear()
     except OvrsError:
         raise
     except OSError as error:
@@ -145,6 +151,9 @@ def replaced(out: Path) -> Iterator[Path]:
     finally:
         for leftover in real.parent.glob(f"{temporary.stem}*") if real.parent.is_dir() else ():
             leftover.unlink(missing_ok=True)
+        for folder in made:  # of a failed export; another program may have put something there
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -6,6 +6,8 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ovrs.errors import OptionError
 from ovrs.grid import pixel_size_m
 
@@ -18,8 +20,8 @@ FINER, COARSER = 100, 10_000
 """How many times finer or coarser than the map's own pixels a product may be, along a side."""
 _MOST_PIXELS = 2**31 - 1
 """Along a side; GDAL counts them in 32 bits."""
-_GROWTH = 16
-"""A product without `--resolution` has about as many pixels as the map; many more mean a torn footprint."""
+_TORN = 20
+"""GDAL suggests pixels about as long as the map's; so many times longer ones mean that the map's corners lie far apart."""
 
 
 def target_grid(geobox: GeoBox, crs: str | None, resolution: float | None) -> GeoBox | None:
@@ -42,7 +44,7 @@ def target_grid(geobox: GeoBox, crs: str | None, resolution: float | None) -> Ge
         raise OptionError("--crs and --resolution need a map with a CRS")
     target = _horizontal(geobox.crs.to_wkt() if crs is None else crs)
     place, width, height = _fitted(geobox, target, None)
-    if not 0 < width * height <= _GROWTH * (geobox.width + 2) * (geobox.height + 2):
+    if min(width, height) < 1 or not abs(place.a) < _TORN * _step(geobox, target):
         raise OptionError(
             f"the map cannot be placed in {target.name}: it lies across that CRS's edge (often the 180° meridian) or "
             "outside its area; choose another --crs"
@@ -122,6 +124,22 @@ def _warn_if_far(geobox: GeoBox, target: Any) -> None:
     eastward = (lon - area.west) % 360 <= ((area.east - area.west) % 360 or 360)
     if not (eastward and area.south <= lat <= area.north):
         log.warning("the map lies outside the area of %s (%s); shapes are distorted there", target.name, area.name)
+
+
+def _step(geobox: GeoBox, target: Any) -> float:
+    """Length of a pixel's side in units of the target CRS: the median over 5 × 5 places of the map; 0 if none is known."""
+    from pyproj import Transformer
+
+    assert geobox.crs is not None  # the caller has looked
+    cols, rows = np.meshgrid(*(np.linspace(0, 1, 7)[1:-1] * n for n in (geobox.width, geobox.height)))
+    there = Transformer.from_crs(geobox.crs.proj, target, always_xy=True)
+    affine = geobox.affine
+    x, y = affine.c + affine.a * cols, affine.f + affine.e * rows
+    here = np.array(there.transform(x, y))
+    east, south = np.array(there.transform(x + affine.a, y)), np.array(there.transform(x, y + affine.e))
+    steps = np.maximum(np.hypot(*(east - here)), np.hypot(*(south - here)))
+    known = steps[np.isfinite(steps)]
+    return float(np.median(known)) if known.size else 0.0
 
 
 def _check_resolution(wanted: float, own: float, width: int, height: int, target: Any) -> None:
