@@ -100,6 +100,8 @@ def test_maps_without_a_place_on_earth_are_refused(crs, told):
 def test_other_bodies_have_longitudes_of_their_own():
     found = footprint(grid("ESRI:104903", 10, 50, 1e-3, 100, 100))
     assert (found.body, found.bbox) == ("Moon", [10, 49.9, 10.1, 50])
+    esri = 'GEOGCS["Moon 2000",DATUM["D_Moon_2000",SPHEROID["Moon_2000_IAU_IAG",1737400,0]],PRIMEM["Greenwich",0],UNIT["Decimal_Degree",0.0174532925199433]]'
+    assert footprint(grid(esri, 10, 50, 1e-3, 100, 100)).bbox == found.bbox
     assert footprint(UTM).body == "Earth"
 
 

@@ -110,12 +110,16 @@ def _to_degrees(crs: Any) -> tuple[Any, str]:
     except ProjError as error:
         own = crs.geodetic_crs
         body = None if own is None else _BODY.search(f"{own.name} {own.datum} {own.ellipsoid}".replace("_", " "))
-        if own is None or body is None or own.axis_info[0].unit_name != "degree":
+        if own is None or body is None or not _counts_degrees(own):
             raise StoreError(
                 f"the map's CRS ({crs.name}) has no tie to longitude and latitude on Earth, so a STAC Item cannot place it; "
                 "leave --stac out"
             ) from error
         return Transformer.from_crs(crs, own, always_xy=True), body.group(1).capitalize()
+
+
+def _counts_degrees(crs: Any) -> bool:
+    return math.isclose(crs.axis_info[0].unit_conversion_factor, math.radians(1), rel_tol=1e-9)
 
 
 def _outline(geobox: GeoBox, to_degrees: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], set[int]]:
