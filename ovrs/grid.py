@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ovrs import ground
 from ovrs.errors import GridMismatchError, OptionError
 
 if TYPE_CHECKING:
@@ -63,37 +64,63 @@ class Window:
         return slice(top, top + self.height), slice(left, left + self.width)
 
 
+_FINEST_REGRID = 100
+"""How many times finer than its pixels a scene may be resampled."""
+
+_SAME_SIZE = 0.01
+"""Where a projection's metres differ less than this from metres on the ground, they are taken for the same."""
+
+
 def pixel_size_m(geobox: GeoBox) -> tuple[float, float]:
-    """Metres per pixel along x and y at the centre of the grid.
+    """Metres on the ground per pixel along x and y at the centre of the grid, on the ellipsoid of its CRS.
 
-    Projected units are converted by the CRS's own unit; degrees by the ellipsoid (WGS 84 radii of curvature).
+    Without a CRS: units of the transform. In a CRS without a place on Earth (a site grid): by its own unit.
     """
-    res_x, res_y = abs(geobox.affine.a), abs(geobox.affine.e)
     if geobox.crs is None:
-        return res_x, res_y
-    if not geobox.crs.geographic:
-        factor = geobox.crs.proj.axis_info[0].unit_conversion_factor or 1.0
-        return res_x * factor, res_y * factor
-    _, latitude = geobox.affine @ (geobox.width / 2, geobox.height / 2)
-    per_x, per_y = metres_per_degree(latitude)
-    return res_x * per_x, res_y * per_y
+        return abs(geobox.affine.a), abs(geobox.affine.e)
+    col, row = geobox.width / 2, geobox.height / 2
+    if geobox.crs.geographic:
+        per_x, per_y = ground.metres_per_unit(geobox.crs.proj, (geobox.affine @ (col, row))[1])
+        return abs(geobox.affine.a) * per_x, abs(geobox.affine.e) * per_y
+    return ground.pixel_size(geobox.crs.proj, geobox.affine, col, row)
 
 
-def metres_per_degree(latitude: float) -> tuple[float, float]:
-    """Length of one degree of longitude and of latitude in metres (WGS 84)."""
-    a, e2 = 6378137.0, 0.00669437999014
-    phi = math.radians(latitude)
-    w = 1 - e2 * math.sin(phi) ** 2
-    return math.radians(1) * a * math.cos(phi) / math.sqrt(w), math.radians(1) * a * (1 - e2) / w**1.5
+def has_ground(geobox: GeoBox) -> bool:
+    """Whether sizes and areas of this grid are those on the ground; otherwise they are in units of its CRS or transform."""
+    return geobox.crs is not None and ground.is_known(
+        geobox.crs.proj, geobox.affine, geobox.width / 2, geobox.height / 2
+    )
+
+
+def nominal_size_m(geobox: GeoBox) -> tuple[float, float]:
+    """As `pixel_size_m`, but by the unit of the CRS where both agree within one percent: 0.3 m stay 0.3 m in UTM."""
+    size = pixel_size_m(geobox)
+    if geobox.crs is None or geobox.crs.geographic:
+        return size
+    unit = ground.unit(geobox.crs.proj)
+    own = abs(geobox.affine.a) * unit, abs(geobox.affine.e) * unit
+    return own if max(abs(o / s - 1) for o, s in zip(own, size, strict=True)) < _SAME_SIZE else size
 
 
 def regrid(geobox: GeoBox, gsd: float) -> GeoBox:
-    """The same footprint at `gsd` metres per pixel (per axis at the centre where the CRS is geographic)."""
+    """The same footprint at `gsd` metres on the ground per pixel, at the centre of the grid.
+
+    Raises:
+        OptionError: `gsd` is no size, hundreds of times finer than the pixels, or coarser than the whole grid.
+    """
     from odc.geo.geobox import GeoBox as Box
 
-    if not gsd > 0:
+    if not (gsd > 0 and math.isfinite(gsd)):
         raise OptionError(f"--gsd must be a positive number of metres, got {gsd}")
-    size_x, size_y = pixel_size_m(geobox)
+    size_x, size_y = nominal_size_m(geobox)
+    if gsd < min(size_x, size_y) / _FINEST_REGRID:
+        raise OptionError(
+            f"--gsd {gsd:g} is more than {_FINEST_REGRID} times finer than the scene's pixels of {min(size_x, size_y):.3g} m"
+        )
+    if gsd > max(geobox.width * size_x, geobox.height * size_y):
+        raise OptionError(
+            f"--gsd {gsd:g} is coarser than the whole scene of {geobox.width * size_x:.3g} x {geobox.height * size_y:.3g} m"
+        )
     height = max(1, math.ceil(geobox.height * size_y / gsd - 1e-6))
     width = max(1, math.ceil(geobox.width * size_x / gsd - 1e-6))
     affine = geobox.affine @ geobox.affine.scale(gsd / size_x, gsd / size_y)
@@ -120,32 +147,15 @@ def crop_to_bounds(geobox: GeoBox, bounds: tuple[float, float, float, float]) ->
 
 
 def row_areas_m2(geobox: GeoBox, window: Window) -> NDArray[np.float64]:
-    """True ground area of a pixel in each row of `window`, in square metres, `(height,)`.
+    """True ground area of a pixel in each row of `window`, in square metres, `(height,)`, on the ellipsoid of the CRS.
 
-    Degrees: by the ellipsoid, row by row. Projected: the nominal area divided by the projection's own areal scale at
-    the window's centre (1 within a permille for UTM; cos² of the latitude for Web Mercator). Without a CRS: 1 per pixel.
+    Degrees and grads: exact, row by row, zero beyond the poles. Projected: as at the window's centre. Without a CRS: 1.
     """
     if geobox.crs is None:
         return np.ones(window.height)
-    if geobox.crs.geographic:
-        rows = np.arange(window.row_off, window.row_end) + 0.5
-        latitudes = geobox.affine.f + geobox.affine.e * rows
-        per = [metres_per_degree(float(v)) for v in latitudes]
-        return np.array([x * y for x, y in per]) * abs(geobox.affine.a * geobox.affine.e)
-    size_x, size_y = pixel_size_m(geobox)
-    return np.full(window.height, size_x * size_y / _areal_scale(geobox, window))
-
-
-def _areal_scale(geobox: GeoBox, window: Window) -> float:
-    from pyproj import Proj, Transformer
-    from pyproj.exceptions import ProjError
-
-    x, y = geobox.affine @ (window.col_off + window.width / 2, window.row_off + window.height / 2)
-    assert geobox.crs is not None  # the caller has looked
     crs = geobox.crs.proj
-    try:
-        lon, lat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
-        scale = float(Proj(crs).get_factors(lon, lat).areal_scale)
-    except ProjError:  # outside the projection's domain
-        return 1.0
-    return scale if math.isfinite(scale) and scale > 0 else 1.0
+    if geobox.crs.geographic:
+        edges = geobox.affine.f + geobox.affine.e * np.arange(window.row_off, window.row_end + 1, dtype=np.float64)
+        return ground.cell_areas(crs, edges, abs(geobox.affine.a))
+    col, row = window.col_off + window.width / 2, window.row_off + window.height / 2
+    return np.full(window.height, ground.pixel_area(crs, geobox.affine, col, row))

@@ -25,7 +25,7 @@ from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
 from ovrs.errors import IncompleteRunError, OptionError, StoreError, told
-from ovrs.grid import pixel_size_m, row_areas_m2
+from ovrs.grid import nominal_size_m, row_areas_m2
 from ovrs.limits import check_blocks
 from ovrs.opening import open_scene
 from ovrs.options import MapOptions
@@ -107,9 +107,9 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     out = out.absolute()  # workers may stand in another folder
     files.require_possible(out)
     if files.exists(uri):
-        uri = Path(uri).resolve()  # so that `ovrs resume` works from any directory
+        uri = Path(uri).absolute()  # for `ovrs resume` from any directory; links stay, as files may lie beside them
     scene = open_scene(uri, options.scene)
-    known = None if scene.geobox.crs is None else max(pixel_size_m(scene.geobox))
+    known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
     spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
     segmenter = segmenters.build(spec)
     plan = Plan(

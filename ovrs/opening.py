@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import rasterio
+from affine import Affine
 from odc.geo.geobox import GeoBox
-from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window as RasterWindow
 
+from ovrs.channels import choose_channels, differs
 from ovrs.errors import OptionError, SceneReadError, told
-from ovrs.grid import crop_to_bounds, pixel_size_m, regrid
+from ovrs.grid import Window, crop_to_bounds, nominal_size_m, regrid
 from ovrs.limits import check_claims
-from ovrs.radiometry import measure_stretch
-from ovrs.scene import GDAL_SETTINGS, RasterScene, decimated_shape, ground_points_vrt, read_valid
+from ovrs.radiometry import DEFAULT_PERCENTILES, fixed_stretch, measure_stretch, suspected_nodata
+from ovrs.raster import environment, place_by_points, quiet
+from ovrs.scene import RasterScene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +38,9 @@ FINEST_GSD, COARSEST_GSD = 0.08, 5.0
 _SAME_GSD = 0.01
 """A grid asked for within one percent of the source's own is the source's own."""
 
+_COARSER = 1.2
+"""From this ratio of pixel sizes on, pixels are averaged instead of interpolated."""
+
 _SAMPLE_SIDE = 1024
 """Longest side of the decimated read that stretch limits come from."""
 
@@ -42,115 +49,131 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
     """Open a raster and settle its grid, bands, validity rule and stretch.
 
     Raises:
-        SceneReadError: Not readable, or no georeference (the message names the way out).
+        SceneReadError: Not readable, without one valid pixel, or no georeference (the message names the way out).
         OptionError: Bands, bounds or area of interest do not fit the raster.
     """
     with _opened(uri) as source:
-        bands, alpha = _choose_bands(source, options.bands)
-        nodata = options.nodata if options.nodata is not None else source.nodata
-        geobox, warp = _settle_grid(source, options)
+        channels = choose_channels(source, options)
+        geobox, warp, coarser = _settle_grid(source, options)
         geobox, aoi = _restrict(geobox, options)
-        resampling = "average" if _is_coarser(source, geobox) else "bilinear"
         scene = RasterScene(
             uri=str(uri),
             geobox=geobox,
-            bands=bands,
-            alpha=alpha,
+            channels=channels,
             warp=warp,
-            resampling=resampling,
-            nodata=nodata,
-            nodata_override=options.nodata is not None and options.nodata != source.nodata,
+            resampling="average" if coarser else "bilinear",
             stretch=None,
             aoi=aoi,
             source=_facts(source, uri),
         )
-        needs_stretch = options.stretch or any(source.dtypes[b - 1] != "uint8" for b in bands)
-    return _with_stretch(scene, options.stretch or (2.0, 98.0)) if needs_stretch else scene
+        may_be_empty = aoi is not None or not channels.all_valid(source)
+    if options.stretch or channels.shown_dtype != "uint8":
+        return _with_stretch(scene, options.stretch or DEFAULT_PERCENTILES)
+    if may_be_empty and not _has_valid_pixel(scene):
+        raise SceneReadError(
+            f"{uri} holds no valid pixel in the area that was asked for; check its nodata value and masks"
+        )
+    return replace(scene, stretch=fixed_stretch(channels.bits, channels.inverted))
 
 
 def _with_stretch(scene: RasterScene, percentiles: tuple[float, float]) -> RasterScene:
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise OptionError(f"--stretch needs two rising percentiles in 0..100, got {percentiles}")
-    shape = decimated_shape(scene.geobox, _SAMPLE_SIDE)
-    with rasterio.Env(**GDAL_SETTINGS):
-        whole = RasterWindow(0, 0, scene.geobox.width, scene.geobox.height)
-        bands, valid = read_valid(scene.handle(), scene.bands, scene.alpha, whole, shape)
-    state = {**scene.__getstate__(), "stretch": measure_stretch(bands, valid, percentiles)}
-    return RasterScene(**state)
+    bands, valid = scene.sample(_SAMPLE_SIDE)
+    counts = np.broadcast_to(valid, bands.shape).copy()
+    for values, counted, nodata in zip(bands, counts, _each(scene.channels.nodata, len(bands)), strict=True):
+        real = differs(values, nodata)
+        if real is not None:
+            counted &= real
+    found = suspected_nodata(bands, valid)
+    if found is not None:
+        log.warning(
+            "%.1f %% of the pixels of %s are %.17g in every band, far from all others. If that means no data, give "
+            "--nodata %.17g: they count as imagery now and spoil its contrast",
+            100 * found[1],
+            scene.uri,
+            found[0],
+            found[0],
+        )
+    return replace(scene, stretch=measure_stretch(bands, counts, percentiles, scene.channels.inverted))
+
+
+def _each(nodata: tuple[float | None, ...], count: int) -> tuple[float | None, ...]:
+    """No data value of each band that was read; a palette's belongs to its indices."""
+    return nodata if len(nodata) == count else (None,) * count
+
+
+def _has_valid_pixel(scene: RasterScene) -> bool:
+    """Look at 64 small windows first, then at all of the scene, until a valid pixel is found."""
+    height, width = scene.geobox.shape
+    probes = [(int(height * (i + 0.5) / 8), int(width * (j + 0.5) / 8), 64) for i, j in product(range(8), repeat=2)]
+    strips = [(row, col, 2048) for row in range(0, height, 2048) for col in range(0, width, 2048)]
+    return any(
+        scene.read(Window(row, col, min(side, height - row), min(side, width - col))).valid.any()
+        for row, col, side in probes + strips
+    )
 
 
 @contextmanager
 def _opened(uri: str | Path) -> Iterator[Any]:
-    import warnings
-
-    from rasterio.errors import NotGeoreferencedWarning
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", NotGeoreferencedWarning
-            )  # we report it ourselves, as an error with a way out
-            source = rasterio.open(uri)
-    except RasterioError as error:
-        raise SceneReadError(f"cannot open {uri} as a raster: {told(error)}") from error
-    with source:
-        check_claims(source)
-        if source.count == 0:
-            raise SceneReadError(
-                f"{uri} opens without bands; name one of its sub-datasets: {', '.join(source.subdatasets) or 'none found'}"
-            )
-        yield source
+    with environment(str(uri)):
+        try:
+            with quiet():
+                source = rasterio.open(uri)
+        except RasterioError as error:
+            raise SceneReadError(f"cannot open {uri} as a raster: {told(error)}") from error
+        with source:
+            check_claims(source)
+            if source.count == 0:
+                raise SceneReadError(
+                    f"{uri} opens without bands; name one of its sub-datasets: {', '.join(source.subdatasets) or 'none found'}"
+                )
+            yield source
 
 
-def _choose_bands(source: Any, wanted: tuple[int, ...] | None) -> tuple[tuple[int, ...], int | None]:
-    interpretation = list(source.colorinterp)
-    alpha = interpretation.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in interpretation else None
-    colour = [i + 1 for i in range(source.count) if i + 1 != alpha]
-    if wanted is not None:
-        if len(wanted) not in (1, 3) or any(not 1 <= b <= source.count for b in wanted):
-            raise OptionError(
-                f"--bands takes one or three numbers in 1..{source.count} (this raster's bands), got {','.join(map(str, wanted))}"
-            )
-        return tuple(wanted), alpha
-    by_name = [
-        interpretation.index(c) + 1
-        for c in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-        if c in interpretation
-    ]
-    if len(by_name) == 3:
-        return tuple(by_name), alpha
-    return (tuple(colour[:3]) if len(colour) >= 3 else (colour[0],)), alpha
+def _settle_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool, bool]:
+    """The north-up grid to work on, whether pixels must be resampled to get there, and whether they become coarser."""
+    own, warp = _own_grid(source, options)
+    if options.gsd is None:
+        if own.crs is not None:
+            _check_size(source.name, max(nominal_size_m(own)))
+        return own, warp, False
+    if own.crs is None:
+        raise OptionError("--gsd needs a georeferenced scene: without one the size of a pixel is unknown")
+    here = nominal_size_m(own)
+    if max(abs(size / options.gsd - 1) for size in here) <= _SAME_GSD:
+        return own, warp, False
+    return regrid(own, options.gsd), True, options.gsd > _COARSER * (here[0] * here[1]) ** 0.5
 
 
-def _settle_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool]:
-    """The north-up grid to work on, and whether pixels must be resampled to get there."""
+def _own_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool]:
+    """The source's pixels as a north-up grid, and whether they must be resampled for it."""
     transform, crs = source.transform, source.crs
-    ungeoreferenced = crs is None or transform.is_identity
-    if ungeoreferenced and (placed := ground_points_vrt(source, options.nodata)) is not None:
-        with placed:
-            geobox, warp = GeoBox(placed.shape, placed.transform, placed.crs.to_wkt()), True
-    elif ungeoreferenced:
+    if crs is None or transform.is_identity:
+        if (placed := place_by_points(source)) is not None:
+            with placed:
+                return GeoBox(placed.shape, placed.transform, placed.crs.to_wkt()), True
         if not options.allow_ungeoreferenced:
             lacking = "CRS" if crs is None else "transform"
+            remedy = "Add one (gdal_edit -a_srs/-a_ullr)"
+            if source.rpcs is not None:
+                remedy = "It has rational polynomial coefficients: orthorectify it first (gdalwarp -rpc)"
             raise SceneReadError(
-                f"{source.name} has no {lacking}, so a map of it has no place on the ground. Add one (gdal_edit -a_srs/-a_ullr), "
+                f"{source.name} has no {lacking}, so a map of it has no place on the ground. {remedy}, "
                 f"or pass --allow-ungeoreferenced to map it on its pixel grid"
             )
         if options.gsd is not None:
             raise OptionError("--gsd needs a georeferenced scene: without one the size of a pixel is unknown")
-        geobox, warp = GeoBox(source.shape, transform, None if crs is None else crs.to_wkt()), False
-    elif transform.b == 0 and transform.d == 0 and transform.a > 0 and transform.e < 0:
-        geobox, warp = GeoBox(source.shape, transform, crs.to_wkt()), False
-    else:  # rotated, sheared or south-up
-        with WarpedVRT(source, crs=crs) as warped:
-            geobox, warp = GeoBox(warped.shape, warped.transform, crs.to_wkt()), True
-    if options.gsd is not None:
-        here = pixel_size_m(geobox)
-        if max(abs(size / options.gsd - 1) for size in here) > _SAME_GSD:
-            geobox, warp = regrid(geobox, options.gsd), True
-    elif geobox.crs is not None:
-        _check_size(source.name, max(pixel_size_m(geobox)))
-    return geobox, warp
+        return GeoBox(source.shape, transform, None if crs is None else crs.to_wkt()), False
+    if transform.b == 0 and transform.d == 0:  # north-up, or the same mirrored
+        left, top = (
+            min(transform.c, transform.c + transform.a * source.width),
+            max(transform.f, transform.f + transform.e * source.height),
+        )
+        upright = Affine(abs(transform.a), 0, left, 0, -abs(transform.e), top)
+        return GeoBox(source.shape, upright, crs.to_wkt()), False
+    with WarpedVRT(source, crs=crs) as warped:  # rotated or sheared
+        return GeoBox(warped.shape, warped.transform, crs.to_wkt()), True
 
 
 def _check_size(name: str, metres: float) -> None:
@@ -182,13 +205,6 @@ def _restrict(geobox: GeoBox, options: SceneOptions) -> tuple[GeoBox, str | None
     if shape.is_empty:
         raise OptionError(f"--aoi {options.aoi} holds no polygon")
     return crop_to_bounds(geobox, shape.bounds), shape.wkt
-
-
-def _is_coarser(source: Any, geobox: GeoBox) -> bool:
-    if source.crs is None or source.transform.is_identity:
-        return False
-    own = abs(source.transform.a * source.transform.e - source.transform.b * source.transform.d) ** 0.5
-    return bool(abs(geobox.affine.a * geobox.affine.e) ** 0.5 > 1.2 * own)
 
 
 def _facts(source: Any, uri: str | Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class SceneOptions(_Options):
     bands: tuple[int, ...] | None = None
     """One-based band numbers used as red, green, blue; one band is replicated. Default: the RGB bands, else the first three."""
     gsd: float | None = Field(default=None, gt=0)
-    """Ground sample distance in metres of the grid to work on. Default: the source's own."""
+    """Pixel size of the grid to work on, in metres on the ground at the scene's centre. Default: the source's own."""
     bbox: tuple[float, float, float, float] | None = None
     """left, bottom, right, top in the CRS of the scene: only this part is mapped."""
     aoi: Path | None = None
@@ -33,7 +33,7 @@ class SceneOptions(_Options):
     stretch: tuple[float, float] | None = None
     """Percentiles that become 0 and 255. Default: none for uint8, (2, 98) for every other type."""
     nodata: float | None = None
-    """Overrides the source's nodata value."""
+    """Replaces the source's nodata values; its masks and alpha band still count."""
     allow_ungeoreferenced: bool = False
     """Map a raster without CRS or transform on its pixel grid."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovrs import __version__
 from ovrs.adaptation import facts_of
-from ovrs.grid import pixel_size_m
+from ovrs.grid import has_ground, pixel_size_m
 from ovrs.provenance import digest, versions
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "grid": grid,
         "grid_note": note + (f" ({scene.resampling})" if scene.warp else ""),
         "pixel_size_m": [round(v, 6) for v in pixel_size_m(box)],
+        "metres_on_ground": has_ground(box),
         "source_rotated": bool(own[1] or own[3]),
         "radiometry": radiometry,
         "plan": plan,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "allocator"}
+LEAVES = {"errors", "allocator", "ground"}
 LOW = {"grid", "tiling", "radiometry", "decide", "evaluate", "provenance", "vocabulary", "contract", "synth"}
 
 

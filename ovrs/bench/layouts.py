@@ -249,16 +249,16 @@ def _colours(rgb: NDArray[np.uint8], table: tuple[str, ...]) -> NDArray[np.uint8
 def _lines(sample: Sample, width: float) -> NDArray[np.uint8]:
     """Road lines drawn `width` metres wide on the image's grid."""
     import rasterio
+    from odc.geo.geobox import GeoBox
     from rasterio.features import rasterize
     from shapely.geometry import shape
 
-    from ovrs.grid import metres_per_degree
+    from ovrs.grid import pixel_size_m
 
     lines = [shape(f["geometry"]) for f in json.loads(sample.label.read_text("utf-8"))["features"] if f["geometry"]]
     with rasterio.open(sample.image) as source:
-        middle = (source.bounds.bottom + source.bounds.top) / 2
-        unit = metres_per_degree(middle)[0] if source.crs.is_geographic else source.crs.linear_units_factor[1]
-        half = width / 2 / unit
+        grid = GeoBox(source.shape, source.transform, source.crs.to_wkt())
+        half = width / 2 / pixel_size_m(grid)[0] * abs(source.transform.a)  # metres in units of the CRS
         shapes = [line.buffer(half) for line in lines]
         if not shapes:
             return np.zeros(source.shape, np.uint8)
