@@ -59,7 +59,7 @@ def test_xarray_reads_class_numbers_as_integers_in_every_level(tmp_path, zarr_fo
     label[8:12, 8:12] = 255
     store.write_block(path, Window(0, 0, 300, 90), 32, label, label, None)
     assert pyramid.build(path, box, classes=CLASSES, colours=COLOURS, chunk=32) == [2]
-    plain = {} if zarr_format == 3 else {"use_zarr_fill_value_as_mask": False}
+    plain = {} if zarr_format == 3 else {"mask_and_scale": False}
     for group, wanted in ((None, label), ("2", pyramid.mode2(label, 255))):
         with xr.open_zarr(path, group=group, consolidated=False, **plain) as data:
             assert data["label"].dtype == np.uint8
