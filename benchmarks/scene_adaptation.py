@@ -21,7 +21,7 @@ import rasterio
 from benchmarks.seams import measure
 from ovrs import options, pipeline, store, vocabulary
 from ovrs.evaluate import Confusion
-from ovrs.job import plan_of
+from ovrs.verify import plan_of
 from ovrs.rundir import RunDir
 from ovrs.synth import World, write_scene
 

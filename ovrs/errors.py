@@ -88,3 +88,14 @@ class IncompleteRunError(StoreError):
     """Some blocks are missing; the store can be resumed."""
 
     exit_code = 4
+
+
+class DamagedBlocksError(IncompleteRunError):
+    """Finished blocks no longer hold what was written; their markers are gone, so they are computed again."""
+
+    def __init__(self, message: str, names: list[str]) -> None:
+        super().__init__(message)
+        self.names = names
+
+    def __reduce__(self) -> tuple[type[DamagedBlocksError], tuple[str, list[str]]]:
+        return type(self), (str(self), self.names)

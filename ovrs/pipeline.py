@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovrs import execute, job, publish
+from ovrs.errors import DamagedBlocksError
 from ovrs.provenance import require_same
 from ovrs.rundir import Lock
 
@@ -106,7 +107,11 @@ def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
         return job.finish(this)
     with Lock(this.run_dir):
         compute(this, this.missing(), progress=progress)
-        return job.finish(this)
+        try:
+            return job.finish(this)
+        except DamagedBlocksError as error:
+            compute(this, error.names, progress=progress)
+            return job.finish(this)
 
 
 def compute(this: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:

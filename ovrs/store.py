@@ -44,6 +44,9 @@ codec.install()
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, zlib.error)
 """What zarr and its codecs raise for damaged files."""
 
+ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
+"""Metadata of the root group, in formats 3 and 2."""
+
 PYRAMID_FLOOR = 256
 """Overview levels are added until both sides are at most this many pixels."""
 
@@ -316,7 +319,7 @@ def opened(path: Path) -> zarr.Group:
     try:
         return zarr.open_group(path, mode="r", use_consolidated=False)
     except UNREADABLE as error:
-        file = next((path / n for n in ("zarr.json", ".zattrs", ".zgroup") if (path / n).exists()), path)
+        file = next((path / n for n in ROOT_FILES if (path / n).exists()), path)
         raise StoreError(f"{file}: {path} is no Zarr group, or damaged ({type(error).__name__}: {error})") from error
 
 

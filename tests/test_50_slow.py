@@ -14,7 +14,7 @@ import zarr
 from conftest import environment
 
 from ovrs import options, pipeline, vocabulary
-from ovrs.job import plan_of
+from ovrs.verify import plan_of
 from ovrs.rundir import RunDir
 from ovrs.synth import World, write_scene
 

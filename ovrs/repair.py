@@ -1,0 +1,115 @@
+"""Heal a damaged store: what differs from its manifest is computed, built or written again.
+
+While a store is repaired it has its unfinished name, so an interrupted repair is a run to be resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from ovrs import job, pipeline, store, verify
+from ovrs.errors import StoreError
+from ovrs.rundir import Lock, RunDir, write_sealed
+from ovrs.verify import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ovrs.pipeline import Progress
+
+log = logging.getLogger(__name__)
+
+RESULTS = (
+    "finished",
+    "seconds",
+    "blocks",
+    "holes",
+    "tile_events",
+    "scene_adaptation",
+    "valid_pixels",
+    "mean_confidence",
+    "classes",
+)
+"""Keys of a map's facts that `run.json` does not hold."""
+
+
+def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...]:
+    """Restore a finished store to what its run wrote; go on with an unfinished one or an earlier repair.
+
+    Needs the scene and the model of the run. Files that the run did not write are moved to `NAME.run/foreign`.
+
+    Args:
+        out: `NAME.zarr`.
+        progress: See `ovrs.pipeline.map_scene`.
+
+    Returns:
+        What was wrong; empty when nothing was, or when the store was unfinished.
+
+    Raises:
+        OvrsError: As `ovrs.job.resume`; also StoreError where what is computed again is not what was lost.
+    """
+    _restore_description(out)
+    found: tuple[Problem, ...] = ()
+    wanted: dict[str, list[Any]] = {}
+    this = job.resume(out)
+    if out.exists():
+        found = verify.check(out).problems
+        if not found:
+            return ()
+        with Lock(this.run_dir):
+            wanted = verify.read_manifest(this.run_dir).get("files", {})
+            _take_apart(this, found)
+    try:
+        pipeline.run(this, progress=progress)
+    finally:
+        if not out.exists():
+            log.warning("%s is not finished; `ovrs resume %s` goes on with the repair", out, out)
+    left = list(verify.differences(out, wanted)) if wanted else []
+    if left:
+        log.warning("computed again, but not the same bytes as before: %s", "; ".join(map(str, left)))
+    return found
+
+
+def _take_apart(this: job.Job, found: tuple[Problem, ...]) -> None:
+    """Give the store its unfinished name and remove from it what is damaged."""
+    partial = store.partial_path(this.out)
+    this.out.rename(partial)
+    aside = this.run_dir.path / "foreign"
+    for problem in found:
+        file = partial / problem.path
+        if problem.fault == verify.FOREIGN:
+            target = aside / problem.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+            log.warning("%s was moved to %s", problem.path, target)
+        elif file.is_dir() and problem.fault == verify.FOLDER:
+            shutil.rmtree(file)
+        elif file.is_file():
+            file.unlink()
+    _demote(this)
+
+
+def _demote(this: job.Job) -> None:
+    """Remove the markers of blocks whose pixels are not whole."""
+    job.put_back_schema(this)
+    records = {name: r for name, r in this.run_dir.records().items() if r.finished}
+    for name, problem in verify.damaged_blocks(store.partial_path(this.out), this.plan, records):
+        log.info("block %s is computed again: %s", name, problem)
+        this.run_dir.forget(name)
+
+
+def _restore_description(out: Path) -> None:
+    """Write a damaged `run.json` anew from what the manifest, or the finished map, knows of it."""
+    run = RunDir(out)
+    try:
+        run.description()
+    except StoreError:
+        facts = verify.read_manifest(run).get("facts") or (
+            store.facts(store.open_complete(out)) if out.exists() else {}
+        )
+        if not facts or (run.path / "run.json").is_dir():
+            raise
+        write_sealed(run.path / "run.json", {k: v for k, v in facts.items() if k not in RESULTS})
+        log.warning("%s was damaged and is restored from the finished map", run.path / "run.json")
