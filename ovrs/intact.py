@@ -105,6 +105,8 @@ def fault_of(group: zarr.Group) -> str:
     try:
         attributes: dict[str, Any] = dict(group.attrs)
         _Facts.model_validate(attributes["ovrs"])
+        if "score" in group and not isinstance(group["score"], zarr.Array):
+            return "score is no array"
         levels = [item["asset"] for item in attributes.get("multiscales", {}).get("layout", [])]
         for level in [".", *(name for name in levels if name != ".")]:
             fault = _level_fault(group if level == "." else group[level], level)

@@ -48,7 +48,7 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
         What was wrong; empty when nothing was, or when the store was unfinished.
 
     Raises:
-        OvrsError: As `ovrs.job.resume`; also StoreError where what is computed again is not what was lost.
+        OvrsError: As `ovrs.job.resume` and `ovrs.pipeline.run`.
     """
     _restore_description(out)
     found: tuple[Problem, ...] = ()
@@ -59,7 +59,7 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
         if not found:
             return ()
         with Lock(this.run_dir):
-            wanted = verify.read_manifest(this.run_dir).get("files", {})
+            wanted = _manifest(this)
             _take_apart(this, found)
     try:
         pipeline.run(this, progress=progress)
@@ -70,6 +70,14 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
     if left:
         log.warning("computed again, but not the same bytes as before: %s", "; ".join(map(str, left)))
     return found
+
+
+def _manifest(this: job.Job) -> dict[str, list[Any]]:
+    """Checksums to come back to. Where they are lost, the map's own facts are kept for the next manifest."""
+    manifest = verify.read_manifest(this.run_dir)
+    if not manifest and (facts := _facts(this.out)):
+        write_sealed(this.run_dir.path / verify.MANIFEST, {"facts": facts, "files": {}})
+    return dict(manifest.get("files", {}))
 
 
 def _take_apart(this: job.Job, found: tuple[Problem, ...]) -> None:
@@ -101,15 +109,21 @@ def _demote(this: job.Job) -> None:
 
 
 def _restore_description(out: Path) -> None:
-    """Write a damaged `run.json` anew from what the manifest, or the finished map, knows of it."""
+    """Write a lost or damaged `run.json` anew from what the manifest, or the finished map, knows of it."""
     run = RunDir(out)
     try:
         run.description()
     except StoreError:
-        facts = verify.read_manifest(run).get("facts") or (
-            store.facts(store.open_complete(out)) if out.exists() else {}
-        )
+        facts = verify.read_manifest(run).get("facts") or _facts(out)
         if not facts or (run.path / "run.json").is_dir():
             raise
-        write_sealed(run.path / "run.json", {k: v for k, v in facts.items() if k not in RESULTS})
-        log.warning("%s was damaged and is restored from the finished map", run.path / "run.json")
+        run.begin({k: v for k, v in facts.items() if k not in RESULTS})
+        log.warning("%s was lost or damaged and is restored from the finished map", run.path / "run.json")
+
+
+def _facts(out: Path) -> dict[str, Any]:
+    """What a finished map says of itself; empty where it cannot be read."""
+    try:
+        return store.facts(store.open_complete(out))
+    except StoreError:
+        return {}

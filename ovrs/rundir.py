@@ -81,7 +81,7 @@ class RunDir:
         """
         file = self.path / "run.json"
         if not self.exists:
-            raise StoreError(f"no run at {self.path}: nothing was begun for {self.store}")
+            raise StoreError(f"no run at {self.path}: nothing was begun for {self.store}, or {file.name} is lost")
         content, fault = read_sealed(file, must=False)
         fault = fault or _description_fault(content)
         if fault:

@@ -76,18 +76,24 @@ def check(out: Path) -> Report:
         raise StoreError(f"no store at {out}, though {run.path} tells of a run; `ovrs resume {out}` computes it again")
     damaged = [Problem(_marker(run, name), "damaged, its block counts as not computed") for name in run.damaged()]
     records = {n: r for n, r in run.records().items() if r.finished}
-    wrong = [problem for _, problem in damaged_blocks(partial, plan, records)]
+    try:
+        wrong = [problem for _, problem in damaged_blocks(partial, plan, records)]
+    except StoreError as error:
+        wrong = [Problem(partial.name, str(error))]
     return Report(finished=False, compared=len(records), blocks=plan.block_count, problems=(*damaged, *wrong))
 
 
 def _finished(out: Path, run: RunDir, plan: Plan) -> Report:
     manifest = read_manifest(run)
     problems = list(_markers(run, plan, manifest.get("facts", {})))
-    if not manifest:
+    if not manifest.get("files"):
         way = "its files cannot be compared one by one"
         problems.insert(0, Problem(f"{run.path.name}/{MANIFEST}", f"missing or damaged, {way}"))
         records = {n: r for n, r in run.records().items() if r.finished}
-        problems += [problem for _, problem in damaged_blocks(out, plan, records)]
+        try:
+            problems += [problem for _, problem in damaged_blocks(out, plan, records)]
+        except StoreError as error:
+            problems.append(Problem(out.name, str(error)))
     else:
         problems += differences(out, manifest["files"])
     compared = len(manifest.get("files", {}))
@@ -170,8 +176,9 @@ def damaged_blocks(path: Path, plan: Plan, records: dict[str, BlockRecord]) -> I
         StoreError: The store's metadata are damaged.
     """
     group = store.opened(path)
-    names = ["label", "confidence", *(["score"] if "score" in group else [])]
-    layers = {name: store.array(group, name) for name in names}
+    layers = {name: store.array(group, name) for name in ("label", "confidence")}
+    if (path / "score").exists():
+        layers["score"] = store.array(group, "score")
     known = set(plan.block_names())
     for name, record in records.items():
         if name not in known:
