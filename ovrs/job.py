@@ -20,7 +20,8 @@ import numpy as np
 import zarr
 from pydantic import ValidationError
 
-from ovrs import adaptation, allocator, overwrite as clearing, pyramid, segmenters, store, verify
+from ovrs import adaptation, allocator, pyramid, segmenters, store, verify
+from ovrs import overwrite as clearing
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
@@ -37,8 +38,6 @@ from ovrs.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
 
     from ovrs.scene import Pixels, RasterScene
     from ovrs.tiling import Block
@@ -152,11 +151,13 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     if run.exists:
         require_same(run.description()["digest"], description["digest"], str(out))
     elif out.exists():
+        clearing.require_ours(out)
         raise StoreError(
             f"{out} exists and has no run directory {run.path.name} beside it; "
             f"remove it, choose another output, or pass --overwrite"
         )
     if not (run.exists and (out.exists() or partial.exists())):
+        clearing.require_ours(out)
         with Lock(run):
             _begin(job, description)
     elif not out.exists():

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import zarr
 
-from ovrs import store
+from ovrs import adaptation, store, verify
 from ovrs.errors import OptionError, StoreError
 from ovrs.rundir import RunDir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_RUN_FILES = {"blocks", "foreign", verify.MANIFEST, adaptation.STATE_FILE}
 _QUOTED = re.compile(r'"([^"]+)"')
 
 
@@ -61,18 +62,14 @@ def require_ours(out: Path) -> None:
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             kind = "a symbolic link" if path.is_symlink() else "a file"
             raise StoreError(f"{path} is {kind}, not a folder that ovrs made; remove it or choose another output")
-    if run.path.exists() and not _is_run(run) and any(run.path.iterdir()):
+    if run.path.exists() and not _is_run(run):
         raise StoreError(f"{run.path} is no run directory of ovrs; move it away or choose another output")
     if out.exists() and any(out.iterdir()) and not _is_store(out, run):
         raise StoreError(f"{out} was not made by ovrs and is not overwritten; remove it or choose another output")
 
 
 def _is_run(run: RunDir) -> bool:
-    return (
-        run.exists
-        or any(run.blocks.glob("[0-9]*.json"))
-        or {p.name for p in run.path.iterdir()} <= {"blocks", "lock.json"}
-    )
+    return run.exists or all(p.name in _RUN_FILES or p.name.startswith((".", "lock.")) for p in run.path.iterdir())
 
 
 def _is_store(out: Path, run: RunDir) -> bool:

@@ -9,15 +9,15 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from ovrs import job, pipeline, store, verify
+from ovrs import adaptation, job, pipeline, store, verify
 from ovrs.errors import StoreError
 from ovrs.rundir import Lock, RunDir, write_sealed
-from ovrs.verify import Problem
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ovrs.pipeline import Progress
+    from ovrs.verify import Problem
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,12 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
     _restore_description(out)
     found: tuple[Problem, ...] = ()
     wanted: dict[str, list[Any]] = {}
+    learned = _forget_damaged_state(out)
     this = job.resume(out)
+    if learned and adaptation.digest_of(RunDir(out).path / adaptation.STATE_FILE) != learned:
+        raise StoreError(
+            f"{out}: what was learned from the scene cannot be learned again alike; begin anew with --overwrite"
+        )
     if out.exists():
         found = verify.check(out).problems
         if not found:
@@ -119,6 +124,22 @@ def _restore_description(out: Path) -> None:
             raise
         run.begin({k: v for k, v in facts.items() if k not in RESULTS})
         log.warning("%s was lost or damaged and is restored from the finished map", run.path / "run.json")
+
+
+def _forget_damaged_state(out: Path) -> str:
+    """Put a lost or damaged adaptation to the scene aside, to be learned again; its digest, else nothing."""
+    facts = verify.read_manifest(RunDir(out)).get("facts") or _facts(out)
+    learned, file = facts.get("scene_adaptation"), RunDir(out).path / adaptation.STATE_FILE
+    if not learned:
+        return ""
+    try:
+        if adaptation.digest_of(file) == learned["learned"]:
+            return ""
+    except StoreError as error:
+        log.warning("%s; it is learned again", error)
+    if file.exists():
+        file.rename(file.with_name(f".{file.name}.damaged"))
+    return str(learned["learned"])
 
 
 def _facts(out: Path) -> dict[str, Any]:

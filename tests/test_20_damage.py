@@ -10,7 +10,7 @@ import rasterio
 import zarr
 from rasterio.transform import from_origin
 
-from ovrs import job, pipeline, repair, store, verify, vocabulary
+from ovrs import adaptation, job, pipeline, repair, store, verify, vocabulary
 from ovrs.__main__ import main
 from ovrs.errors import OptionError, StoreError, StoreLockedError
 from ovrs.options import build
@@ -236,6 +236,22 @@ def test_a_damaged_marker_counts_as_not_done(work, content, caplog):
     assert "marker of block 00000_00000 is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no zip", b"\x93NUMPY\x01\x00", None])
+def test_a_damaged_adaptation_file_is_one_line(tmp_path, content):
+    file = tmp_path / "adaptation.npz"
+    np.savez(file, tiles=np.array(3), events=np.array(["a"]), shift=np.arange(500.0))
+    assert adaptation.facts_of(file)["tiles"] == 3
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(bytes(whole) if content is None else content)
+    for read in (adaptation.digest_of, adaptation.facts_of):
+        with pytest.raises(StoreError, match="adaptation.npz is damaged"):
+            read(file)
+    np.savez(file, shift=np.arange(5.0))
+    with pytest.raises(StoreError, match="no tiles or events"):
+        adaptation.facts_of(file)
+
+
 def damages(rng):
     """Ways to damage a file, by name."""
     yield "truncated", lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2])
@@ -322,8 +338,8 @@ def test_overwrite_never_removes_the_scene(work):
 def test_overwrite_removes_only_what_ovrs_made(made, tmp_path):
     words = vocabulary.from_names(["a", "b"])
 
-    def again(out):
-        return pipeline.map_scene(made / "s.tif", words, out, options(pyramid=False), overwrite=True)
+    def again(out, overwrite=True):
+        return pipeline.map_scene(made / "s.tif", words, out, options(pyramid=False), overwrite=overwrite)
 
     zarr.create_group(tmp_path / "zarr.zarr").attrs["mine"] = 1
     (tmp_path / "folder.zarr").mkdir()
@@ -332,10 +348,12 @@ def test_overwrite_removes_only_what_ovrs_made(made, tmp_path):
     (tmp_path / "link.zarr").symlink_to(tmp_path / "folder.zarr")
     (tmp_path / "strange.run").mkdir()
     (tmp_path / "strange.run/mine.txt").write_text("keep")
+    (tmp_path / "loose.zarr").symlink_to(tmp_path / "nowhere")
     before = files(tmp_path)
-    for name in ("zarr", "folder", "file", "link", "strange"):
-        with pytest.raises(StoreError, match="remove it|move it away"):
-            again(tmp_path / f"{name}.zarr")
+    for name in ("zarr", "folder", "file", "link", "strange", "loose"):
+        for overwrite in (True, False):
+            with pytest.raises(StoreError, match=r"remove it|move it away"):
+                again(tmp_path / f"{name}.zarr", overwrite=overwrite)
     assert files(tmp_path) == before
     (tmp_path / "new.zarr").mkdir()
     again(tmp_path / "new.zarr")
