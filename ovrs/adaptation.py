@@ -67,7 +67,7 @@ def read(file: Path) -> dict[str, NDArray[Any]]:
     if not file.is_file():
         raise StoreError(f"{file} is missing: what this run learned from its scene; begin anew with --overwrite")
     try:
-        with np.load(file, allow_pickle=False) as state:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as state:
             return {name: state[name] for name in state.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
         raise StoreError(

@@ -245,7 +245,7 @@ def test_a_damaged_adaptation_file_is_one_line(tmp_path, content):
     whole[len(whole) // 2] ^= 1
     file.write_bytes(bytes(whole) if content is None else content)
     for read in (adaptation.digest_of, adaptation.facts_of):
-        with pytest.raises(StoreError, match="adaptation.npz is damaged"):
+        with pytest.raises(StoreError, match=r"adaptation\.npz is damaged"):
             read(file)
     np.savez(file, shift=np.arange(5.0))
     with pytest.raises(StoreError, match="no tiles or events"):
