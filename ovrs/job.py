@@ -356,7 +356,8 @@ def _require_whole(job: Job) -> None:
             job.run_dir.forget(name)
         names = [name for name, _ in damaged]
         raise DamagedBlocksError(
-            f"{len(names)} finished blocks of {job.out} no longer hold what was written ({', '.join(names[:5])} …); "
+            f"{len(names)} finished blocks of {job.out} no longer hold what was written "
+            f"({', '.join(names[:5])}{', …' if len(names) > 5 else ''}); "
             f"`ovrs resume {job.out}` computes them again",
             names,
         )

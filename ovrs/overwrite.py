@@ -64,6 +64,9 @@ def require_ours(out: Path) -> None:
             raise StoreError(f"{path} is {kind}, not a folder that ovrs made; remove it or choose another output")
     if run.path.exists() and not _is_run(run):
         raise StoreError(f"{run.path} is no run directory of ovrs; move it away or choose another output")
+    partial = store.partial_path(out)
+    if partial.exists() and not (run.exists or any((partial / name).exists() for name in store.ROOT_FILES)):
+        raise StoreError(f"{partial} was not made by ovrs; move it away or choose another output")
     if out.exists() and any(out.iterdir()) and not _is_store(out, run):
         raise StoreError(f"{out} was not made by ovrs and is not overwritten; remove it or choose another output")
 

@@ -214,6 +214,16 @@ def test_resume_after_damage_gives_the_pixels_of_an_undamaged_run(work, made):
     }
 
 
+@pytest.mark.parametrize("form", [3, 2])
+def test_two_runs_give_the_same_bytes_but_for_times(work, made, form):
+    out = work(f"begun{form}")
+    pipeline.resume(out)
+    timed = {"zarr.json"} if form == 3 else {".zattrs", ".zmetadata"}
+    one, other = files(out), files(made / f"done{form}/o.zarr")
+    assert one.keys() == other.keys()
+    assert {name for name in one if one[name] != other[name]} <= timed
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -326,6 +336,30 @@ def test_a_lock_from_the_future_is_watched(tmp_path, monkeypatch):
         pass
 
 
+def test_a_damaged_map_is_shown_without_tracebacks_and_not_published(work, capsys):
+    import threading
+    import urllib.error
+    import urllib.request
+
+    from ovrs import publish
+    from ovrs.view.server import open_viewer
+
+    out = work("done3")
+    (out / "label/c/0/0").write_bytes(b"\x1f\x8b")
+    with open_viewer(out, None, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        with pytest.raises(urllib.error.HTTPError, match="500") as caught:
+            urllib.request.urlopen(f"{server.url}pixel/3/3")
+        caught.value.close()
+        server.shutdown()
+        thread.join()
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(StoreError, match=r"label/c/0/0: differs.*not published|not published.*label/c/0/0: differs"):
+        publish.publish(out, (out.parent / "there.zarr").as_uri())
+    assert not (out.parent / "there.zarr").exists()
+
+
 def test_overwrite_never_removes_the_scene(work):
     out = work("done3")
     words, whole = vocabulary.from_names(["a", "b"]), files(out)
@@ -348,9 +382,11 @@ def test_overwrite_removes_only_what_ovrs_made(made, tmp_path):
     (tmp_path / "link.zarr").symlink_to(tmp_path / "folder.zarr")
     (tmp_path / "strange.run").mkdir()
     (tmp_path / "strange.run/mine.txt").write_text("keep")
+    (tmp_path / "part.zarr.partial").mkdir()
+    (tmp_path / "part.zarr.partial/mine.txt").write_text("keep")
     (tmp_path / "loose.zarr").symlink_to(tmp_path / "nowhere")
     before = files(tmp_path)
-    for name in ("zarr", "folder", "file", "link", "strange", "loose"):
+    for name in ("zarr", "folder", "file", "link", "strange", "loose", "part"):
         for overwrite in (True, False):
             with pytest.raises(StoreError, match=r"remove it|move it away"):
                 again(tmp_path / f"{name}.zarr", overwrite=overwrite)
