@@ -82,7 +82,7 @@ class RunDir:
         file = self.path / "run.json"
         if not self.exists:
             raise StoreError(f"no run at {self.path}: nothing was begun for {self.store}, or {file.name} is lost")
-        content, fault = read_sealed(file, must=False)
+        content, fault = read_sealed(file)
         fault = fault or _description_fault(content)
         if fault:
             way = f"`ovrs repair {self.store}` restores it" if self.store.exists() else "--overwrite begins anew"
@@ -170,12 +170,8 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     write_json(path, {**plain, "check": _check(plain)})
 
 
-def read_sealed(path: Path, *, must: bool = True) -> tuple[dict[str, Any], str]:
+def read_sealed(path: Path) -> tuple[dict[str, Any], str]:
     """Read what `write_sealed` wrote.
-
-    Args:
-        path: The file.
-        must: Take a file without a checksum for damaged.
 
     Returns:
         The content without its checksum, and what is wrong with the file; the latter is empty when nothing is.
@@ -186,8 +182,7 @@ def read_sealed(path: Path, *, must: bool = True) -> tuple[dict[str, Any], str]:
         return {}, f"{type(error).__name__}: {error}"
     if not isinstance(content, dict):
         return {}, "no JSON object"
-    found = content.pop("check", None)
-    if found != _check(content) and (must or found is not None):
+    if content.pop("check", None) != _check(content):
         return {}, "its content does not match its checksum"
     return content, ""
 
