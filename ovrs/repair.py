@@ -135,8 +135,8 @@ def _forget_damaged_state(out: Path) -> str:
     try:
         if adaptation.digest_of(file) == learned["learned"]:
             return ""
-    except StoreError as error:
-        log.warning("%s; it is learned again", error)
+    except StoreError:
+        log.warning("%s is lost or damaged and learned again", file)
     if file.exists():
         file.rename(file.with_name(f".{file.name}.damaged"))
     return str(learned["learned"])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,6 +213,17 @@ def test_resume_after_damage_gives_the_pixels_of_an_undamaged_run(work, made):
     assert {k: v for k, v in files(out).items() if k != "zarr.json"} == {
         k: v for k, v in wanted.items() if k != "zarr.json"
     }
+
+
+def test_holes_that_were_allowed_are_no_damage(work):
+    out = work("begun3")
+    this = job.resume(out)
+    this = replace(
+        this, options=this.options.model_copy(update={"run": options(allow_holes=True, store_scores=True).run})
+    )
+    assert len(job.finish(this)["holes"]) == 2
+    assert verify.check(out).problems == ()
+    assert (np.asarray(store.array(store.open_complete(out), "label")[330:]) == 255).all()
 
 
 @pytest.mark.parametrize("form", [3, 2])
