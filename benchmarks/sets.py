@@ -6,8 +6,9 @@ The words were written before anything was measured on these sets. Images are no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,6 +35,12 @@ class LabelledSet:
     """Images are shown at this many times fewer pixels per side; labels stay at full size."""
     pixel_size: float | None = None
     """Metres per pixel of the images as they come, where known."""
+    ids: tuple[int, ...] = ()
+    """Mask values of the classes, where they are not 1, 2, 3 …; all others are ignored."""
+    only: str = ""
+    """Part of the names of the images that are taken."""
+    every: int = 1
+    """Take each n-th image: neighbours of a flight show the same ground."""
 
     def pairs(self, data: Path, *, held: bool = True, shrink: float = 1.0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(RGB `(h, w, 3)`, labels `(H, W)` with 255 ignored); with `held` false the other images.
@@ -41,7 +48,8 @@ class LabelledSet:
         `shrink`: times the set's own.
         """
         shrink *= self.shrink
-        for image in sorted((data / self.folder / "images").iterdir()):
+        images = [i for i in sorted((data / self.folder / "images").iterdir()) if self.only in i.name]
+        for image in images[:: self.every]:
             if image.name.startswith(self.held_out) == held:
                 mask = next((data / self.folder / "masks").glob(image.stem + ".*"))
                 labels, rgb = self.labels(mask), Image.open(image).convert("RGB")
@@ -55,6 +63,12 @@ class LabelledSet:
         return None if self.pixel_size is None else self.pixel_size * self.shrink
 
     def labels(self, mask: Path) -> np.ndarray:
+        if self.ids:
+            raw = np.asarray(Image.open(mask))
+            out = np.full(raw.shape, IGNORE, np.uint8)
+            for index, value in enumerate(self.ids):
+                out[raw == value] = index
+            return out
         if not self.colours:
             raw = np.asarray(Image.open(mask)).astype(np.int64) - 1
             return np.where((raw < 0) | (raw >= len(self.words.classes)), IGNORE, raw).astype(np.uint8)
@@ -160,8 +174,44 @@ VAIHINGEN = LabelledSet(
     folder="benchmarks_mini/vaihingen", words=vocabulary.load("vaihingen"), shrink=2.0, pixel_size=0.09
 )
 
+
+def _plain(folder: str, names: str, pixel_size: float, **more: Any) -> LabelledSet:
+    """A set asked for by plain names alone."""
+    words = Vocabulary(name=folder, classes=tuple(ClassEntry(name=n) for n in names.split(", ")))
+    return LabelledSet(folder=f"more/{folder}", words=words, pixel_size=pixel_size, **more)
+
+
+HAND = _plain(
+    "hand_industry_parking",
+    "building, road, parking lot, railway, trees, grass, bare soil, construction site, sports field, water",
+    0.35,
+    ids=tuple(range(1, 11)),
+)
+KAMPALA = _plain("kampala_buildings", "building, trees, grass, bare soil, road", 0.149, ids=(1, 3, 4, 5, 6), only="z20")
+FIELDS = _plain(
+    "rural_fields_ch",
+    "cropland, bare field, gravel, road, trees, vehicle, grass, house",
+    0.3,
+    ids=tuple(range(1, 9)),
+    every=2,
+)
+NAIP = _plain("naip_rural_us", "building, road, bare land, forest, grass and crops", 0.3, ids=(1, 2, 3, 4))
+
 SETS = {"czortho": CZORTHO, "dubai": DUBAI, "loveda": LOVEDA, "potsdam": POTSDAM, "vaihingen": VAIHINGEN}
 """The last three hold one to three images each, of regions and sensors never trained on: a look, no score."""
+
+
+UNSEEN = {
+    "Los Angeles, Boston, Las Vegas": HAND,
+    "Kampala": KAMPALA,
+    "Swiss fields": FIELDS,
+    "Ohio": NAIP,
+    "Dubai, tiles 1 and 2": DUBAI,
+    "Czech T8": CZORTHO,
+    "Czech T8 at 0.3 m": replace(CZORTHO, shrink=2.4),
+    "LoveDA, three images": LOVEDA,
+}
+"""Images that no bundled model was trained on; the first four, and LoveDA, of places and sensors never trained on."""
 
 
 def renamed(words: Vocabulary, names: tuple[str, ...]) -> Vocabulary:

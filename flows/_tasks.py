@@ -39,7 +39,15 @@ log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 300.0
 """How long nothing is reported after the Prefect server did not answer: each attempt takes Prefect's client a minute."""
-HEALABLE = ("SceneReadError", "OSError", "ConnectionError", "TimeoutError", "KilledWorker", "OutOfMemoryError")
+HEALABLE = (
+    "SceneReadError",
+    "OSError",
+    "OutputError",
+    "ConnectionError",
+    "TimeoutError",
+    "KilledWorker",
+    "OutOfMemoryError",
+)
 """Failures that another attempt can cure; anything else fails at once."""
 
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs import cli_bench, cli_catalog, cli_products, cli_sam3, cli_words
-from ovrs.errors import OptionError, OvrsError
+from ovrs import cli_bench, cli_catalog, cli_products, cli_sam3, cli_words, edge
+from ovrs.errors import EXIT_CODES, OptionError
 
 if TYPE_CHECKING:
     from ovrs.vocabulary import Vocabulary
 
-app = typer.Typer(
+app = edge.App(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 app.add_typer(cli_products.app)
 app.add_typer(cli_words.app)  # without a name: their commands stand beside ours
@@ -32,10 +33,12 @@ Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=
 
 
 @app.callback()
-def _global(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False) -> None:
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    if not debug:
-        logging.getLogger("distributed").setLevel(logging.ERROR)
+def _global(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="OVRS_DEBUG", help="Show tracebacks and debug logs.")
+    ] = False,
+) -> None:
+    edge.set_up_logging(debug=debug)
 
 
 @app.command("map")
@@ -299,6 +302,8 @@ def _numbers(
         raise OptionError(f"{option} takes numbers separated by commas, got {text!r}") from error
     if count is not None and len(values) != count:
         raise OptionError(f"{option} takes {count} numbers, got {len(values)}: {text!r}")
+    if not all(math.isfinite(value) for value in values):
+        raise OptionError(f"{option} takes finite numbers, got {text!r}")
     return values
 
 
@@ -315,14 +320,8 @@ def _progress() -> Any:
 
 
 def main() -> None:
-    """Entry point: errors of ours become one message and their exit code."""
-    try:
-        app(standalone_mode=True)
-    except OvrsError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
+    """Entry point: every error becomes one message and its exit code (`ovrs.errors.EXIT_CODES`)."""
+    sys.exit(edge.run(app))
 
 
 if __name__ == "__main__":

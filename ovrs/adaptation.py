@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ovrs import files
 from ovrs.errors import StoreError
 
 if TYPE_CHECKING:
@@ -34,17 +35,32 @@ _SEED = 0
 
 def sample_tiles(scene: SceneSource, plan: Plan, count: int) -> Iterator[TileSample]:
     """Up to `count` tiles with valid pixels, spread over the scene at random but always the same for a plan."""
-    rows, cols = plan.tile_shape
     found = 0
-    for index in np.random.default_rng(_SEED).permutation(rows * cols):
+    for row, col in spread(*plan.tile_shape, count):
         if found == count:
             return
-        tile = plan.tile(*divmod(int(index), cols))
+        tile = plan.tile(row, col)
         pixels = scene.read(tile.window)
         if pixels.valid.any():
             found += 1
             crops = tuple(c.relative_to(tile.window) for c in tile.crops)
             yield np.ascontiguousarray(pixels.rgb), np.ascontiguousarray(pixels.valid), crops
+
+
+def spread(rows: int, cols: int, count: int) -> list[tuple[int, int]]:
+    """All tiles of a grid, in an order whose first `count` are spread evenly: one at random from each cell of a coarse grid.
+
+    The rest follow at random, to stand in for tiles without valid pixels.
+    """
+    random = np.random.default_rng(_SEED)
+    order = [divmod(int(index), cols) for index in random.permutation(rows * cols)]
+    down = min(rows, max(1, round((count * rows / cols) ** 0.5)))
+    across = min(cols, max(1, count // down))
+    cells: dict[tuple[int, int], tuple[int, int]] = {}
+    for row, col in order:
+        cells.setdefault((row * down // rows, col * across // cols), (row, col))
+    first = set(cells.values())
+    return [*cells.values(), *(tile for tile in order if tile not in first)]
 
 
 def learn(segmenter: SceneAdaptive, scene: SceneSource, plan: Plan, count: int, file: Path) -> None:
@@ -53,9 +69,8 @@ def learn(segmenter: SceneAdaptive, scene: SceneSource, plan: Plan, count: int, 
         return
     state = segmenter.adapt_scene(sample_tiles(scene, plan, count))
     log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
-    temporary = file.with_name(f".{file.name}.tmp.npz")
-    np.savez(temporary, allow_pickle=False, **state)
-    temporary.replace(file)
+    with files.atomic(file) as temporary:
+        np.savez(temporary, allow_pickle=False, **state)
 
 
 def read(file: Path) -> dict[str, NDArray[Any]]:
@@ -98,4 +113,6 @@ def facts_of(file: Path) -> dict[str, Any]:
     state = read(file)
     if not {"tiles", "events"} <= state.keys():
         raise StoreError(f"{file} is damaged (no tiles or events); begin anew with --overwrite")
-    return {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
+    facts = {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
+    numbers = ("bias", "weight", "entropy", "crops", "support")
+    return facts | {name: np.round(state[name], 4).tolist() for name in numbers if name in state}

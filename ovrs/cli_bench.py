@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ovrs.edge import App
 from ovrs.errors import OptionError
 
-app = typer.Typer(help="Accuracy on labelled sets, and the papers' tables.", no_args_is_help=True)
+app = App(help="Accuracy on labelled sets, and the papers' tables.", no_args_is_help=True)
 
 Results = Annotated[Path, typer.Argument(help="Folder of results.")]
 
@@ -29,7 +30,7 @@ def accuracy(
     severity: Annotated[str, typer.Option(help="1 to 5, separated by commas.")] = "5",
     images: Annotated[int | None, typer.Option(min=1, help="Only so many images of each set, evenly spread.")] = None,
     part: Annotated[int, typer.Option(min=64, help="Larger images are cut into parts of at most this side.")] = 1024,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes.")] = 1,
     panels: Annotated[int, typer.Option(min=0, help="Also draw so many images with label and maps.")] = 0,
     catalog: Annotated[Path, typer.Option(help="Names the data sets.")] = Path("data_catalog.yaml"),
 ) -> None:
@@ -46,7 +47,7 @@ def accuracy(
     if not rows:
         raise OptionError("name what to score: --method none,tmpa or --preset segearth/loveda")
     models = [known.models.get(m.strip()) or ModelOptions(model=m.strip()) for m in model.split(",")]
-    levels = [int(s) for s in severity.split(",")]
+    levels = _levels(severity)
     for name in dataset.split(","):
         entry = known.dataset(name.strip())
         words = None if entry.vocabulary is None else known.vocabulary(entry.vocabulary)
@@ -65,6 +66,16 @@ def accuracy(
             typer.echo(f"panels: {plots.panels(clean, out, panels)}")
     for path in report.write_report(out):
         typer.echo(f"written: {path}")
+
+
+def _levels(severity: str) -> list[int]:
+    try:
+        levels = [int(s) for s in severity.split(",")]
+    except ValueError:
+        levels = [0]
+    if not all(1 <= level <= 5 for level in levels):
+        raise OptionError(f"--severity takes numbers from 1 to 5 separated by commas, got {severity!r}")
+    return levels
 
 
 @app.command("report")

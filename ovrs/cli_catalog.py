@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Scenes, collections, models, data sets and outputs by name.", no_args_is_help=True)
+from ovrs.edge import App
+
+app = App(help="Scenes, collections, models, data sets and outputs by name.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Option("--catalog", help="The catalog.")]
 Place = Annotated[Path, typer.Argument(help="The catalog.")]

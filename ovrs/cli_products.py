@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from ovrs.edge import App
 from ovrs.errors import OptionError
 
-app = typer.Typer()
+app = App()
 
 Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
 
@@ -112,7 +113,7 @@ def report(
 def view(
     store: Store,
     before: Annotated[Path | None, typer.Option(help="A second map of the same scene, to compare with.")] = None,
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8642,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8642,
     host: Annotated[
         str, typer.Option(help="Other machines see the page only when this is not loopback.")
     ] = "127.0.0.1",

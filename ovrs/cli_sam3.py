@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ovrs import files
+from ovrs.edge import App
 from ovrs.errors import OptionError
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from ovrs.model.sam3.segmenter import CocoSegmenter
 
-app = typer.Typer(help="SAM 3: weights, prior spaces.", no_args_is_help=True)
+app = App(help="SAM 3: weights, prior spaces.", no_args_is_help=True)
 
 Images = Annotated[
     list[str], typer.Argument(help="Rasters of the target area, 16 to 64 crops in all; labels are not read.")
@@ -56,7 +58,7 @@ def probe(
         prior_space(s.strip(), segmenter.backend, segmenter.options, room.load(vocabulary)) for s in spaces.split(",")
     ]
     verdict = probing.probe(segmenter, wanted, _crops(images, segmenter.geometry.crop, crops))
-    out.write_text(json.dumps(verdict, indent=1) + "\n", "utf-8")
+    files.write_text(out, json.dumps(verdict, indent=1) + "\n")
     for report in verdict["spaces"]:
         typer.echo(
             f"{report['space']:10} AUC {report['auc']:.3f}  {report['pairs']} pairs  collapse {report['collapse']:.0%}  "
@@ -82,7 +84,7 @@ def align(
 
     segmenter = _segmenter(model, vocabulary, device, settings)
     fitted = probing.align(segmenter, _crops(images, segmenter.geometry.crop, crops))
-    with out.open("wb") as target:
+    with files.atomic(out, keep_suffix=False) as temporary, temporary.open("wb") as target:
         np.savez(target, allow_pickle=False, **fitted)
     typer.echo(f"fitted on {int(fitted['pairs'])} confident masks: {out}")
 

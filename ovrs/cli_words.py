@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ovrs import files
+from ovrs.edge import App
 from ovrs.errors import OptionError
 
 if TYPE_CHECKING:
     from ovrs.vocabulary import Vocabulary
 
-app = typer.Typer()
-vocabularies = typer.Typer(help="Classes and their prompts.", no_args_is_help=True)
+app = App()
+vocabularies = App(help="Classes and their prompts.", no_args_is_help=True)
 app.add_typer(vocabularies, name="vocabulary")
 
 
@@ -72,10 +74,10 @@ def prompts(
         )
     except PromptError as error:
         if error.partial is not None:
-            out.write_text(room.dump(error.partial), "utf-8")
+            files.write_text(out, room.dump(error.partial))
             typer.echo(f"{out} holds what was good; the same command asks for the rest", err=True)
         raise
-    out.write_text(room.dump(done), "utf-8")
+    files.write_text(out, room.dump(done))
     typer.echo(f"prompts: {out}")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rasterio.errors import RasterioError
 
-from ovrs import pipeline, store, vocabulary
+from ovrs import files, pipeline, store, vocabulary
+from ovrs.errors import OutputError, told
 from ovrs.evaluate import Confusion
 from ovrs.options import MapOptions
 from ovrs.synth import World, write_scene
@@ -22,10 +24,15 @@ WORLD = World(seed=11, gsd=0.5)
 
 def write_demo_scene(directory: Path) -> tuple[Path, Path]:
     """Render the demo scene and its exact labels; returns both paths."""
-    directory.mkdir(parents=True, exist_ok=True)
     scene, labels = directory / "scene.tif", directory / "labels.tif"
     if not (scene.exists() and labels.exists()):
-        write_scene(scene, height=SIZE, width=SIZE, world=WORLD, labels_path=labels)
+        with files.atomic(scene) as rgb, files.atomic(labels) as truth:
+            try:
+                write_scene(rgb, height=SIZE, width=SIZE, world=WORLD, labels_path=truth)
+            except RasterioError as error:
+                raise OutputError(
+                    f"cannot write {scene}: {told(error)}; free space, then give the same command again"
+                ) from error
     return scene, labels
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
-import uuid
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,17 +20,18 @@ import numpy as np
 import zarr
 from pydantic import ValidationError
 
-from ovrs import adaptation, allocator, pyramid, segmenters, store, verify
+from ovrs import adaptation, allocator, files, pyramid, segmenters, store, verify
 from ovrs import overwrite as clearing
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
-from ovrs.errors import DamagedBlocksError, IncompleteRunError, OptionError, StoreError
+from ovrs.errors import IncompleteRunError, OptionError, StoreError, told
 from ovrs.grid import pixel_size_m, row_areas_m2
+from ovrs.limits import check_blocks
 from ovrs.opening import open_scene
 from ovrs.options import MapOptions
-from ovrs.provenance import canonical, require_same
-from ovrs.record import describe, summarise
+from ovrs.provenance import require_same
+from ovrs.record import describe, settled, summarise
 from ovrs.rundir import BlockRecord, Lock, RunDir
 from ovrs.segmenters import SegmenterSpec
 from ovrs.tiling import Plan
@@ -115,8 +116,10 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         The job and the content of its `run.json`.
     """
     if out.suffix != ".zarr":
-        raise StoreError(f"the output must be named *.zarr, got {out.name}")
-    if Path(uri).exists():
+        raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
+    out = out.absolute()  # workers may stand in another folder
+    files.require_possible(out)
+    if files.exists(uri):
         uri = Path(uri).resolve()  # so that `ovrs resume` works from any directory
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(pixel_size_m(scene.geobox))
@@ -128,6 +131,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         geometry=segmenter.geometry,
         block_pitches=options.run.block_pitches,
     )
+    check_blocks(plan)
     job = Job(scene, spec, plan, _rule(options, vocabulary), out, options)
     return job, describe(job, uri, segmenter.describe())
 
@@ -143,7 +147,8 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
         allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     clearing.require_apart(uri, out)
     job, description = build_job(uri, vocabulary, out, options)
-    run, partial = job.run_dir, store.partial_path(out)
+    run, out = job.run_dir, job.out
+    partial = store.partial_path(out)
     if overwrite and clearing.found(out):
         clearing.require_ours(out)
         with Lock(run):  # refuses while another process writes there
@@ -158,12 +163,13 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
         )
     if not (run.exists and (out.exists() or partial.exists())):
         clearing.require_ours(out)
-        with Lock(run):
+        with files.folder_kept_on_success(run.path), Lock(run):
             _begin(job, description)
     elif not out.exists():
         with Lock(run):
             put_back_schema(job)
-    return _adapted_to_scene(job) if options.method.adaptation == "scene" else job
+    adapts = options.method.scene_level and options.model.family != "trivial"  # which has nothing to adapt
+    return _adapted_to_scene(job) if adapts else job
 
 
 def _adapted_to_scene(job: Job) -> Job:
@@ -182,14 +188,17 @@ def _adapted_to_scene(job: Job) -> Job:
 def _begin(job: Job, description: dict[str, Any]) -> None:
     """Create store and run directory; `run.json` comes last, so a beginning that is cut off is begun anew."""
     partial = store.partial_path(job.out)
-    for leftover in (partial, job.run_dir.blocks, *partial.parent.glob(f".{partial.name}.*")):
+    for leftover in (partial, job.run_dir.blocks):
         shutil.rmtree(leftover, ignore_errors=True)
     for name in (adaptation.STATE_FILE, verify.MANIFEST):
         (job.run_dir.path / name).unlink(missing_ok=True)
-    temporary = partial.with_name(f".{partial.name}.{uuid.uuid4().hex[:8]}")
-    store.create(temporary, job.scene.geobox, **job.schema)
-    temporary.rename(partial)
-    job.run_dir.begin(description)
+    with files.atomic_folder(partial) as temporary:
+        store.create(temporary, job.scene.geobox, **job.schema)
+    try:
+        job.run_dir.begin(description)
+    except BaseException:
+        discard(job.out)
+        raise
 
 
 def put_back_schema(job: Job) -> None:
@@ -240,20 +249,29 @@ def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
     with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
         coming: deque[Future[Pixels]] = deque()
         leaving: deque[Future[BlockRecord]] = deque()
-        for index, name in enumerate(names):
-            for ahead in names[index + len(coming) : index + 2]:
-                coming.append(reader.submit(job.scene.read, job.block(ahead).read))
-            pixels, started = coming.popleft(), time.perf_counter()
-            leaving.append(writer.submit(_commit, job, name, _computed(job, name, overhang, pixels.result), started))
-            if len(leaving) > 1:  # at most one block waits to be written
-                yield leaving.popleft().result()
-        yield from (record.result() for record in leaving)
+        try:
+            for index, name in enumerate(names):
+                for ahead in names[index + len(coming) : index + 2]:
+                    coming.append(reader.submit(job.scene.read, job.block(ahead).read))
+                pixels, started = coming.popleft(), time.perf_counter()
+                result = _computed(job, name, overhang, pixels.result)
+                leaving.append(writer.submit(_commit, job, name, result, started))
+                if len(leaving) > 1:  # at most one block waits to be written
+                    yield leaving.popleft().result()
+            yield from (record.result() for record in leaving)
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
 
 
-def run_in_turn(job: Job, names: list[str]) -> list[BlockRecord]:
-    """`run_blocks` without its two helpers, for one of several threads: half the blocks in memory."""
+def run_in_turn(job: Job, stop: threading.Event, names: list[str]) -> list[BlockRecord]:
+    """`run_blocks` without its two helpers, for one of several threads: half the blocks in memory.
+
+    Ends before the next block once `stop` is set.
+    """
     overhang, records = Overhang(), []
     for name in names:
+        if stop.is_set():
+            break
         started = time.perf_counter()
         records.append(_commit(job, name, _computed(job, name, overhang), started))
     return records
@@ -286,7 +304,7 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
         store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
         record = _record(job, block, result)
     except Exception as error:
-        record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {error}")
+        record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {told(error)}")
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
@@ -325,18 +343,21 @@ def finish(job: Job) -> dict[str, Any]:
         return store.facts(store.open_complete(job.out))
     partial, run = store.partial_path(job.out), job.run_dir
     put_back_schema(job)
-    _require_whole(job)
+    verify.require_whole(job.out, run, job.plan)
     records, holes = run.records(), job.missing()
     if holes and not job.options.run.allow_holes:
         raise IncompleteRunError(_hole_message(job, holes, records))
     for name in holes:
         log.warning("block %s stays no data: %s", name, records[name].reason if name in records else "never computed")
     vocabulary = job.spec.vocabulary
+    for name in holes:  # a block that failed while it was written may have some of its arrays
+        store.clear_block(partial, job.block(name).core)
+    store.sweep(partial)
     if job.options.run.pyramid:
         pyramid.build(
             partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk
         )
-    attributes = _settled(summarise(job, records, holes), verify.read_manifest(run).get("facts", {}))
+    attributes = settled(summarise(job, records, holes), verify.read_manifest(run).get("facts", {}))
     group = zarr.open_group(partial, mode="r+", use_consolidated=False)
     group.attrs["ovrs"] = attributes
     if job.options.run.zarr_format == 2:
@@ -344,30 +365,6 @@ def finish(job: Job) -> dict[str, Any]:
     verify.write_manifest(run, partial, attributes)
     partial.rename(job.out)
     return attributes
-
-
-def _require_whole(job: Job) -> None:
-    """Refuse to finish with blocks that no longer hold what was written; their markers are removed."""
-    records = {name: r for name, r in job.run_dir.records().items() if r.finished}
-    damaged = list(verify.damaged_blocks(store.partial_path(job.out), job.plan, records))
-    if damaged:
-        for name, problem in damaged:
-            log.warning("block %s is computed again: %s", name, problem)
-            job.run_dir.forget(name)
-        names = [name for name, _ in damaged]
-        raise DamagedBlocksError(
-            f"{len(names)} finished blocks of {job.out} no longer hold what was written "
-            f"({', '.join(names[:5])}{', …' if len(names) > 5 else ''}); "
-            f"`ovrs resume {job.out}` computes them again",
-            names,
-        )
-
-
-def _settled(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a map. Those of an earlier finish stay, with their times, where nothing but times would change."""
-    clock = ("finished", "seconds")
-    same = canonical({**now, **dict.fromkeys(clock)}) == canonical({**before, **dict.fromkeys(clock)})
-    return before if same else now
 
 
 def _hole_message(job: Job, holes: list[str], records: dict[str, BlockRecord]) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovrs.errors import StoreError
+from ovrs.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,9 +133,7 @@ class Ledger:
     def _write(self, image: Image, status: str, **facts: Any) -> None:
         content, file = self._content(image, status, **facts), self._file(image)
         if self.local:
-            temporary = Path(f"{file}.{uuid.uuid4().hex[:8]}.tmp")
-            temporary.write_bytes(content)
-            temporary.replace(file)
+            write_text(file, content.decode(), sweep=False)
         else:
             self.files.pipe_file(file, content)
 

@@ -15,8 +15,9 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from ovrs.errors import OptionError, SceneReadError
+from ovrs.errors import OptionError, SceneReadError, told
 from ovrs.grid import crop_to_bounds, pixel_size_m, regrid
+from ovrs.limits import check_claims
 from ovrs.radiometry import measure_stretch
 from ovrs.scene import GDAL_SETTINGS, RasterScene, decimated_shape, ground_points_vrt, read_valid
 
@@ -91,8 +92,9 @@ def _opened(uri: str | Path) -> Iterator[Any]:
             )  # we report it ourselves, as an error with a way out
             source = rasterio.open(uri)
     except RasterioError as error:
-        raise SceneReadError(f"cannot open {uri} as a raster: {error}") from error
+        raise SceneReadError(f"cannot open {uri} as a raster: {told(error)}") from error
     with source:
+        check_claims(source)
         if source.count == 0:
             raise SceneReadError(
                 f"{uri} opens without bands; name one of its sub-datasets: {', '.join(source.subdatasets) or 'none found'}"

@@ -51,7 +51,7 @@ class ModelOptions(_Options):
     SAM 3's weights, or `sam3-tiny`."""
     pretrained: str | None = None
     """open_clip's pretrained tag, for a model named by open_clip's name."""
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d{1,3})?)$")
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the vision tower; everything after it is float32."""
@@ -160,10 +160,14 @@ class MethodOptions(_Options):
 
     method: str = "tmpa"
     """One of `ovrs methods`."""
-    adaptation: Literal["tile", "scene"] = "tile"
-    """TMPA: calibrate the text for each tile, or once for the scene from a sample of its tiles."""
+    adaptation: Literal["tile", "scene"] | None = None
+    """TMPA: calibrate the text for each tile, as in the paper, or once for the scene from a sample of its tiles. Default: scene
+    for `tmpa`, tile for the others."""
     scene_tiles: int = Field(default=32, ge=1, le=4096)
     """TMPA with `adaptation` scene: tiles in that sample."""
+    bias: Literal["entropy", "learned"] | None = None
+    """TMPA: how far the text moves. `entropy`: by how unsure the text is of the scene, nothing is learned; `learned`: the
+    paper's α, by descent. Default: entropy for `adaptation` scene, learned for tile and where options of the descent are given."""
     dense: str | None = None
     """Variant of the last block. Default: *model* (`segearth`)."""
     proxy_model: str = "vit_base_patch8_224.dino"
@@ -188,8 +192,9 @@ class MethodOptions(_Options):
     """`aggregate` mixed: share of the maximum, the rest is the mean."""
     balance: bool = False
     """Take the logarithm of a class's number of queries off its logits."""
-    prompts: Literal["all", "names", "synonyms"] = "all"
-    """What of the vocabulary is asked for: names, names and synonyms, or all with the descriptions."""
+    prompts: Literal["all", "names", "synonyms"] | None = None
+    """What of the vocabulary is asked for: names, names and synonyms, or all with the descriptions. Default: *model* (all; the
+    bundled model asks for names)."""
     bare: bool | None = None
     """Ask for the bare words, without CLIP's 80 templates (not for methods with templates of their own). Default: *model* (no)."""
     split_names: bool | None = None
@@ -242,6 +247,11 @@ class MethodOptions(_Options):
     sam3: Sam3Options = Sam3Options()
     """SAM 3's methods only."""
 
+    @property
+    def scene_level(self) -> bool:
+        """Whether something is learned from the scene as a whole before the first tile."""
+        return (self.adaptation or ("scene" if self.method == "tmpa" else "tile")) == "scene"
+
     @field_validator("proxy_weights", "upsampler_weights")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -257,7 +267,7 @@ class RunOptions(_Options):
     store_scores: bool = False
     """Also keep every class's score, quantised to uint8."""
     executor: Literal["serial", "threads", "dask"] = "serial"
-    workers: int = Field(default=2, ge=1)
+    workers: int = Field(default=2, ge=1, le=1024)
     scheduler: str | None = None
     """Address of a standing Dask scheduler, `tcp://host:8786`."""
     resources: dict[str, float] = {}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import threading
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs import execute, job, publish
-from ovrs.errors import DamagedBlocksError
+from ovrs import execute, files, job, publish
+from ovrs.errors import DamagedBlocksError, OutputError
 from ovrs.provenance import require_same
-from ovrs.rundir import Lock
+from ovrs.rundir import Lock, RunDir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from ovrs.job import Job
     from ovrs.options import MapOptions
@@ -55,7 +58,34 @@ def map_scene(
     Raises:
         OvrsError: Any of its leaves; the message says what to do. Blocks that are already done are kept.
     """
-    return run(job.prepare(uri, vocabulary, out, options, overwrite=overwrite), progress=progress)
+    if options.run.executor == "dask" and options.run.scheduler is not None:
+        execute.reach(options.run.scheduler)
+    with _told_what_is_kept(out):
+        return run(job.prepare(uri, vocabulary, out, options, overwrite=overwrite), progress=progress)
+
+
+@contextmanager
+def _told_what_is_kept(out: Path) -> Iterator[None]:
+    """Add to an interruption, or to a disk that refuses, what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(_going_on(out))
+        raise
+    except OutputError as error:
+        if not _is_begun(out):
+            raise
+        raise OutputError(f"{error}; {_going_on(out)}") from error
+
+
+def _is_begun(out: Path) -> bool:
+    return files.exists(RunDir(out).path / "run.json")
+
+
+def _going_on(out: Path) -> str:
+    if _is_begun(out):
+        return f"finished blocks are kept; `ovrs resume {shlex.quote(str(out))}` or the same command goes on"
+    return "nothing was begun; the same command begins again"
 
 
 def map_to(
@@ -97,7 +127,8 @@ def map_to(
 
 def resume(out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map_scene`)."""
-    return run(job.resume(out), progress=progress)
+    with _told_what_is_kept(out):
+        return run(job.resume(out), progress=progress)
 
 
 def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -106,11 +137,16 @@ def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
         log.info("%s is complete already", this.out)
         return job.finish(this)
     with Lock(this.run_dir):
+        for folder in (this.run_dir.path, this.run_dir.blocks):
+            files.sweep_folder(folder)
         compute(this, this.missing(), progress=progress)
-        try:
-            return job.finish(this)
-        except DamagedBlocksError as error:
-            compute(this, error.names, progress=progress)
+        with files.writing(this.out):
+            try:
+                return job.finish(this)
+            except DamagedBlocksError as error:
+                damaged = error.names
+        compute(this, damaged, progress=progress)
+        with files.writing(this.out):
             return job.finish(this)
 
 
@@ -119,16 +155,17 @@ def compute(this: Job, names: list[str], *, progress: Progress | None = None) ->
     total = this.plan.block_count
     done = total - len(names)
     records = []
-    for record in _records(this, names):
-        records.append(record)
-        done += record.finished
-        if progress is not None:
-            progress(record, done, total)
+    with closing(_records(this, names)) as found:
+        for record in found:
+            records.append(record)
+            done += record.finished
+            if progress is not None:
+                progress(record, done, total)
     return records
 
 
-def _records(this: Job, names: list[str]) -> Iterator[BlockRecord]:
-    """Block records as they come, from whichever executor."""
+def _records(this: Job, names: list[str]) -> Generator[BlockRecord]:
+    """Block records as they come, from whichever executor; closing it ends the work."""
     run = this.options.run
     if run.executor == "serial":
         yield from job.run_blocks(this, names)
@@ -136,18 +173,23 @@ def _records(this: Job, names: list[str]) -> Iterator[BlockRecord]:
     size = run.batch if run.scheduler else min(run.batch, max(1, len(names) // run.workers))  # nobody stays idle
     groups = [names[i : i + size] for i in range(0, len(names), size)]
     if run.executor == "threads":
-        for records in execute.run(run, partial(job.run_in_turn, this), groups):
-            yield from records
+        stop = threading.Event()
+        with closing(execute.run(run, partial(job.run_in_turn, this, stop), groups, stop=stop)) as found:
+            for records in found:
+                yield from records
         return
     killers = []
-    for records in execute.run(run, this, groups, warm=this.warm, lost=this.lost):
-        if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
-            killers += [r.name for r in records if not r.finished]  # one of them did it: each gets its own chance
-            records = [r for r in records if r.finished]
-        yield from records
-    if killers:
-        for records in execute.run(run, this, [[n] for n in killers], warm=this.warm, lost=this.lost):
+    with closing(execute.run(run, this, groups, warm=this.warm, lost=this.lost)) as found:
+        for records in found:
+            if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
+                killers += [r.name for r in records if not r.finished]  # one of them did it: each gets its own chance
+                records = [r for r in records if r.finished]
             yield from records
+    if killers:
+        alone = [[n] for n in killers]
+        with closing(execute.run(run, this, alone, warm=this.warm, lost=this.lost)) as found:
+            for records in found:
+                yield from records
 
 
 def batches(names: list[str], count: int) -> list[list[str]]:

@@ -14,10 +14,12 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from ovrs import files
 from ovrs.errors import PromptError
 
 if TYPE_CHECKING:
@@ -161,13 +163,15 @@ def _ask(client: Any, model: LanguageModel, messages: list[dict[str, str]], coun
             talk.append({"role": "user", "content": f"That was not usable: {fault}. Answer again, JSON only."})
             continue
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
             record = {"model": model.name, "messages": messages, "answer": answer.model_dump()}
-            temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(record, indent=1), "utf-8")
-            temporary.replace(kept)
+            content = json.dumps(record, indent=1).encode()
+            files.keep(kept, partial(_write, content))
         return answer
     raise PromptError(f"no usable answer in {ATTEMPTS} attempts ({fault})")
+
+
+def _write(content: bytes, temporary: Path) -> None:
+    temporary.write_bytes(content)
 
 
 def _parse(text: str, count: int) -> _Answer:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovrs import store, verify
-from ovrs.errors import OptionError, StoreError
+from ovrs.errors import OptionError, OutputError, OvrsError, StoreError, told
 from ovrs.provenance import canonical
 from ovrs.rundir import RunDir
 
@@ -73,9 +73,11 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
             _put(files, source / name, posixpath.join(root, name))
         arrived = _sizes(files, root)
         left = [n for n, size in plan.items() if arrived.get(n) != size]
-    except (OSError, PermissionError) as error:
-        raise StoreError(
-            f"{url} cannot be written: {error}; run the same command again, what was sent is kept"
+    except OvrsError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{url} cannot be written: {told(error)}; run the same command again, what was sent is kept"
         ) from error
     if left:
         raise StoreError(
@@ -130,6 +132,8 @@ def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
     try:
         files, root = fsspec.core.url_to_fs(url)
+    except OSError as error:
+        raise StoreError(f"{url} cannot be reached: {told(error)}") from error
     except (ImportError, ValueError) as error:
         raise OptionError(
             f'{url}: {error}. For s3:// install "ovrs[s3]", for others the fsspec package it names'

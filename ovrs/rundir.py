@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovrs import files
 from ovrs.errors import StoreError, StoreLockedError
 from ovrs.provenance import canonical
 
@@ -193,12 +194,7 @@ def _check(content: dict[str, Any]) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write atomically: readers see the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, default=str)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    files.write_text(path, json.dumps(content, indent=1, default=str), sweep=False)
 
 
 class Lock:
@@ -214,8 +210,9 @@ class Lock:
         self.run.folder(self.file.parent)
         if self.file.is_dir():
             raise StoreLockedError(f"{self.file} is a folder and no lock; remove it")
-        if not self._create():
-            self._take_over()
+        with files.writing(self.file):
+            if not self._create():
+                self._take_over()
         self._beat.start()
         return self
 
@@ -232,8 +229,12 @@ class Lock:
             handle = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w") as stream:
-            json.dump(self.owner, stream)
+        try:
+            with os.fdopen(handle, "w") as stream:
+                json.dump(self.owner, stream)
+        except OSError:  # an empty lock would stand for a live one
+            self.file.unlink(missing_ok=True)
+            raise
         return True
 
     def _take_over(self) -> None:

@@ -14,7 +14,7 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from ovrs.errors import SceneReadError
+from ovrs.errors import SceneReadError, told
 from ovrs.radiometry import Stretch, to_rgb
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class RasterScene:
             bands, valid = self._read_raw(window)
         except RasterioError as error:
             raise SceneReadError(
-                f"reading {window} of {self.uri} failed: {error}. Is the file complete and reachable?"
+                f"reading {window} of {self.uri} failed: {told(error)}. Is the file complete and reachable?"
             ) from error
         pixels = self.stretch.apply(bands) if self.stretch else bands.astype(np.uint8)
         if self.aoi is not None:

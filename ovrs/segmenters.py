@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ovrs import adaptation
@@ -41,12 +41,17 @@ class SegmenterSpec:
 
 
 def build(spec: SegmenterSpec) -> Segmenter:
-    """The process's segmenter for `spec`; loads the model on first use and keeps only the latest one."""
+    """The process's segmenter for `spec`; loads the model on first use and keeps only the latest one, with and without
+    what was learned from its scene."""
     with _lock:
-        key = spec.key
+        key, base = spec.key, replace(spec, state=None)
         if key not in _built:
-            _built.clear()
-            _built[key] = _make(spec)
+            for other in _built.keys() - {base.key}:
+                del _built[other]
+            if base.key not in _built:
+                _built[base.key] = _make(base)
+            if spec.state is not None:
+                _built[key] = _with_state(_built[base.key], spec)
         return _built[key]
 
 
@@ -69,8 +74,11 @@ def _make(spec: SegmenterSpec) -> Segmenter:
         from ovrs.model.build import build_clip_segmenter
 
         segmenter = build_clip_segmenter(spec.model, spec.method, spec.vocabulary)
-    if spec.state is None:
-        return segmenter
+    return segmenter
+
+
+def _with_state(segmenter: Segmenter, spec: SegmenterSpec) -> Segmenter:
+    assert spec.state is not None  # the caller has looked
     if not isinstance(segmenter, SceneAdaptive):
         raise OptionError(f"method {spec.method.method} does not adapt to a scene as a whole; use --adaptation tile")
     return segmenter.with_state(adaptation.read(spec.state))

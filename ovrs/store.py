@@ -235,6 +235,22 @@ def write_block(
         array(group, "score")[(slice(None), *region)] = score
 
 
+def clear_block(path: Path, window: Window) -> None:
+    """Make one block's core no data in every array; removes its chunks, so it works on a full disk too."""
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    region = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
+    for name in ("label", "confidence", "score"):
+        if name in group:
+            member = array(group, name)
+            member[(..., *region)] = member.fill_value
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers left in a store: zarr gives unfinished chunks the suffix `.partial`."""
+    for leftover in path.rglob("*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
 class Layer(zarr.Array[Any]):
     """An array whose damaged chunks are told in one line."""
 

@@ -7,6 +7,7 @@ manifest; its blocks are compared with the CRC-32 in their markers.
 from __future__ import annotations
 
 import hashlib
+import logging
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ovrs import adaptation, store
-from ovrs.errors import StoreError
+from ovrs.errors import DamagedBlocksError, StoreError
 from ovrs.rundir import RunDir, read_sealed, write_sealed
 from ovrs.tiling import Plan, TileGeometry
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from ovrs.rundir import BlockRecord
     from ovrs.tiling import Block
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FOREIGN = "foreign, not written by this run"
@@ -191,6 +194,26 @@ def damaged_blocks(path: Path, plan: Plan, records: dict[str, BlockRecord]) -> I
             continue
         if block_crc(*values) != record.crc:
             yield name, Problem(f"block {name}", "differs from what was written")
+
+
+def require_whole(out: Path, run: RunDir, plan: Plan) -> None:
+    """Refuse to finish with blocks that no longer hold what was written; their markers are removed.
+
+    Raises:
+        DamagedBlocksError: Names the blocks, which then count as not computed.
+    """
+    records = {name: r for name, r in run.records().items() if r.finished}
+    damaged = list(damaged_blocks(store.partial_path(out), plan, records))
+    for name, problem in damaged:
+        log.warning("block %s is computed again: %s", name, problem)
+        run.forget(name)
+    if damaged:
+        names = [name for name, _ in damaged]
+        raise DamagedBlocksError(
+            f"{len(names)} finished blocks of {out} no longer hold what was written "
+            f"({', '.join(names[:5])}{', …' if len(names) > 5 else ''}); `ovrs resume {out}` computes them again",
+            names,
+        )
 
 
 def _region(block: Block, layer: zarr.Array[Any]) -> tuple[slice, ...]:

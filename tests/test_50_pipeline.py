@@ -130,7 +130,7 @@ def test_foreign_output_is_not_overwritten_unasked(noise_scene, words, trivial, 
     with pytest.raises(StoreError, match="--overwrite"):
         pipeline.map_scene(noise_scene(100, 100), words, out, trivial())
     pipeline.map_scene(noise_scene(100, 100), words, out, trivial(), overwrite=True)
-    with pytest.raises(StoreError, match=r"\*\.zarr"):
+    with pytest.raises(OptionError, match=r"\*\.zarr"):
         pipeline.map_scene(noise_scene(100, 100), words, tmp_path / "map.tif", trivial())
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from ovrs import execute, preset, segmenters
+from ovrs import execute, files, preset, segmenters
 from ovrs.corruptions import CORRUPTIONS, corrupt
 from ovrs.decide import DecisionRule, decide
 from ovrs.errors import OptionError
@@ -210,10 +210,8 @@ def _file_name(sample: Sample) -> str:
 
 def _write(target: Path, found: Confusion, index: int) -> None:
     rows, cols = np.nonzero(found.matrix)  # mostly zeros when there are many classes
-    temporary = target.with_name(f".{target.name}.tmp")
-    with temporary.open("wb") as stream:
-        np.savez(stream, rows=rows, cols=cols, counts=found.matrix[rows, cols], index=np.array(index))
-    temporary.replace(target)
+    with files.atomic(target, sweep=False) as temporary:
+        np.savez(temporary, rows=rows, cols=cols, counts=found.matrix[rows, cols], index=np.array(index))
 
 
 def run_cell(
@@ -234,11 +232,13 @@ def run_cell(
         progress: Called with the cell's name, images done and images in all.
     """
     folder = cell.folder(results)
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     samples = list(enumerate(cell.data.samples()))
     if images is not None and images < len(samples):
         samples = [samples[i] for i in np.linspace(0, len(samples) - 1, images).round().astype(int)]
-    (folder / "cell.json").write_text(json.dumps(cell.facts(), indent=1) + "\n", "utf-8")
+    files.sweep_folder(folder)
+    files.write_text(folder / "cell.json", json.dumps(cell.facts(), indent=1) + "\n")
     missing = [s for s in samples if not (folder / _file_name(s[1])).exists()]
     options = RunOptions(executor="dask" if workers > 1 else "serial", workers=workers)
     done, left_out = len(samples) - len(missing), []
@@ -251,7 +251,7 @@ def run_cell(
             progress(folder.name, done, len(samples))
     names = [_file_name(s) for _, s in samples]
     summary = {"images": [n for n in names if (folder / n).exists()], "left_out": left_out}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    files.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return total(folder, summary["images"], len(cell.data.words.classes))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovrs import files
 from ovrs.bench.accuracy import CLEAN, load_cells
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ def write_report(results: Path) -> list[Path]:
     """
     cells = load_cells(results)
     table, page = results / "accuracy.parquet", results / "accuracy.md"
-    write_parquet(cells, table)
-    page.write_text(markdown(cells), "utf-8")
+    with files.atomic(table) as temporary:
+        write_parquet(cells, temporary)
+    files.write_text(page, markdown(cells))
     from ovrs.bench import plots
 
     return [table, page, *plots.write(cells, results)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,13 +16,14 @@ from ovrs.model.encoder import EXTERNAL_VARIANTS, Encoder
 from ovrs.model.loading import LoadedModel, hash_weights, load
 from ovrs.model.methods import METHOD_NAMES, NORM_METHODS, SAM3_METHOD_NAMES
 from ovrs.model.proxy import ExternalViT
-from ovrs.model.refine import Refined, RefineSettings
+from ovrs.model.refine import RefineSettings, refined
+from ovrs.model.scene_segmenter import SceneLearnedSegmenter, SceneTmpaSegmenter
+from ovrs.model.scene_text import SceneSettings
 from ovrs.model.segmenter import (
     CassSegmenter,
     CassSettings,
     ClipSegmenter,
     NormSegmenter,
-    SceneTmpaSegmenter,
     Settings,
     TmpaCompatSegmenter,
     TmpaSegmenter,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from ovrs.options import MethodOptions, ModelOptions
     from ovrs.vocabulary import Vocabulary
 
+log = logging.getLogger(__name__)
+
 _CLIP_DEFAULTS: dict[str, Any] = {
     "dense": "segearth",
     "cls_weight": -0.3,
@@ -48,6 +52,7 @@ _CLIP_DEFAULTS: dict[str, Any] = {
     "prefix": True,
     "bare": False,
     "split_names": False,
+    "prompts": "all",
 }
 """SegEarth-OV's settings, for models without recommendations of their own."""
 
@@ -57,7 +62,18 @@ _CASS_GLOBAL = 0.3
 OWN_OPTIONS: dict[str, frozenset[str]] = {
     "none": frozenset(),
     "tmpa": frozenset(
-        {"adaptation", "steps", "alpha_init", "alpha_max", "absent", "keep_shares", "lr", "anchors", "scene_tiles"}
+        {
+            "adaptation",
+            "bias",
+            "steps",
+            "alpha_init",
+            "alpha_max",
+            "absent",
+            "keep_shares",
+            "lr",
+            "anchors",
+            "scene_tiles",
+        }
     ),
     "tmpa_compat": frozenset({"steps", "alpha_init", "lr_shift"}),
     "tent": frozenset({"steps", "lr"}),
@@ -69,6 +85,9 @@ OWN_OPTIONS: dict[str, frozenset[str]] = {
 }
 OWN_OPTIONS["tmpa_shift"] = OWN_OPTIONS["tmpa"] | {"lr_shift"}
 OWN_OPTIONS["clipartt_compat"], OWN_OPTIONS["watt_compat"] = OWN_OPTIONS["clipartt"], OWN_OPTIONS["watt"]
+OWN_OPTIONS["tmpa_shift"] -= {"bias"}
+_DESCENT = OWN_OPTIONS["tmpa"] - {"adaptation", "bias", "scene_tiles"}
+"""TMPA's options that only the learned bias reads."""
 _SPECIFIC = frozenset().union(*OWN_OPTIONS.values())
 
 
@@ -82,7 +101,11 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     """
     _check(method, vocabulary)
     model = load(model_options)
+    given = _given(method)
     method = with_model_defaults(method, model)
+    if method.bias == "entropy" and (unread := sorted(given & _DESCENT)):
+        raise OptionError(f"{', '.join(unread)} belong to the learned bias; leave them out, or add --set bias=learned")
+    _tell_unasked(method, vocabulary)
     views = choose(model_options, model)
     if method.method == "tmpa_compat":
         if model_options.wide or model_options.turned:
@@ -93,7 +116,23 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     background = vocabulary.background_index
     segmenter = _adapted(_Parts(model, model_options, method, views, vocabulary))
     refine = RefineSettings(pamr_steps=method.pamr, area_threshold=method.area_threshold, background=background)
-    return Refined(segmenter, refine) if method.pamr or method.area_threshold else segmenter
+    return refined(segmenter, refine)
+
+
+def _given(method: MethodOptions) -> frozenset[str]:
+    """Options of single methods that differ from their defaults."""
+    return frozenset(n for n in _SPECIFIC if getattr(method, n) != type(method).model_fields[n].default)
+
+
+def _tell_unasked(method: MethodOptions, vocabulary: Vocabulary) -> None:
+    """Say that sentences of the user's own are left out, because the model asks for less than the vocabulary holds."""
+    written = [c.name for c in vocabulary.classes if c.descriptions and c.prompt_source != "composed"]
+    if written and method.prompts != "all":
+        log.info(
+            "asking for %s; the descriptions of %d classes are left out (--set prompts=all asks for them too)",
+            {"names": "class names alone", "synonyms": "names and synonyms"}[str(method.prompts)],
+            len(written),
+        )
 
 
 def with_model_defaults(method: MethodOptions, model: LoadedModel) -> MethodOptions:
@@ -109,6 +148,10 @@ def with_model_defaults(method: MethodOptions, model: LoadedModel) -> MethodOpti
         defaults["split_names"] = False
     if method.method not in ("tmpa", "tmpa_shift"):
         defaults.pop("lr", None)  # a model recommends the steps of α; other methods step along other parameters
+    if method.method in ("tmpa", "tmpa_shift"):
+        defaults["adaptation"] = "scene" if method.scene_level else "tile"
+        learned = method.method == "tmpa_shift" or not method.scene_level or _given(method) & _DESCENT
+        defaults["bias"] = "learned" if learned else "entropy"
     wanted = {k: v for k, v in defaults.items() if k in type(method).model_fields and getattr(method, k) is None}
     return method.model_copy(update=wanted)
 
@@ -126,8 +169,7 @@ def _check(method: MethodOptions, vocabulary: Vocabulary) -> None:
         raise OptionError(f"method {method.method} has templates of its own; bare is for the others")
     if method.sam3 != Sam3Options():
         raise OptionError("the options sam3.… belong to SAM 3: choose --model sam3, or leave them out")
-    given = {name for name in _SPECIFIC if getattr(method, name) != type(method).model_fields[name].default}
-    foreign = sorted(given - OWN_OPTIONS[method.method])
+    foreign = sorted(_given(method) - OWN_OPTIONS[method.method])
     if foreign:
         users = {name: [m for m, own in OWN_OPTIONS.items() if name in own] for name in foreign}
         told = "; ".join(f"{name} belongs to {', '.join(users[name])}" for name in foreign)
@@ -173,7 +215,7 @@ class _Parts:
         """The cleaned queries and the class of each."""
         method = self.method
         return queries_of(
-            self.vocabulary, method.prompts, prefix=bool(method.prefix), split_names=bool(method.split_names)
+            self.vocabulary, method.prompts or "all", prefix=bool(method.prefix), split_names=bool(method.split_names)
         )
 
     def frozen(self, bank: TextBank) -> ClipSegmenter:
@@ -213,7 +255,10 @@ def _adapted(parts: _Parts) -> Segmenter:
         return CassSegmenter(frozen, CassSettings(**parts.given("cluster_height", "amount")))
     if name == "tmpa_compat":
         return TmpaCompatSegmenter(frozen, _compat_settings(parts))
-    kind = SceneTmpaSegmenter if parts.method.adaptation == "scene" else TmpaSegmenter
+    if parts.method.bias == "entropy":
+        own = parts.settings
+        return SceneTmpaSegmenter(frozen, SceneSettings(scale=own.scale, max_share=own.max_share))
+    kind = SceneLearnedSegmenter if parts.method.scene_level else TmpaSegmenter
     return kind(frozen, _tmpa_settings(parts))
 
 
@@ -306,8 +351,9 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "device": model.device.type,
         "dtype": parts.model_options.dtype,
         "method": method.method,
-        "adaptation": method.adaptation,
-        "scene_tiles": method.scene_tiles if method.adaptation == "scene" else None,
+        "adaptation": method.adaptation or "tile",
+        "bias": method.bias,
+        "scene_tiles": method.scene_tiles if method.scene_level else None,
         "dense": method.dense,
         "external": None if external is None else external.describe(),
         "cls_weight": settings.cls_weight,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +24,35 @@ if TYPE_CHECKING:
     from ovrs.model.loading import LoadedModel
     from ovrs.model.windows import Views
 
+Looked = tuple[torch.Tensor, torch.Tensor, tuple[int, int]]
+"""Patches `(B, N, D)`, global tokens `(B, D)` and the grid of patches of a tile's B windows."""
 EXTERNAL_VARIANTS = frozenset({"proxyclip", "cass"})
 """Dense variants that need a second network."""
+
+
+class TileMemory:
+    """A few tiles that were encoded for a scene's sample, each given out once. At most `ROOM`, the first ones."""
+
+    ROOM = 16
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Looked] = {}
+
+    def keep(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], found: Looked) -> None:
+        """Remember what the network said of a tile."""
+        if len(self._known) < self.ROOM:
+            self._known[_key(rgb, valid)] = found
+
+    def take(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Looked | None:
+        """What the network said of these very pixels, if it is known."""
+        return self._known.pop(_key(rgb, valid), None) if self._known else None
+
+
+def _key(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> bytes:
+    found = hashlib.sha256(repr(rgb.shape).encode())
+    found.update(rgb.tobytes())
+    found.update(valid.tobytes())
+    return found.digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +65,8 @@ class Encoder:
     """The second network that `proxyclip` and `cass` lean on."""
     views: Views
     """The windows that a tile is looked at through."""
+    memory: TileMemory = field(default_factory=TileMemory)
+    """Tiles of a sample that were encoded before the map begins."""
 
     def inputs(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> CropInputs:
         """The crops of a tile as this network wants them."""
@@ -63,7 +93,20 @@ class Encoder:
         The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
         not depend on what else is computed.
         """
-        inputs, batch = self.inputs(rgb, valid, crops), self.views.batch
+        inputs, known = self.inputs(rgb, valid, crops), self.memory.take(rgb, valid)
+        return inputs.features(*(known or self._looked(inputs)))
+
+    @torch.no_grad()
+    def remembered(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
+        """`encode`, and keep the answer for the tile's turn in the map, as long as there is room."""
+        inputs = self.inputs(rgb, valid, crops)
+        found = self._looked(inputs)
+        self.memory.keep(rgb, valid, found)
+        return inputs.features(*found)
+
+    def _looked(self, inputs: CropInputs) -> Looked:
+        """What the network says of a tile's windows: patches, global tokens, grid."""
+        batch = self.views.batch
         patches, cls, grid = [], [], (0, 0)
         for start in range(0, len(inputs.images), batch):
             part = inputs.images[start : start + batch]
@@ -72,4 +115,4 @@ class Encoder:
             grid = tokens.grid
             patches.append(tokens.patches[: len(part)].float())
             cls.append(tokens.cls[: len(part)].float())
-        return inputs.features(torch.cat(patches), torch.cat(cls), grid)
+        return torch.cat(patches), torch.cat(cls), grid

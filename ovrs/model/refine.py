@@ -9,12 +9,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ovrs.contract import Segmenter, TileScores
+from ovrs.contract import SceneAdaptive, Segmenter, TileScores
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from ovrs.contract import TileSample
     from ovrs.grid import Window
     from ovrs.tiling import TileGeometry
 
@@ -83,6 +86,27 @@ def drop_small(scores: Tensor, valid: NDArray[np.bool_], threshold: float, backg
     if bool((small | ~foreground).all()) and background is None:
         return scores  # nothing would be left to choose from
     return torch.where(small[:, None, None], 0.0, scores)
+
+
+class SceneRefined(Refined):
+    """`Refined` around a segmenter that adapts to a scene."""
+
+    inner: SceneAdaptive
+
+    def adapt_scene(self, samples: Iterable[TileSample]) -> dict[str, NDArray[Any]]:
+        """What the inner segmenter learns."""
+        return self.inner.adapt_scene(samples)
+
+    def with_state(self, state: Mapping[str, NDArray[Any]]) -> Refined:
+        """The refined segmenter that applies it."""
+        return Refined(self.inner.with_state(state), self.settings)
+
+
+def refined(segmenter: Segmenter, settings: RefineSettings) -> Segmenter:
+    """The segmenter with post-processing, if any is asked for."""
+    if not (settings.pamr_steps or settings.area_threshold):
+        return segmenter
+    return (SceneRefined if isinstance(segmenter, SceneAdaptive) else Refined)(segmenter, settings)
 
 
 def pamr(maps: Tensor, image: Tensor, steps: int = 10, dilations: tuple[int, ...] = DILATIONS) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +15,11 @@ from ovrs.model.head import class_scores
 from ovrs.model.text import TextBank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from ovrs.contract import TileSample
     from ovrs.grid import Window
     from ovrs.model.encoder import Encoder
     from ovrs.model.upsample import Upsampler
@@ -109,16 +108,17 @@ class ClipSegmenter:
     def describe(self) -> dict[str, Any]:
         return self.facts
 
-    def with_text(self, text: Tensor, base_text: Tensor, facts: dict[str, Any]) -> ClipSegmenter:
-        """The same segmenter with other vectors for its queries, still frozen: what scene-level adaptation gives."""
-        other = ClipSegmenter(
-            self.encoder, self.upsampler, self.bank, self.settings, self.geometry, {**self.facts, **facts}
-        )
+    def with_text(
+        self, text: Tensor, base_text: Tensor, offsets: Tensor | None, facts: dict[str, Any]
+    ) -> ClipSegmenter:
+        """The same segmenter with other vectors and offsets for its queries, still frozen: adapted to a scene."""
+        bank = self.bank if offsets is None else replace(self.bank, offsets=offsets)
+        other = ClipSegmenter(self.encoder, self.upsampler, bank, self.settings, self.geometry, {**self.facts, **facts})
         other.text, other.base_text = text, base_text
         return other
 
 
-class _Episodic:
+class Episodic:
     """Shared by the adapted segmenters: nothing survives a tile."""
 
     def __init__(self, frozen: ClipSegmenter, settings: Any) -> None:
@@ -129,7 +129,7 @@ class _Episodic:
         return {**self.frozen.facts, **asdict(self.settings)}
 
 
-class TmpaSegmenter(_Episodic):
+class TmpaSegmenter(Episodic):
     """TMPA (`tmpa`, `tmpa_shift`): the text is calibrated to each tile, then the tile is classified with it."""
 
     settings: tmpa.TmpaSettings
@@ -140,48 +140,7 @@ class TmpaSegmenter(_Episodic):
         return self.frozen.classify(features, calibration.text, calibration.base_text, calibration.events)
 
 
-class SceneTmpaSegmenter(_Episodic):
-    """TMPA with one calibration for the scene: classes that a tile lacks are calibrated too, and there are no seams."""
-
-    settings: tmpa.TmpaSettings
-
-    def adapt_scene(self, samples: Iterable[TileSample]) -> dict[str, NDArray[Any]]:
-        """Calibrate to the patches of all sampled tiles together."""
-        tiles = [self.frozen.encode(*sample) for sample in samples]
-        bank = self.frozen.bank
-        if tiles:
-            pool = _Pool(*(torch.cat([getattr(t, part) for t in tiles]) for part in _Pool._fields))
-            found = tmpa.calibrate(pool, bank, self.settings)
-        else:
-            found = tmpa.Calibration(bank.vectors, bank.vectors, bank.vectors[:, 0] * 0, events=("no_valid_patch",))
-        return {
-            "text": found.text.cpu().numpy(),
-            "base_text": found.base_text.cpu().numpy(),
-            "alpha": found.alpha.cpu().numpy(),
-            "losses": np.array(found.losses),
-            "events": np.array(found.events),
-            "tiles": np.array(len(tiles)),
-        }
-
-    def with_state(self, state: Mapping[str, NDArray[Any]]) -> ClipSegmenter:
-        device = self.frozen.bank.vectors.device
-        text, base = (torch.from_numpy(state[name]).to(device) for name in ("text", "base_text"))
-        return self.frozen.with_text(text, base, asdict(self.settings))
-
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
-        """A tile given alone is a scene of its own."""
-        return self.with_state(self.adapt_scene([(rgb, valid, crops)])).segment(rgb, valid, crops)
-
-
-class _Pool(NamedTuple):
-    """Patches of many tiles: what `tmpa.calibrate` looks at."""
-
-    patches: Tensor
-    cls: Tensor
-    patch_valid: Tensor
-
-
-class TmpaCompatSegmenter(_Episodic):
+class TmpaCompatSegmenter(Episodic):
     """TMPA as released; the tile takes the place of the image."""
 
     settings: tmpa_compat.CompatSettings
@@ -192,7 +151,7 @@ class TmpaCompatSegmenter(_Episodic):
         return TileScores(result.scores.cpu().numpy(), events=("adapted",))
 
 
-class NormSegmenter(_Episodic):
+class NormSegmenter(Episodic):
     """TENT, MLMP, CLIPArTT, WATT: one set of LayerNorm parameters per tile, adapted to all its crops together."""
 
     def __init__(self, frozen: ClipSegmenter, settings: Any, adapt: Callable[[Tensor], NormAdapted]) -> None:
@@ -210,7 +169,7 @@ class NormSegmenter(_Episodic):
 NormAdapted = mlmp.Adapted | pseudo.PseudoAdapted
 
 
-class TptSegmenter(_Episodic):
+class TptSegmenter(Episodic):
     """TPT: the prompt's context is learned for each tile."""
 
     settings: tpt.TptSettings
@@ -238,7 +197,7 @@ class CassSettings:
     amount: float = 0.03
 
 
-class CassSegmenter(_Episodic):
+class CassSegmenter(Episodic):
     """CASS's text step: in each crop, some vectors move toward patches of that crop."""
 
     settings: CassSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ovrs import files
 from ovrs.cache import cache_directory
 
 if TYPE_CHECKING:
@@ -188,8 +188,5 @@ def _cached(model: LoadedModel, queries: list[str], templates: Sequence[Callable
     if file.is_file():
         return np.load(file, allow_pickle=False)
     vectors = embed(model.clip, model.tokenize, queries, templates).numpy()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{key}.{os.getpid()}.tmp.npy")
-    np.save(temporary, vectors)
-    temporary.replace(file)
+    files.keep(file, lambda temporary: np.save(temporary, vectors))
     return vectors

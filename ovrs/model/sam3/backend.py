@@ -17,6 +17,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovrs import files
 from ovrs.cache import cache_directory
 from ovrs.model.loading import hash_weights
 from ovrs.model.sam3.tiny import END
@@ -131,12 +132,9 @@ class Sam3Backend:
                 )
             return PhraseBank(tokens.to(self.dtype), mask, vectors)
         bank = self._encode_text(list(phrases))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{id(bank)}")
-        with partial.open("wb") as target:
-            arrays = [a.cpu().numpy() for a in (bank.tokens.float(), bank.mask, bank.vectors)]
-            np.savez(target, tokens=arrays[0], mask=arrays[1], vectors=arrays[2])
-        partial.rename(file)
+        parts = {"tokens": bank.tokens.float(), "mask": bank.mask, "vectors": bank.vectors}
+        arrays: dict[str, Any] = {name: part.cpu().numpy() for name, part in parts.items()}
+        files.keep(file, lambda temporary: np.savez(temporary, **arrays))
         return bank
 
     @torch.inference_mode()

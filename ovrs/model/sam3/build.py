@@ -54,7 +54,7 @@ def build_sam3_segmenter(
         "device": device.type,
         "dtype": model.dtype,
         "method": method.method,
-        "adaptation": method.adaptation,
+        "adaptation": method.adaptation or "tile",
         "scene_tiles": method.scene_tiles if method.adaptation == "scene" else None,
         "sam3": {**options.model_dump(mode="json"), "prompt_chunk": backend.prompt_chunk},
         "layer": backend.layer,

@@ -1,0 +1,338 @@
+"""Runs that are stopped or refused by the system: what is kept, what is said, what is left behind."""
+
+import contextlib
+import errno
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from conftest import environment, smooth
+
+from ovrs import edge, execute, files, job, limits, pipeline, pyramid, store
+from ovrs.__main__ import app
+from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
+from ovrs.opening import open_scene
+from ovrs.options import RunOptions, SceneOptions
+from ovrs.rundir import RunDir
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["--vocabulary", "demo", "--model", "trivial", "--method", "none"]
+
+
+def labels(path):
+    return zarr.open_group(path, mode="r")["label"][:]
+
+
+def refuse(code):
+    def writer(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    return writer
+
+
+# ---- the system refuses to write ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("writer", ["schema", "run.json", "lock", "marker", "overviews"])
+def test_a_refusal_at_any_writer_is_exit_code_4_and_resume_goes_on(
+    writer, code, noise_scene, words, trivial, tmp_path, monkeypatch
+):
+    scene, out = noise_scene(300, 300), tmp_path / "m.zarr"
+    real = files.write_text
+    with monkeypatch.context() as patched:
+        if writer == "schema":
+            patched.setattr(store, "create", refuse(code))
+        elif writer == "overviews":
+            patched.setattr(pyramid, "build", refuse(code))
+        elif writer == "lock":
+            patched.setattr("ovrs.rundir.Lock._create", refuse(code))
+        else:
+            late = (lambda p: p.name == "run.json") if writer == "run.json" else (lambda p: p.name > "00000_00000")
+
+            def text(path, content, **named):
+                if late(path):
+                    with files.writing(path):
+                        refuse(code)()
+                real(path, content, **named)
+
+            patched.setattr(files, "write_text", text)
+        with pytest.raises(OutputError) as caught:
+            pipeline.map_scene(scene, words, out, trivial())
+    assert caught.value.exit_code == 4
+    assert os.strerror(code) in str(caught.value)
+    begun = RunDir(out).exists
+    assert ("ovrs resume" in str(caught.value)) == begun
+    left = [p.name for p in tmp_path.rglob("*") if p.name.startswith(".") or p.name == "lock.json"]
+    assert left == []
+    if not begun:
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["scene.tif"]
+    pipeline.map_scene(scene, words, out, trivial())
+    pipeline.map_scene(scene, words, tmp_path / "quiet.zarr", trivial())
+    np.testing.assert_array_equal(labels(out), labels(tmp_path / "quiet.zarr"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_is_full_keeps_the_finished_blocks(noise_scene, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        command = ["map", str(noise_scene(1100, 1100)), *WORDS, "--block", "1", "-o", str(disk / "m.zarr")]
+        assert edge.run(app, command) == 4
+        shown = capsys.readouterr().err
+        assert "No space left on device" in shown
+        assert "ovrs resume" in shown
+        assert "Traceback" not in shown
+        assert not list(disk.rglob(".*"))
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        assert edge.run(app, ["resume", str(disk / "m.zarr")]) == 0
+        assert (labels(disk / "m.zarr") != 255).all()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_block_that_failed_half_written_is_no_data_everywhere(noise_scene, words, trivial, tmp_path, monkeypatch):
+    real = store.write_block
+
+    def half(path, window, chunk, label, confidence, score):
+        real(path, window, chunk, label, confidence, score)
+        if window.row_off == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store, "write_block", half)
+    out = tmp_path / "m.zarr"
+    with pytest.raises(IncompleteRunError, match="No space left"):
+        pipeline.map_scene(noise_scene(700, 300), words, out, trivial())
+    facts = pipeline.map_scene(tmp_path / "scene.tif", words, out, trivial(allow_holes=True))
+    group = zarr.open_group(out, mode="r")
+    holes = (group["label"][:] == 255, group["confidence"][:] == 255)
+    assert facts["holes"]
+    np.testing.assert_array_equal(*holes)
+    assert (~holes[0]).sum() == sum(c["pixels"] for c in facts["classes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("n" * 300 + ".zarr", 4, "shorter name"),
+        ("scene.tif/m.zarr", 4, "is a file"),
+        ("m.tif", 2, "*.zarr"),
+        ("taken.zarr", 3, "--overwrite"),
+    ],
+)
+def test_impossible_outputs_are_one_line_and_leave_nothing(name, code, words, noise_scene, tmp_path, capsys):
+    scene = noise_scene(64, 64)
+    (tmp_path / "taken.zarr").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert edge.run(app, ["map", str(scene), *WORDS, "-o", str(tmp_path / name)]) == code
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert shown.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------------
+
+
+def stopped(tmp_path, number, *, group=False, executor="serial", after=3, twice=False):
+    out = tmp_path / "m.zarr"
+    command = [sys.executable, "-m", "ovrs", "map", str(tmp_path / "scene.tif"), *WORDS, "--block", "1"]
+    command += ["--crop", "64", "--stride", "16", "--executor", executor, "-o", str(out)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    until = time.monotonic() + 120
+    while len(list((tmp_path / "m.run" / "blocks").glob("0*.json"))) < after and time.monotonic() < until:
+        time.sleep(0.01)
+    for _ in range(2 if twice else 1):
+        (os.killpg if group else os.kill)(process.pid, number)
+    try:
+        shown = process.communicate(timeout=180)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, shown, out
+
+
+@pytest.mark.parametrize(
+    ("executor", "number", "group"),
+    [("serial", signal.SIGINT, False), ("threads", signal.SIGTERM, False), ("dask", signal.SIGINT, True)],
+)
+def test_a_stopped_run_says_what_is_kept_and_leaves_nothing(
+    executor, number, group, noise_scene, words, trivial, tmp_path
+):
+    noise_scene(700, 700)
+    code, shown, out = stopped(tmp_path, number, executor=executor, group=group)
+    assert code == 128 + number
+    lines = [line for line in shown.splitlines() if not line.startswith("stopping:")]
+    assert lines[-1:] == [f"interrupted; finished blocks are kept; `ovrs resume {out}` or the same command goes on"]
+    assert "Traceback" not in shown
+    assert executor == "dask" or len(lines) == 1
+    assert not (tmp_path / "m.run" / "lock.json").exists()
+    if executor != "dask":  # workers of a cluster are ended where they stand; the next run sweeps
+        assert not [p for p in tmp_path.rglob(".*") if p.parent.name != "cache"]
+    kept = len(RunDir(out).records())
+    assert kept >= 3
+    if executor == "serial":
+        assert pipeline.resume(out)["blocks"] > kept
+
+
+def test_stopped_before_anything_was_begun(noise_scene, tmp_path):
+    noise_scene(64, 64)
+    code = (
+        "import os, signal; from ovrs import edge, pipeline, __main__ as m\n"
+        "pipeline.job.build_job = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nm.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "map", str(tmp_path / "scene.tif"), *WORDS, "-o", str(tmp_path / "m.zarr")],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.communicate(timeout=60)[1] == "interrupted; nothing was begun; the same command begins again\n"
+    assert process.returncode == 130
+    assert not (tmp_path / "m.run").exists()
+
+
+def test_a_second_signal_ends_at_once():
+    code = (
+        "import os, signal, time\nfrom ovrs.edge import Signals\n"
+        "with Signals():\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
+        "    except KeyboardInterrupt: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (130, "ended at once; what is done is kept\n")
+
+
+def test_threads_end_between_two_blocks_of_a_piece(noise_scene, words, trivial, tmp_path):
+    out = tmp_path / "m.zarr"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pipeline.map_scene(
+            noise_scene(900, 900), words, out, trivial(executor="threads", workers=1, batch=2), progress=stop
+        )
+    assert "ovrs resume" in caught.value.__notes__[0]
+    assert 0 < len(RunDir(out).records()) < job.resume(out).plan.block_count
+
+
+# ---- schedulers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "foo", "127.0.0.1:8786", "tcp://:1", "tcp://h", "tcp://h:99999", "tcp://[::1", "http://h:1", "inproc://a"],
+)
+def test_malformed_addresses_are_refused_at_once(address):
+    with pytest.raises(OptionError, match="tcp://host:8786"):
+        execute.check_address(address)
+
+
+def test_a_scheduler_that_does_not_answer_is_said_in_time_and_nothing_is_begun(
+    noise_scene, words, trivial, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(execute, "CONNECT_SECONDS", 0.5)
+    run = trivial(executor="dask", scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(OptionError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
+        pipeline.map_scene(noise_scene(64, 64), words, tmp_path / "m.zarr", run)
+    assert [p.name for p in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_missing_certificates_are_named():
+    import dask
+
+    names = {f"distributed.comm.tls.{k}": f"/nowhere/{k}.pem" for k in ("ca-file", "client.cert", "client.key")}
+    with dask.config.set(names), pytest.raises(OptionError, match=r"/nowhere/ca-file\.pem"):
+        execute.reach("tls://127.0.0.1:1")
+    with pytest.raises(OptionError, match="not set"):
+        execute.reach("tls://127.0.0.1:1")
+
+
+class _Ended:
+    """A future of a piece of work that ended with an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def result(self):
+        raise self.error
+
+
+def test_an_error_of_the_system_in_a_worker_is_not_a_lost_scheduler(monkeypatch):
+    from distributed.comm.core import CommClosedError
+
+    with pytest.raises(CommClosedError):
+        execute._result(_Ended(CommClosedError("gone")))
+
+    def serve(*_):
+        yield execute._result(_Ended(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+
+    monkeypatch.setattr(execute, "_connected", lambda *_: None)
+    monkeypatch.setattr(execute, "_serve", serve)
+    with pytest.raises(OSError, match="No space left"):
+        list(execute.run(RunOptions(executor="dask", scheduler="tcp://h:1"), len, [[1]]))
+
+
+def test_a_relative_output_means_the_same_folder_for_every_worker(noise_scene, words, trivial, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepared = job.prepare(noise_scene(64, 64), words, Path("m.zarr"), trivial())
+    assert prepared.out == tmp_path / "m.zarr"
+
+
+# ---- damaged headers ------------------------------------------------------------------------------------------------------
+
+
+def claiming(path, tag, value):
+    """Set a LONG or SHORT entry of a little-endian TIFF's first directory."""
+    content = bytearray(path.read_bytes())
+    (at,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, at)
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", content, entry)[0] == tag:
+            struct.pack_into("<HHII", content, entry, tag, 4, 1, value)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("tag", "value"), [(256, 2**31 - 1), (257, 2**31 - 1), (256, 2**30), (257, 2**26)])
+def test_enormous_claims_are_refused(tag, value, write_raster):
+    path = write_raster(smooth(64, 64), tiled=True, blockxsize=64, blockysize=64)
+    claiming(path, tag, value)
+    with pytest.raises(SceneReadError):
+        open_scene(path, SceneOptions())
+
+
+def test_a_plan_of_too_many_blocks_is_refused(noise_scene, words, trivial, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MOST_BLOCKS", 3)
+    with pytest.raises(OptionError, match="--bbox"):
+        pipeline.map_scene(noise_scene(900, 900), words, tmp_path / "m.zarr", trivial())
+    assert [p.name for p in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_read_errors_tell_the_cause_and_the_file(write_raster):
+    path = write_raster(smooth(200, 200), tiled=True, blockxsize=64, blockysize=64, compress="deflate")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    scene = open_scene(path, SceneOptions())
+    from ovrs.grid import Window
+
+    with pytest.raises(SceneReadError) as caught:
+        scene.read(Window(0, 0, 200, 200))
+    message = str(caught.value)
+    assert "scene.tif" in message
+    assert "See previous exception" not in message
+    assert "TIFF" in message
