@@ -47,7 +47,7 @@ def export(path: Path, out: Path) -> None:
     from ovrs.export.vectors import write_vectors
 
     started = time.perf_counter()
-    count = write_vectors(path, out)
+    count = write_vectors(path, out).features
     seconds = time.perf_counter() - started
     peak = next(
         int(line.split()[1]) / 1024

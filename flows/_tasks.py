@@ -23,6 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from ovrs import job, pipeline
 from ovrs.cache import cache_directory
 from ovrs.errors import IncompleteRunError, PromptError
+from ovrs.export import target
 from ovrs.export.cog import write_cog
 from ovrs.export.quicklook import write_quicklook
 from ovrs.prompts import LanguageModel, write_prompts
@@ -143,8 +144,14 @@ def composed_entry(entry: ClassEntry) -> ClassEntry:
 
 @task(name="export", cache_policy=NO_CACHE)
 def export(store: Path) -> list[str]:
-    """COG and picture beside the store."""
-    return [str(write_cog(store, store.with_suffix(".tif"))), str(write_quicklook(store, store.with_suffix(".png")))]
+    """COG and picture beside the store; `NAME-classes` where the scene itself has the store's name."""
+    cog, picture = (_beside(store, suffix) for suffix in (".tif", ".png"))
+    return [str(write_cog(store, cog).path), str(write_quicklook(store, picture).path)]
+
+
+def _beside(store: Path, suffix: str) -> Path:
+    plain = store.with_suffix(suffix)
+    return plain if target.input_of(store, plain) is None else store.with_name(f"{store.stem}-classes{suffix}")
 
 
 @task(name="publish", cache_policy=NO_CACHE)

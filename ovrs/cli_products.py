@@ -10,10 +10,12 @@ import typer
 
 from ovrs.edge import App
 from ovrs.errors import OptionError
+from ovrs.names import shown
 
 app = App()
 
 Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")]
 
 
 @app.command()
@@ -34,47 +36,40 @@ def export(
     simplify: Annotated[
         float, typer.Option(min=0, help="Tolerance for polygons, in units of the CRS; shared borders stay shared.")
     ] = 0.0,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer of the GeoPackage, whose other layers stay; default: classes.")
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Write GIS products of a finished map.
+    """Write GIS products of a finished map. An older product is replaced; other files only with --overwrite.
 
     Example: ovrs export out.zarr --cog out.tif --vectors out.gpkg --png out.png --stac out.json
     """
-    if not any((cog, confidence, vectors, png, stac)):
+    named = {"--cog": cog, "--confidence": confidence, "--vectors": vectors, "--png": png, "--stac": stac}
+    wanted = {option: path for option, path in named.items() if path is not None}
+    if not wanted:
         raise OptionError(
             "nothing to export: name --cog FILE.tif, --vectors FILE.gpkg, --png FILE.png, --stac FILE.json, …"
         )
-    if (crs or resolution) and not (cog or confidence):
+    if (crs is not None or resolution is not None) and not (cog or confidence):
         raise OptionError("--crs and --resolution are for rasters: name --cog or --confidence too")
-    if (min_area or simplify) and not vectors:
-        raise OptionError("--min-area and --simplify are for polygons: name --vectors too")
-    from ovrs.export import cog as rasters
+    if (min_area or simplify or layer) and not vectors:
+        raise OptionError("--min-area, --simplify and --layer are for polygons: name --vectors too")
+    if layer is not None and vectors is not None and vectors.suffix.lower() != ".gpkg":
+        raise OptionError("--layer names a layer of a GeoPackage: name --vectors FILE.gpkg")
+    from ovrs.export.run import Request, write_products
 
-    made = []
-    if cog is not None:
-        from ovrs.export.qml import write_qml
-        from ovrs.export.sld import write_sld
-
-        made.append(rasters.write_cog(store, cog, crs=crs, resolution=resolution))
-        typer.echo(f"cog: {cog}\nstyle: {write_qml(store, cog)}\nstyle: {write_sld(store, cog)}")
-    if confidence is not None:
-        made.append(rasters.write_confidence(store, confidence, crs=crs, resolution=resolution))
-        typer.echo(f"confidence: {confidence}")
-    if vectors is not None:
-        from ovrs.export.sld import style_vectors
-        from ovrs.export.vectors import write_vectors
-
-        count = write_vectors(store, vectors, min_area=min_area, simplify=simplify)
-        made.append(vectors)
-        typer.echo(f"vectors: {vectors} ({count} polygons)\nstyle: {style_vectors(store, vectors)}")
-    if png is not None:
-        from ovrs.export.quicklook import write_quicklook
-
-        made.append(write_quicklook(store, png))
-        typer.echo(f"picture: {png}")
-    if stac is not None:
-        from ovrs.export.stac import write_item
-
-        typer.echo(f"stac: {write_item(store, stac, made)}")
+    request = Request(
+        paths=wanted,
+        crs=crs,
+        resolution=resolution,
+        min_area=min_area,
+        simplify=simplify,
+        layer=layer or "classes",
+        overwrite=overwrite,
+    )
+    for line in write_products(store, request):
+        typer.echo(line)
 
 
 @app.command()
@@ -84,10 +79,13 @@ def stats(
     zone_name: Annotated[str | None, typer.Option(help="Attribute that names a zone.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="FILE.csv or FILE.parquet; default: print.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print for machines.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Hectares per class, for the map or per zone; true ground areas in any CRS."""
     from ovrs.export import stats as room
 
+    if out is not None:
+        room.check_table(store, out, zones, overwrite=overwrite)
     rows = room.class_areas(store) if zones is None else room.zone_areas(store, zones, zone_name)
     if out is not None:
         typer.echo(f"statistics: {room.write_table(rows, out)}")
@@ -96,17 +94,21 @@ def stats(
     else:
         typer.echo(f"{'zone':20} {'class':20} {'hectares':>12} {'percent':>8}")
         for row in rows:
-            typer.echo(f"{row['zone']:20} {row['class']:20} {row['hectares']:12.2f} {row['percent']:8.2f}")
+            typer.echo(
+                f"{shown(row['zone']):20} {shown(row['class']):20} {row['hectares']:12.2f} {row['percent']:8.2f}"
+            )
 
 
 @app.command()
 def report(
-    store: Store, out: Annotated[Path, typer.Option("-o", "--out", help="FILE.html, complete in itself.")]
+    store: Store,
+    out: Annotated[Path, typer.Option("-o", "--out", help="FILE.html, complete in itself.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """One page about a map: overview, legend with areas, options, warnings, provenance."""
     from ovrs.view.page import write_report
 
-    typer.echo(f"report: {write_report(store, out)}")
+    typer.echo(f"report: {write_report(store, out, overwrite=overwrite)}")
 
 
 @app.command()

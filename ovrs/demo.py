@@ -47,9 +47,9 @@ def run_demo(directory: Path, *, progress: Progress | None = None) -> list[str]:
     scene, labels = write_demo_scene(directory)
     out = directory / "map.zarr"
     pipeline.map_scene(scene, vocabulary.load("demo"), out, MapOptions(), overwrite=True, progress=progress)
-    cog = write_cog(out, directory / "map.tif")
-    style = write_qml(out, cog)
-    picture = write_quicklook(out, directory / "map.png")
+    cog = write_cog(out, directory / "map.tif", overwrite=True).path
+    style = write_qml(out, cog, overwrite=True)
+    picture = write_quicklook(out, directory / "map.png", overwrite=True).path
     with rasterio.open(labels) as truth:
         predicted = np.asarray(store.array(store.open_complete(out), "label")[:])
         score = Confusion.empty(len(vocabulary.load("demo").classes)).add(predicted, truth.read(1))

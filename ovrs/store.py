@@ -28,6 +28,7 @@ from pyproj.enums import WktVersion
 from ovrs import codec, geozarr, intact
 from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
 from ovrs.errors import GridMismatchError, StoreError
+from ovrs.names import cf_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ def level(
     # CF gives classes exactly this way; `flag_colors` follows GDAL's and rioxarray's reading of it
     flags = {
         "flag_values": list(range(len(classes))),
-        "flag_meanings": " ".join(c.replace(" ", "_") for c in classes),
+        "flag_meanings": " ".join(cf_words(classes)),
         "class_names": list(classes),
         "flag_colors": " ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours),
     }

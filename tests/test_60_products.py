@@ -30,7 +30,7 @@ def finished(noise_scene, words, trivial, tmp_path):
 
 
 def test_cog_is_valid_placed_coloured_and_named(finished, words, tmp_path):
-    cog = write_cog(finished, tmp_path / "map.tif")
+    cog = write_cog(finished, tmp_path / "map.tif").path
     valid, errors, warnings = cog_validate(cog)
     assert valid, errors
     assert warnings == []
@@ -59,7 +59,7 @@ def test_qml_lists_only_real_classes(finished, words, tmp_path):
 
 
 def test_picture_shows_scene_map_and_legend(finished, words, tmp_path):
-    picture = np.asarray(Image.open(write_quicklook(finished, tmp_path / "map.png", side=400)).convert("RGB"))
+    picture = np.asarray(Image.open(write_quicklook(finished, tmp_path / "map.png", side=400).path).convert("RGB"))
     for colour in words.colours:
         present = (picture == np.array(colour)).all(axis=-1).sum()
         assert present >= 200  # its legend box at least

@@ -57,8 +57,8 @@ def world(tmp_path_factory):
 def test_polygons_are_the_components_whatever_the_block(world, tmp_path, block, suffix):
     folder, labels = world
     out = tmp_path / f"v.{suffix}"
-    count = write_vectors(folder / "m.zarr", out, block=block)
-    frame = geopandas.read_parquet(out) if suffix == "parquet" else geopandas.read_file(out)
+    count = write_vectors(folder / "m.zarr", out, block=block).features
+    frame = geopandas.read_parquet(out) if suffix == "parquet" else geopandas.read_file(out, layer="classes")
     assert len(frame) == count == 6
     assert frame.crs.to_epsg() == 32633
     assert frame.geometry.is_valid.all()
@@ -92,7 +92,7 @@ def test_random_labels_come_back_from_their_polygons(world, tmp_path, seed, bloc
         write_vectors(folder / "m.zarr", tmp_path / "r.gpkg", block=block)
     finally:
         array[:] = before
-    frame = geopandas.read_file(tmp_path / "r.gpkg")
+    frame = geopandas.read_file(tmp_path / "r.gpkg", layer="classes")
     assert frame.geometry.is_valid.all()
     place = rasterio.transform.from_origin(5e5, 5.6e6, 2, 2)
     back = rasterio.features.rasterize(
@@ -104,7 +104,7 @@ def test_random_labels_come_back_from_their_polygons(world, tmp_path, seed, bloc
 
 def test_small_polygons_are_left_out_and_simple_ones_share_their_borders(world, tmp_path):
     folder, _ = world
-    assert write_vectors(folder / "m.zarr", tmp_path / "v.gpkg", min_area=5) == 4
+    assert write_vectors(folder / "m.zarr", tmp_path / "v.gpkg", min_area=5).features == 4
     diagonal = np.add.outer(np.arange(150), np.arange(130)) > 140
     array = zarr.open_group(folder / "m.zarr", mode="r+")["label"]
     before = array[:]
@@ -114,7 +114,7 @@ def test_small_polygons_are_left_out_and_simple_ones_share_their_borders(world, 
         write_vectors(folder / "m.zarr", tmp_path / "simple.gpkg", simplify=4)
     finally:
         array[:] = before
-    full, simple = (geopandas.read_file(tmp_path / f"{n}.gpkg").geometry for n in ("full", "simple"))
+    full, simple = (geopandas.read_file(tmp_path / f"{n}.gpkg", layer="classes").geometry for n in ("full", "simple"))
     assert len(shapely.get_coordinates(simple)) < len(shapely.get_coordinates(full)) / 10
     assert simple.iloc[0].intersection(simple.iloc[1]).area == pytest.approx(0, abs=1e-6)
     assert simple.union_all().area == pytest.approx(full.union_all().area, rel=1e-9)
@@ -162,12 +162,9 @@ def test_stac_item_is_valid_and_says_what_the_map_is(world, tmp_path):
     import pystac
 
     folder, _ = world
-    write_cog(folder / "m.zarr", tmp_path / "m.tif")
-    file = stac.write_item(folder / "m.zarr", tmp_path / "m.json", [tmp_path / "m.tif"])
-    assert (
-        file.read_bytes()
-        == stac.write_item(folder / "m.zarr", tmp_path / "again.json", [tmp_path / "m.tif"]).read_bytes()
-    )
+    made = [write_cog(folder / "m.zarr", tmp_path / "m.tif")]
+    file = stac.write_item(folder / "m.zarr", tmp_path / "m.json", made)
+    assert file.read_bytes() == stac.write_item(folder / "m.zarr", tmp_path / "again.json", made).read_bytes()
     content = json.loads(file.read_text())
     core = {**content, "stac_extensions": []}  # their schemas lie on the internet; the core's come with pystac
     item = pystac.Item.from_dict(core, href=str(file))
@@ -202,7 +199,7 @@ def test_extensions_read_what_we_write(world, tmp_path):
 @pytest.mark.parametrize(("crs", "resolution"), [("EPSG:3857", None), (None, 6.0), ("EPSG:4326", None)])
 def test_reprojected_rasters_keep_classes_and_colours(world, tmp_path, crs, resolution):
     folder, labels = world
-    out = write_cog(folder / "m.zarr", tmp_path / "w.tif", crs=crs, resolution=resolution)
+    out = write_cog(folder / "m.zarr", tmp_path / "w.tif", crs=crs, resolution=resolution).path
     with rasterio.open(out) as source:
         assert source.crs.to_epsg() == int((crs or "EPSG:32633")[5:])
         found = source.read(1)
@@ -214,7 +211,7 @@ def test_reprojected_rasters_keep_classes_and_colours(world, tmp_path, crs, reso
     share = (found == 2).sum() / (found != 255).sum()
     assert share == pytest.approx((labels == 2).sum() / (labels != 255).sum(), rel=0.05)
     sure = write_confidence(folder / "m.zarr", tmp_path / "c.tif", crs=crs, resolution=resolution)
-    with rasterio.open(sure) as source:
+    with rasterio.open(sure.path) as source:
         assert source.scales == (0.005,)
         assert source.shape == found.shape
 
@@ -238,14 +235,14 @@ def test_export_command_writes_everything_and_refuses_what_makes_no_sense(world,
         "map",
         "classes",
         "confidence",
-        "gpkg",
+        "polygons",
         "thumbnail",
     }
     for wrong, told in (
         ([], "nothing to export"),
         (["--png", "a.png", "--crs", "EPSG:3857"], "are for rasters"),
         (["--png", "a.png", "--min-area", "5"], "are for polygons"),
-        (["--vectors", str(tmp_path / "a.shp")], "written as .gpkg or .parquet"),
+        (["--vectors", str(tmp_path / "a.shp")], "must end with .gpkg or .parquet"),
         (["--cog", str(tmp_path / "x.tif"), "--crs", "EPSG:1"], "is no CRS"),
     ):
         failed = run.invoke(app, [*base, *wrong])

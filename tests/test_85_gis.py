@@ -15,7 +15,6 @@ from PIL import Image
 from ovrs import options, pipeline, vocabulary
 from ovrs.export.cog import write_cog, write_confidence
 from ovrs.export.qml import write_qml
-from ovrs.export.sld import style_vectors
 from ovrs.export.vectors import write_vectors
 from ovrs.synth import World, write_scene
 from ovrs.view.page import write_report
@@ -73,7 +72,6 @@ def products(tmp_path_factory):
     write_qml(folder / "m.zarr", folder / "m.tif")
     write_confidence(folder / "m.zarr", folder / "c.tif")
     write_vectors(folder / "m.zarr", folder / "m.gpkg")
-    style_vectors(folder / "m.zarr", folder / "m.gpkg")
     return folder
 
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import uuid
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.shutil import copy as raster_copy
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import calculate_default_transform
 from rasterio.windows import Window as RasterWindow
 
 from ovrs import store
-from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
-from ovrs.errors import OptionError, StoreError
+from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
+from ovrs.errors import OptionError, OutputError
+from ovrs.export import target
+from ovrs.export.product import CLASSES, CONFIDENCE, Kind, Product
+from ovrs.export.warp import is_coarser, target_grid
+from ovrs.names import shown_names
 from ovrs.pyramid import strips
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from odc.geo.geobox import GeoBox
 
 _BLOCK = 512
 _TILED = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "bigtiff": "IF_SAFER"}
@@ -29,7 +37,23 @@ _CACHE = 16 << 20
 """Bytes of GDAL's cache: blocks are written whole and copied once, so a larger one would only fill up."""
 
 
-def write_cog(path: Path, out: Path, *, crs: str | None = None, resolution: float | None = None) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """One array of a map as it becomes a raster."""
+
+    array: str
+    kind: Kind
+    title: str
+    nodata: int
+    grid: GeoBox | None
+    """Where it is reprojected to."""
+    palette: dict[int, tuple[int, int, int, int]] | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def write_cog(
+    path: Path, out: Path, *, crs: str | None = None, resolution: float | None = None, overwrite: bool = False
+) -> Product:
     """Export the labels of a finished store as `out` (a COG) plus `out.aux.xml` (class names, attribute table).
 
     Streams in chunk rows; overviews take the most frequent class. The file appears only when it is complete.
@@ -39,134 +63,179 @@ def write_cog(path: Path, out: Path, *, crs: str | None = None, resolution: floa
         out: `NAME.tif`.
         crs: Reproject to this CRS (`EPSG:25832`, WKT, …).
         resolution: Pixel size in units of the target CRS; coarser pixels take the most frequent class, others the nearest.
+        overwrite: Replace also a file that `ovrs` did not write.
 
     Raises:
         StoreError: The store is not finished, or `out` cannot be written.
-        OptionError: Reprojection is asked of a map without CRS, or the CRS is unknown.
+        OptionError: `out` may not be replaced (see `target.check`), or `crs` or `resolution` do not fit the map.
     """
+    target.check(path, out, CLASSES, overwrite=overwrite)
     group = store.open_complete(path)
     names, colours = legend(group)
-    nodata = int(np.iinfo(store.array(group, "label").dtype).max)
-    palette = {i: (*c, 255) for i, c in enumerate(colours)} | {nodata: (0, 0, 0, 0)} if nodata == 255 else None
-    tags = {f"CLASS_{i}": name for i, name in enumerate(names)}
-    _export(group, "label", out, nodata, palette, "class", tags, crs, resolution)
-    out.with_name(out.name + ".aux.xml").write_text(
-        attribute_table(names, colours, _counts(group, len(names))), "utf-8"
+    nodata = label_nodata(len(names))
+    layer = _Layer(
+        array="label",
+        kind=CLASSES,
+        title="class",
+        nodata=nodata,
+        grid=target_grid(store.geobox_of(group), crs, resolution),
+        palette={i: (*c, 255) for i, c in enumerate(colours)} | {nodata: (0, 0, 0, 0)} if nodata == 255 else None,
+        tags={f"CLASS_{i}": name for i, name in enumerate(names)},
     )
-    return out
+    made = _export(group, layer, out)
+    side = attribute_table(names, colours, _counts(group, len(names)))
+    target.write_text(out.with_name(out.name + ".aux.xml"), side)
+    return made
 
 
-def write_confidence(path: Path, out: Path, *, crs: str | None = None, resolution: float | None = None) -> Path:
+def write_confidence(
+    path: Path, out: Path, *, crs: str | None = None, resolution: float | None = None, overwrite: bool = False
+) -> Product:
     """Export the confidence as a COG of bytes: 0..200 stand for 0..1 (scale 0.005), 255 is no data (see `write_cog`)."""
+    target.check(path, out, CONFIDENCE, overwrite=overwrite)
     group = store.open_complete(path)
-    _export(group, "confidence", out, CONFIDENCE_NODATA, None, "confidence", {}, crs, resolution)
-    return out
+    grid = target_grid(store.geobox_of(group), crs, resolution)
+    layer = _Layer(array="confidence", kind=CONFIDENCE, title="confidence", nodata=CONFIDENCE_NODATA, grid=grid)
+    made = _export(group, layer, out)
+    out.with_name(out.name + ".aux.xml").unlink(
+        missing_ok=True
+    )  # of a raster that was here: its statistics are not ours
+    return made
 
 
-def _export(
-    group: Any,
-    name: str,
-    out: Path,
-    nodata: int,
-    palette: dict[int, tuple[int, int, int, int]] | None,
-    title: str,
-    tags: dict[str, str],
-    crs: str | None,
-    resolution: float | None,
-) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stem = uuid.uuid4().hex[:8]
-    plain, warped, cog = (out.with_name(f".{out.stem}.{stem}.{kind}.tif") for kind in ("plain", "warped", "cog"))
-    try:
-        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE):
-            _write_plain(group, name, plain, nodata)
-            source = plain
-            if crs is not None or resolution is not None:
-                _warp(plain, warped, crs, resolution, mode=name == "label")
-                source = warped
-            with rasterio.open(source, "r+") as target:
-                if palette is not None:
-                    target.write_colormap(1, palette)
-                target.set_band_description(1, title)
-                target.update_tags(1, **tags)
-                target.update_tags(SOFTWARE=f"ovrs {store.facts(group)['version']}")
-                if name == "confidence":
-                    target.scales = (1 / CONFIDENCE_SCALE,)
-            raster_copy(
-                source,
-                cog,
-                driver="COG",
-                overview_resampling="MODE" if name == "label" else "AVERAGE",
-                resampling="NEAREST",
-                blocksize=_BLOCK,
-                bigtiff="IF_SAFER",
-                compress="deflate",
-            )
-    except rasterio.errors.RasterioError as error:
-        cog.unlink(missing_ok=True)
-        raise StoreError(f"writing {out} failed: {error}") from error
-    finally:
-        for leftover in (plain, warped):
-            leftover.unlink(missing_ok=True)
-            leftover.with_name(leftover.name + ".aux.xml").unlink(missing_ok=True)
-    cog.replace(out)
-    cog.with_name(cog.name + ".aux.xml").unlink(missing_ok=True)
+def _export(group: Any, layer: _Layer, out: Path) -> Product:
+    with target.replaced(out) as cog:
+        plain, warped = (cog.with_name(f"{cog.stem}.{kind}.tif") for kind in ("plain", "warped"))
+        try:
+            with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE):
+                source, sent = plain, _write_plain(group, layer, plain)
+                if layer.grid is not None:
+                    _check_pixels(plain, sent, out)
+                    source, sent = warped, _warp(plain, warped, layer, store.geobox_of(group))
+                _describe(source, layer, str(store.facts(group)["version"]))
+                _copy_as_cog(source, cog, layer)
+                _check_pixels(cog, sent, out)
+                grid = _grid_of(cog)
+        except (RasterioError, CPLE_BaseError) as error:
+            raise OutputError(f"{out} cannot be written: {error.__cause__ or error}") from error
+    return Product(path=out, kind=layer.kind, grid=grid)
 
 
-def _write_plain(group: Any, name: str, plain: Path, nodata: int) -> None:
-    """A tiled GeoTIFF, strip by strip."""
-    values, geobox = store.array(group, name), store.geobox_of(group)
+def _parts(shape: tuple[int, int]) -> Iterator[RasterWindow]:
+    for window in strips(shape, 4 * _BLOCK):
+        yield RasterWindow(window.col_off, window.row_off, window.width, window.height)
+
+
+def _write_plain(group: Any, layer: _Layer, plain: Path) -> int:
+    """Write a tiled GeoTIFF, strip by strip; returns the CRC-32 of its pixels."""
+    values, geobox = store.array(group, layer.array), store.geobox_of(group)
     profile = {
         "driver": "GTiff",
         "height": geobox.height,
         "width": geobox.width,
         "count": 1,
         "dtype": str(values.dtype),
-        "nodata": nodata,
+        "nodata": layer.nodata,
         "crs": None if geobox.crs is None else geobox.crs.to_wkt(),
         "transform": geobox.affine,
         **_TILED,
     }
-    with rasterio.open(plain, "w", **profile) as target:
-        for window in strips(values.shape, 4 * _BLOCK):
-            part = np.asarray(values[window.row_off : window.row_end, window.col_off : window.col_end])
-            target.write(part, 1, window=RasterWindow(window.col_off, window.row_off, window.width, window.height))
+    sent = 0
+    with rasterio.open(plain, "w", **profile) as raster:
+        for part in _parts((geobox.height, geobox.width)):
+            rows, cols = part.toslices()
+            pixels = np.ascontiguousarray(values[rows, cols])
+            sent = zlib.crc32(pixels.tobytes(), sent)
+            raster.write(pixels, 1, window=part)
+    return sent
 
 
-def _warp(plain: Path, warped: Path, crs: str | None, resolution: float | None, *, mode: bool) -> None:
-    """Reproject a plain file, window by window."""
-    with rasterio.open(plain) as source:
-        if source.crs is None:
-            raise OptionError("--crs and --resolution need a map with a CRS")
-        try:
-            target_crs = source.crs if crs is None else rasterio.crs.CRS.from_user_input(crs)
-        except rasterio.errors.CRSError as error:
-            raise OptionError(f"--crs {crs!r} is no CRS: {error}") from error
-        place, width, height = calculate_default_transform(
-            source.crs, target_crs, source.width, source.height, *source.bounds, resolution=resolution
-        )
-        coarser = resolution is not None and _metres(place, target_crs) > 1.01 * _metres(source.transform, source.crs)
-        by = (Resampling.mode if mode else Resampling.average) if coarser else Resampling.nearest
-        grid = {"crs": target_crs, "transform": place, "width": width, "height": height}
-        profile = {**source.profile, **grid, **_TILED}
-        with (
-            WarpedVRT(source, resampling=by, warp_mem_limit=64, **grid) as vrt,
-            rasterio.open(warped, "w", **profile) as out,
-        ):
-            for window in strips((height, width), 4 * _BLOCK):
-                part = RasterWindow(window.col_off, window.row_off, window.width, window.height)
-                out.write(vrt.read(1, window=part), 1, window=part)
+def _warp(plain: Path, warped: Path, layer: _Layer, own: GeoBox) -> int:
+    """Reproject a plain file, window by window; returns the CRC-32 of the new pixels.
+
+    Raises:
+        OptionError: The map has valid pixels and none of them arrives.
+    """
+    goal = layer.grid
+    assert goal is not None  # the caller has looked
+    assert goal.crs is not None  # `target_grid` gives one
+    coarse = Resampling.mode if layer.kind is CLASSES else Resampling.average
+    by = coarse if is_coarser(goal, own) else Resampling.nearest
+    grid = {
+        "crs": rasterio.crs.CRS.from_wkt(goal.crs.to_wkt()),
+        "transform": goal.affine,
+        "width": goal.width,
+        "height": goal.height,
+    }
+    sent, arrived = 0, False
+    with (
+        rasterio.open(plain) as source,
+        WarpedVRT(source, resampling=by, warp_mem_limit=64, **grid) as vrt,
+        rasterio.open(warped, "w", **{**source.profile, **grid, **_TILED}) as out,
+    ):
+        for part in _parts((goal.height, goal.width)):
+            pixels = np.ascontiguousarray(vrt.read(1, window=part))
+            arrived = arrived or bool((pixels != layer.nodata).any())
+            sent = zlib.crc32(pixels.tobytes(), sent)
+            out.write(pixels, 1, window=part)
+        if not arrived and any((source.read(1, window=p) != layer.nodata).any() for p in _parts(source.shape)):
+            raise OptionError(
+                f"no pixel of the map arrives in {goal.crs.proj.name}; choose another --crs or --resolution"
+            )
+    return sent
 
 
-def _metres(place: Any, crs: Any) -> float:
-    return float(abs(place.a)) * (111_320.0 if crs.is_geographic else float(crs.linear_units_factor[1]))
+def _check_pixels(raster: Path, sent: int, out: Path) -> None:
+    """Read a raster back: GDAL does not always say that a disk is full.
+
+    Raises:
+        OutputError: Other pixels than those that were written.
+    """
+    found = 0
+    with rasterio.open(raster) as source:
+        for part in _parts(source.shape):
+            found = zlib.crc32(source.read(1, window=part).tobytes(), found)
+    if found != sent:
+        raise OutputError(f"{out} cannot be written: not all pixels reached the disk; is it full?")
+
+
+def _describe(source: Path, layer: _Layer, version: str) -> None:
+    with rasterio.open(source, "r+") as raster:
+        if layer.palette is not None:
+            raster.write_colormap(1, layer.palette)
+        raster.set_band_description(1, layer.title)
+        raster.update_tags(1, **layer.tags)
+        raster.update_tags(SOFTWARE=f"ovrs {version}")
+        if layer.kind is CONFIDENCE:
+            raster.scales = (1 / CONFIDENCE_SCALE,)
+
+
+def _copy_as_cog(source: Path, cog: Path, layer: _Layer) -> None:
+    raster_copy(
+        source,
+        cog,
+        driver="COG",
+        overview_resampling="MODE" if layer.kind is CLASSES else "AVERAGE",
+        resampling="NEAREST",
+        blocksize=_BLOCK,
+        bigtiff="IF_SAFER",
+        compress="deflate",
+    )
+
+
+def _grid_of(raster: Path) -> GeoBox:
+    """Grid of a raster file as its readers find it."""
+    from odc.geo.geobox import GeoBox as Box
+
+    with rasterio.open(raster) as source:
+        return Box(source.shape, source.transform, None if source.crs is None else source.crs.to_wkt())
 
 
 def legend(group: Any) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Class names and RGB colours of a store."""
+    """Class names, as `names.shown_names` makes them, and RGB colours of a store."""
     attributes: dict[str, Any] = dict(store.array(group, "label").attrs)
     hexes = attributes["flag_colors"].split()
-    return list(attributes["class_names"]), [(int(h[1:3], 16), int(h[3:5], 16), int(h[5:7], 16)) for h in hexes]
+    return shown_names(attributes["class_names"]), [(int(h[1:3], 16), int(h[3:5], 16), int(h[5:7], 16)) for h in hexes]
 
 
 def _counts(group: Any, classes: int) -> list[int]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
 from ovrs import store
+from ovrs.export import target
 from ovrs.export.cog import legend
+from ovrs.export.marks import XML_MARK
+from ovrs.export.product import STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
-def write_qml(path: Path, raster: Path) -> Path:
-    """Write the style of a store's labels for `raster`, same stem."""
-    names, colours = legend(store.open_complete(path))
+def write_qml(path: Path, raster: Path, *, overwrite: bool = False) -> Path:
+    """Write the style of a store's labels for `raster`, same stem.
+
+    Raises:
+        OptionError: A style that `ovrs` did not write is there, and `overwrite` is not set.
+    """
     out = raster.with_suffix(".qml")
-    out.write_text(paletted_style(names, colours), "utf-8")
+    target.check(path, out, STYLE, overwrite=overwrite)
+    target.write_text(out, paletted_style(*legend(store.open_complete(path))))
     return out
 
 
@@ -28,7 +35,8 @@ def paletted_style(names: Sequence[str], colours: Sequence[tuple[int, int, int]]
         for i, (n, (r, g, b)) in enumerate(zip(names, colours, strict=True))
     )
     return (
-        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n<qgis version=\"3.22\" styleCategories=\"AllStyleCategories\">\n"
+        f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{XML_MARK}\n"
+        '<qgis version="3.22" styleCategories="AllStyleCategories">\n'
         "  <pipe>\n"
         '    <rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">\n      <colorPalette>\n'
         + entries

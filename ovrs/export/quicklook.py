@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from ovrs import store
+from ovrs import __version__, store
 from ovrs.decide import label_nodata
 from ovrs.errors import OvrsError
+from ovrs.export import target
 from ovrs.export.cog import legend
+from ovrs.export.product import PICTURE, Product
+from ovrs.names import shown
 from ovrs.opening import open_scene
 from ovrs.options import SceneOptions
 
@@ -22,14 +26,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MARGIN, _LINE = 16, 26
+_MARGIN, _LINE, _LEGEND_WIDTH = 16, 26, 290
+LEGEND_LIMIT = 60
+"""Classes in the legend."""
 
 
-def write_quicklook(path: Path, out: Path, side: int = 900) -> Path:
+def write_quicklook(path: Path, out: Path, side: int = 900, *, overwrite: bool = False) -> Product:
     """Draw a finished store as a PNG, each panel at most `side` pixels.
 
-    The scene panel is left out, with a warning, when the source raster is no longer where it was.
+    The scene panel is left out, with a warning, when the source raster is no longer where it was. A legend of more
+    than `LEGEND_LIMIT` classes lists the most frequent ones and counts the others.
+
+    Raises:
+        OptionError: `out` may not be replaced (see `target.check`).
+        StoreError: The store is not finished, or `out` cannot be written.
     """
+    target.check(path, out, PICTURE, overwrite=overwrite)
+    picture = draw_quicklook(path, side)
+    mark = PngInfo()
+    mark.add_text("Software", f"ovrs {__version__}")
+    with target.replaced(out) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=mark)
+    return Product(path=out, kind=PICTURE)
+
+
+def draw_quicklook(path: Path, side: int = 900) -> Image.Image:
+    """The picture of `write_quicklook`, RGB."""
     group = store.open_complete(path)
     facts = store.facts(group)
     names, colours = legend(group)
@@ -41,11 +63,7 @@ def write_quicklook(path: Path, out: Path, side: int = 900) -> Path:
         panels.insert(0, np.asarray(Image.fromarray(rgb).resize((map_panel.shape[1], map_panel.shape[0]))))
     except OvrsError as error:
         log.warning("the quicklook shows the map alone: %s", error)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
-    _compose(panels, names, colours, facts).save(temporary, format="PNG")
-    temporary.replace(out)
-    return out
+    return _compose(panels, names, colours, facts)
 
 
 def colourise(labels: NDArray[Any], colours: list[tuple[int, int, int]], nodata: int) -> NDArray[np.uint8]:
@@ -72,9 +90,9 @@ def _compose(
 ) -> Image.Image:
     font, bold = ImageFont.load_default(15), ImageFont.load_default(18)
     height, width = panels[0].shape[:2]
-    legend_width = 290
-    total = _MARGIN + sum(p.shape[1] + _MARGIN for p in panels) + legend_width
-    canvas = Image.new("RGB", (total, max(height, 130 + _LINE * len(names)) + 2 * _MARGIN + 24), "white")
+    entries = _legend_entries(names, colours, facts)
+    total = _MARGIN + sum(p.shape[1] + _MARGIN for p in panels) + _LEGEND_WIDTH
+    canvas = Image.new("RGB", (total, max(height, 130 + _LINE * len(entries)) + 2 * _MARGIN + 24), "white")
     draw = ImageDraw.Draw(canvas)
     x = _MARGIN
     for title, panel in zip(("scene", "map") if len(panels) == 2 else ("map",), panels, strict=True):
@@ -83,25 +101,50 @@ def _compose(
         x += width + _MARGIN
     _scale_bar(draw, x - width - _MARGIN, _MARGIN + 20 + height, width, facts)
     y = _MARGIN + 20
-    areas = {c["name"]: c for c in facts.get("classes", [])}
-    for name, colour in zip(names, colours, strict=True):
-        draw.rectangle((x, y, x + 22, y + 16), fill=colour, outline="black")
-        area = areas.get(name)
-        text = f"{name}  {area['percent']:.1f} %  {area['hectares']:.2f} ha" if area else name
-        draw.text((x + 30, y), text, fill="black", font=font)
+    for text, colour in entries:
+        if colour is not None:
+            draw.rectangle((x, y, x + 22, y + 16), fill=colour, outline="black")
+        draw.text((x + 30, y), _fitting(text, font, _LEGEND_WIDTH - 34), fill="black", font=font)
         y += _LINE
     lines = [
-        facts["scene"]["name"],
+        shown(facts["scene"]["name"]),
         f"grid {facts['pixel_size_m'][0]:.3g} m  EPSG:{facts['grid']['epsg'] or '-'}",
         f"{facts['model']['model']}, {facts['model']['method']}",
     ]
     if facts.get("composed_prompts"):
-        lines.append("composed prompts: " + ", ".join(facts["composed_prompts"]))
+        lines.append("composed prompts: " + ", ".join(map(shown, facts["composed_prompts"])))
     if facts.get("holes"):
         lines.append(f"INCOMPLETE: {len(facts['holes'])} blocks missing")
     for i, line in enumerate(lines):
         draw.text((x, y + 12 + 22 * i), line[:40], fill="#444444", font=font)
     return canvas
+
+
+def _legend_entries(
+    names: list[str], colours: list[tuple[int, int, int]], facts: dict[str, Any]
+) -> list[tuple[str, tuple[int, int, int] | None]]:
+    """Lines of the legend with their colours; without one where classes are left out."""
+    areas = facts.get("classes") or [None] * len(names)
+    lines: list[tuple[str, tuple[int, int, int] | None]] = []
+    order = list(range(len(names)))
+    if len(names) > LEGEND_LIMIT:
+        order = sorted(order, key=lambda i: -areas[i]["percent"] if areas[i] else 0)[:LEGEND_LIMIT]
+    for index in order:
+        area = areas[index]
+        # a long name is cut, so that its numbers stay in the picture
+        numbers = f"{area['percent']:.1f} %  {area['hectares']:.2f} ha" if area else ""
+        name = names[index] if len(names[index]) <= 16 or not area else f"{names[index][:15]}…"
+        lines.append((f"{name}  {numbers}".rstrip(), colours[index]))
+    if len(names) > LEGEND_LIMIT:
+        lines.append((f"and {len(names) - LEGEND_LIMIT} more classes", None))
+    return lines
+
+
+def _fitting(text: str, font: Any, width: float) -> str:
+    """`text`, cut where it would be wider than `width` pixels."""
+    while text and font.getlength(text) > width:
+        text = f"{text[: max(0, len(text) - 4)]}…" if len(text) > 4 else ""
+    return text
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, left: int, bottom: int, width: int, facts: dict[str, Any]) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from ovrs import store
+from ovrs.export import target
 from ovrs.export.cog import legend
-from ovrs.export.vector_files import LAYER
+from ovrs.export.marks import XML_MARK
+from ovrs.export.product import STYLE
+from ovrs.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 
-def write_sld(path: Path, raster: Path) -> Path:
-    """Raster style beside `raster`, same stem."""
-    names, colours = legend(store.open_complete(path))
+def write_sld(path: Path, raster: Path, *, overwrite: bool = False) -> Path:
+    """Raster style beside `raster`, same stem.
+
+    Raises:
+        OptionError: A style that `ovrs` did not write is there, and `overwrite` is not set.
+    """
     out = raster.with_suffix(".sld")
-    out.write_text(raster_style(raster.stem, names, colours), "utf-8")
+    target.check(path, out, STYLE, overwrite=overwrite)
+    target.write_text(out, raster_style(raster.stem, *legend(store.open_complete(path))))
     return out
 
 
@@ -31,44 +36,38 @@ def raster_style(title: str, names: Sequence[str], colours: Sequence[tuple[int, 
         for i, (n, (r, g, b)) in enumerate(zip(names, colours, strict=True))
     )
     return (
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<?xml version="1.0" encoding="UTF-8"?>\n{XML_MARK}\n'
         '<StyledLayerDescriptor version="1.0.0" xmlns="http://www.opengis.net/sld">\n  <NamedLayer>\n'
-        f"    <Name>{title}</Name>\n    <UserStyle>\n      <FeatureTypeStyle>\n        <Rule>\n          <RasterSymbolizer>\n"
+        f"    <Name>{escape(shown(title))}</Name>\n"
+        "    <UserStyle>\n      <FeatureTypeStyle>\n        <Rule>\n          <RasterSymbolizer>\n"
         '          <ColorMap type="values">\n' + entries + "          </ColorMap>\n          </RasterSymbolizer>\n"
         "        </Rule>\n      </FeatureTypeStyle>\n    </UserStyle>\n  </NamedLayer>\n</StyledLayerDescriptor>\n"
     )
 
 
-def style_vectors(path: Path, vectors: Path) -> Path:
-    """QGIS style for polygons: inside a GeoPackage, where QGIS takes it by itself, else `NAME-polygons.qml`.
+def polygon_style_path(vectors: Path) -> Path | None:
+    """Where the style of polygons goes: `NAME-polygons.qml`, or None for a GeoPackage, which holds its style itself.
 
     A `.qml` of the same stem would be the raster's, so polygons never use that name.
     """
-    names, colours = legend(store.open_complete(path))
-    style = categorised_style(names, colours)
-    if vectors.suffix != ".gpkg":
-        out = vectors.with_name(f"{vectors.stem}-polygons.qml")
-        out.write_text(style, "utf-8")
-        return out
-    with closing(sqlite3.connect(vectors)) as database, database:
-        database.execute(
-            "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), "
-            "f_table_schema TEXT(256), f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), "
-            "styleQML TEXT, styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), "
-            "update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"
-        )
-        column = database.execute(
-            "SELECT column_name FROM gpkg_geometry_columns WHERE table_name = ?", (LAYER,)
-        ).fetchone()
-        database.execute(
-            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
-            "styleQML, styleSLD, useAsDefault, description, owner) VALUES ('', '', ?, ?, 'classes', ?, '', 1, 'ovrs', '')",
-            (LAYER, column[0], style),
-        )
-        database.execute(
-            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('layer_styles', 'attributes', 'layer_styles')"
-        )
-    return vectors
+    return None if vectors.suffix.lower() == ".gpkg" else vectors.with_name(f"{vectors.stem}-polygons.qml")
+
+
+def style_vectors(path: Path, vectors: Path, *, overwrite: bool = False) -> Path:
+    """Write the QGIS style of polygons beside them; a GeoPackage has its style inside already.
+
+    Returns:
+        The file with the style.
+
+    Raises:
+        OptionError: A style that `ovrs` did not write is there, and `overwrite` is not set.
+    """
+    out = polygon_style_path(vectors)
+    if out is None:
+        return vectors
+    target.check(path, out, STYLE, overwrite=overwrite)
+    target.write_text(out, categorised_style(*legend(store.open_complete(path))))
+    return out
 
 
 def categorised_style(names: Sequence[str], colours: Sequence[tuple[int, int, int]]) -> str:
@@ -84,7 +83,7 @@ def categorised_style(names: Sequence[str], colours: Sequence[tuple[int, int, in
         for i, (r, g, b) in enumerate(colours)
     )
     return (
-        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+        f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{XML_MARK}\n"
         '<qgis version="3.22" styleCategories="Symbology">\n'
         '  <renderer-v2 type="categorizedSymbol" attr="class" enableorderby="0" forceraster="0">\n    <categories>\n'
         + categories

@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
 from ovrs import store
+from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import StoreError
+from ovrs.export import target
 from ovrs.export.cog import legend
+from ovrs.export.footprint import footprint, union_of_boxes
+from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, Product
+from ovrs.grid import pixel_size_m
+from ovrs.names import ascii_words, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from odc.geo.geobox import GeoBox
 
 STAC = "1.1.0"
 SCHEMAS = {
@@ -30,72 +40,68 @@ SCHEMAS = {
 }
 
 
-def write_item(path: Path, out: Path, products: Sequence[Path] = ()) -> Path:
+_SOLAR_SYSTEM = "https://stac-extensions.github.io/ssys/v1.1.1/schema.json"
+"""Only for maps of other bodies: their longitudes and latitudes are not those of WGS 84."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Legend:
+    """What an Item says of the classes."""
+
+    classes: list[dict[str, Any]]
+    """Entries of the classification extension."""
+    names: list[str]
+    dtype: str
+    """NumPy's name of the labels' type."""
+
+
+def write_item(path: Path, out: Path, products: Sequence[Product] = (), *, overwrite: bool = False) -> Path:
     """Write the Item of a finished map as `out` (JSON).
 
     Args:
         path: `NAME.zarr`.
         out: The file.
-        products: Files made from the map (`.tif`, `.gpkg`, `.parquet`, `.png`, …) that become assets.
+        products: What was written from the map; each becomes an asset under the name of its kind.
+        overwrite: Replace also a file that `ovrs` did not write.
 
     Raises:
-        StoreError: The map has no CRS, so it has no place on the ground.
+        StoreError: The map has no place on the ground (see `footprint.footprint`), or `out` cannot be written.
+        OptionError: `out` may not be replaced (see `target.check`).
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    target.check(path, out, ITEM, overwrite=overwrite)
     content = item(path, out.parent, products)
-    temporary = out.with_name(f".{out.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    temporary.replace(out)
+    target.write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return out
 
 
-def item(path: Path, base: Path, products: Sequence[Path] = ()) -> dict[str, Any]:
+def item(path: Path, base: Path, products: Sequence[Product] = ()) -> dict[str, Any]:
     """The Item as a dictionary; asset links are relative to `base`."""
     group = store.open_complete(path)
     facts, geobox = store.facts(group), store.geobox_of(group)
-    if geobox.crs is None:
-        raise StoreError(f"{path} has no CRS; a STAC Item needs a place on the ground")
-    names, colours = legend(group)
-    footprint = geobox.geographic_extent
-    epsg = geobox.crs.epsg
-    assets = {
-        "map": {
-            "href": _relative(path, base),
-            "type": "application/vnd.zarr; version=3"
-            if (path / "zarr.json").exists()
-            else "application/vnd.zarr; version=2",
-            "title": "Class and confidence (Zarr, multiscale)",
-            "roles": ["data"],
-            **_band(facts, names, colours, str(store.array(group, "label").dtype)),
-        }
-    }
-    for product in products:
-        assets[_key(product)] = _asset(product, base, facts, names, colours, str(store.array(group, "label").dtype))
+    outline = footprint(geobox)
+    classes = _legend(group)
     when = facts.get("acquired") or facts["finished"]
     return {
         "type": "Feature",
         "stac_version": STAC,
-        "stac_extensions": list(SCHEMAS.values()),
-        "id": path.name.removesuffix(".zarr"),
-        "geometry": json.loads(json.dumps(footprint.json)),
-        "bbox": [round(float(v), 9) for v in footprint.boundingbox],
+        "stac_extensions": [*SCHEMAS.values(), *([_SOLAR_SYSTEM] if outline.body != "Earth" else [])],
+        "id": shown(path.name.removesuffix(".zarr") or "map"),
+        "geometry": outline.geometry,
+        "bbox": outline.bbox,
         "properties": {
             "datetime": _utc(when),
             "created": _utc(facts["finished"]),
-            "title": f"Land classes of {facts['scene']['name']}",
-            "proj:code": None if epsg is None else f"EPSG:{epsg}",
-            **({} if epsg else {"proj:wkt2": geobox.crs.to_wkt()}),
-            "proj:shape": [geobox.height, geobox.width],
-            "proj:transform": [float(v) for v in geobox.affine[:6]],
-            "proj:bbox": [float(v) for v in geobox.boundingbox],
+            "title": f"Land classes of {shown(facts['scene']['name'])}",
+            **_projection(geobox),
+            **({"ssys:targets": [outline.body]} if outline.body != "Earth" else {}),
             "processing:software": {"ovrs": facts["version"]},
             "processing:lineage": f"{facts['model']['model']} with {facts['model']['method']}, adapted at test time; "
-            f"classes: {', '.join(names)}",
+            f"classes: {', '.join(classes.names)}",
             "processing:level": "L4",
-            **_mlm(facts, names, colours),
+            **_mlm(facts, classes),
         },
         "links": [],
-        "assets": assets,
+        "assets": {"map": _map_asset(path, base, geobox, classes), **_assets(products, base, geobox, classes)},
     }
 
 
@@ -108,9 +114,8 @@ def write_collection(items: Sequence[Path], out: Path, *, name: str, licence: st
     if not items:
         raise StoreError("a collection needs at least one item")
     found = [json.loads(p.read_text("utf-8")) for p in items]
-    boxes = np.array([i["bbox"] for i in found])
     times = sorted(i["properties"]["datetime"] for i in found)
-    overall = [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]
+    overall = union_of_boxes([i["bbox"] for i in found])
     content = {
         "type": "Collection",
         "stac_version": STAC,
@@ -123,51 +128,99 @@ def write_collection(items: Sequence[Path], out: Path, *, name: str, licence: st
             {"rel": "item", "href": _relative(p, out.parent), "type": "application/geo+json"} for p in sorted(items)
         ],
     }
-    out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    target.write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return out
 
 
-def _band(
-    facts: dict[str, Any], names: Sequence[str], colours: Sequence[tuple[int, int, int]], dtype: str
-) -> dict[str, Any]:
+def _legend(group: Any) -> _Legend:
+    names, colours = legend(group)
     classes = [
-        {"value": i, "name": _slug(n), "title": n, "color_hint": f"{r:02X}{g:02X}{b:02X}"}
-        for i, (n, (r, g, b)) in enumerate(zip(names, colours, strict=True))
+        {"value": i, "name": word, "title": name, "color_hint": f"{r:02X}{g:02X}{b:02X}"}
+        for i, (word, name, (r, g, b)) in enumerate(zip(ascii_words(names), names, colours, strict=True))
     ]
-    nodata = int(np.iinfo(dtype).max)
-    size = float(facts["pixel_size_m"][0])
-    return {
-        "data_type": dtype,
-        "nodata": nodata,
-        "raster:spatial_resolution": size,
-        "classification:classes": classes,
+    return _Legend(classes=classes, names=names, dtype=str(store.array(group, "label").dtype))
+
+
+def _projection(geobox: GeoBox) -> dict[str, Any]:
+    """Fields of the projection extension for one grid."""
+    crs = geobox.crs
+    place: dict[str, Any] = {"proj:code": f"EPSG:{crs.epsg}" if crs is not None and crs.epsg else None}
+    if crs is not None and not crs.epsg:
+        place["proj:wkt2"] = crs.to_wkt()
+    return place | {
+        "proj:shape": [geobox.height, geobox.width],
+        "proj:transform": [float(v) for v in geobox.affine[:6]],
+        "proj:bbox": [float(v) for v in geobox.boundingbox],
     }
 
 
-def _asset(
-    product: Path,
-    base: Path,
-    facts: dict[str, Any],
-    names: Sequence[str],
-    colours: Sequence[tuple[int, int, int]],
-    dtype: str,
-) -> dict[str, Any]:
-    kind = {
-        ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
-        ".gpkg": "application/geopackage+sqlite3",
-        ".parquet": "application/vnd.apache.parquet",
-        ".png": "image/png",
-        ".html": "text/html",
-        ".csv": "text/csv",
-    }.get(product.suffix, "application/octet-stream")
-    role = {".png": "thumbnail", ".html": "metadata", ".csv": "metadata"}.get(product.suffix, "data")
-    asset: dict[str, Any] = {"href": _relative(product, base), "type": kind, "roles": [role]}
-    if product.suffix == ".tif" and "confidence" not in product.stem:
-        asset |= _band(facts, names, colours, dtype)
-    return asset
+def _classes_band(geobox: GeoBox, classes: _Legend) -> dict[str, Any]:
+    return {
+        "data_type": classes.dtype,
+        "nodata": int(np.iinfo(classes.dtype).max),
+        "raster:spatial_resolution": _resolution(geobox),
+        "classification:classes": classes.classes,
+    }
 
 
-def _mlm(facts: dict[str, Any], names: Sequence[str], colours: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+def _confidence_band(geobox: GeoBox) -> dict[str, Any]:
+    return {
+        "data_type": "uint8",
+        "nodata": CONFIDENCE_NODATA,
+        "raster:spatial_resolution": _resolution(geobox),
+        "raster:scale": 1 / CONFIDENCE_SCALE,
+        "raster:offset": 0.0,
+    }
+
+
+def _resolution(geobox: GeoBox) -> float:
+    """Mean side of a pixel in metres on the ground."""
+    return round(float(np.mean(pixel_size_m(geobox))), 9)
+
+
+def _map_asset(path: Path, base: Path, geobox: GeoBox, classes: _Legend) -> dict[str, Any]:
+    version = 3 if (path / "zarr.json").exists() else 2
+    return {
+        "href": _relative(path, base),
+        "type": f"application/vnd.zarr; version={version}",
+        "title": "Class and confidence (Zarr, multiscale)",
+        "roles": ["data"],
+        **_classes_band(geobox, classes),
+    }
+
+
+_TITLES = {CLASSES.name: "Classes", CONFIDENCE.name: "Confidence of the class", PICTURE.name: "Picture"}
+
+
+def _assets(products: Sequence[Product], base: Path, own: GeoBox, classes: _Legend) -> dict[str, dict[str, Any]]:
+    """One asset for each product under its kind's name; `classes-2`, … for a second one of a kind."""
+    assets: dict[str, dict[str, Any]] = {}
+    for product in products:
+        key, number = product.kind.name, 2
+        while key in assets:
+            key, number = f"{product.kind.name}-{number}", number + 1
+        assets[key] = _asset(product, base, own, classes)
+    return assets
+
+
+def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> dict[str, Any]:
+    asset: dict[str, Any] = {
+        "href": _relative(product.path, base),
+        "type": product.media_type,
+        "title": _TITLES.get(product.kind.name, product.kind.name.capitalize()),
+        "roles": [product.kind.stac_role],
+    }
+    if product.grid is None:
+        return asset
+    if product.kind is CLASSES:
+        asset |= _classes_band(product.grid, classes)
+    if product.kind is CONFIDENCE:
+        asset |= _confidence_band(product.grid)
+    moved = product.grid.crs != own.crs or product.grid.shape != own.shape or product.grid.affine != own.affine
+    return asset | (_projection(product.grid) if moved else {})
+
+
+def _mlm(facts: dict[str, Any], classes: _Legend) -> dict[str, Any]:
     """The model as the MLM extension describes it."""
     crop = int(facts["plan"]["crop"])
     return {
@@ -191,30 +244,20 @@ def _mlm(facts: dict[str, Any], names: Sequence[str], colours: Sequence[tuple[in
                 "name": "class",
                 "tasks": ["semantic-segmentation"],
                 "result": {
-                    "shape": [-1, len(names), crop, crop],
+                    "shape": [-1, len(classes.names), crop, crop],
                     "dim_order": ["batch", "class", "height", "width"],
                     "data_type": "float32",
                 },
-                "classification:classes": [
-                    {"value": i, "name": _slug(n), "color_hint": f"{r:02X}{g:02X}{b:02X}"}
-                    for i, (n, (r, g, b)) in enumerate(zip(names, colours, strict=True))
-                ],
+                "classification:classes": [{k: c[k] for k in ("value", "name", "color_hint")} for c in classes.classes],
             }
         ],
     }
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
-def _key(product: Path) -> str:
-    kind = product.suffix.removeprefix(".")
-    return "confidence" if "confidence" in product.stem else {"tif": "classes", "png": "thumbnail"}.get(kind, kind)
-
-
 def _relative(path: Path, base: Path) -> str:
-    return "./" + Path(os.path.relpath(path.absolute(), base.absolute())).as_posix()
+    """Link from a folder to a file: `./NAME`, with `/`; characters that end a path in a URL are escaped."""
+    link = Path(os.path.relpath(path.absolute(), base.absolute())).as_posix()
+    return "./" + "".join(quote(os.fsencode(c)) if c in "%?#" or not c.isprintable() else c for c in link)
 
 
 def _utc(text: str) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ovrs import store
 from ovrs.errors import OptionError, SceneReadError
+from ovrs.export import target
 from ovrs.export.cog import legend
+from ovrs.export.marks import PARQUET_KEY, TABLE_COLUMNS
+from ovrs.export.product import TABLE
 from ovrs.grid import row_areas_m2
+from ovrs.names import shown
 from ovrs.pyramid import strips
 
 if TYPE_CHECKING:
@@ -18,12 +24,17 @@ if TYPE_CHECKING:
     import geopandas
 
 BLOCK = 2048
+_NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?([eE][+-]?[0-9]+)?")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""First characters, also in full width, by which spreadsheets know a formula; tabs and line ends are gone before."""
 
 
 def class_areas(path: Path) -> list[dict[str, Any]]:
     """Pixels, hectares and percent of each class of a finished map."""
-    found: list[dict[str, Any]] = store.facts(store.open_complete(path))["classes"]
-    return [{"zone": "map", "class": c["name"], **{k: c[k] for k in ("pixels", "hectares", "percent")}} for c in found]
+    group = store.open_complete(path)
+    found: list[dict[str, Any]] = store.facts(group)["classes"]
+    numbers = ({k: c[k] for k in ("pixels", "hectares", "percent")} for c in found)
+    return [{"zone": "map", "class": n, **row} for n, row in zip(legend(group)[0], numbers, strict=True)]
 
 
 def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[dict[str, Any]]:
@@ -81,24 +92,62 @@ def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[d
     ]
 
 
+def check_table(store_path: Path, out: Path, zones: Path | None = None, *, overwrite: bool = False) -> None:
+    """Refuse, before areas are counted, a path that no table of a map may be written to.
+
+    Raises:
+        OptionError: Neither `.csv` nor `.parquet`, or it may not be replaced (see `target.check`), or it is `zones`.
+        OutputError: The folder cannot be written.
+    """
+    target.check(store_path, out, TABLE, overwrite=overwrite)
+    if zones is not None and target.same_file(out, zones):
+        raise OptionError(f"{out} holds the zones; choose another name for the table")
+
+
 def write_table(rows: list[dict[str, Any]], out: Path) -> Path:
-    """Rows as `.csv` or `.parquet`.
+    """Rows as `.csv` or `.parquet`, whole or not at all; see `check_table` for what may lie there.
+
+    A cell of the CSV that a spreadsheet would take for a formula gets an apostrophe before it; Parquet keeps the text.
+
+    Args:
+        rows: From `class_areas` or `zone_areas`.
+        out: The file.
 
     Raises:
         OptionError: Another file type.
+        OutputError: `out` cannot be written.
     """
-    import pandas as pd
-
-    if out.suffix not in (".csv", ".parquet"):
+    if out.suffix.lower() not in TABLE.suffixes:
         raise OptionError(f"statistics are written as .csv or .parquet, not {out.suffix or 'without a suffix'}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    frame, temporary = pd.DataFrame(rows), out.with_name(f".{out.name}.partial")
-    if out.suffix == ".csv":
-        frame.to_csv(temporary, index=False)
-    else:
-        frame.to_parquet(temporary, index=False)
-    temporary.replace(out)
+    with target.replaced(out) as temporary:
+        if temporary.suffix == ".csv":
+            _write_csv(rows, temporary)
+        else:
+            _write_parquet(rows, temporary)
     return out
+
+
+def _write_csv(rows: list[dict[str, Any]], out: Path) -> None:
+    with out.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, TABLE_COLUMNS, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        table.writeheader()
+        table.writerows({k: harmless(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
+
+
+def _write_parquet(rows: list[dict[str, Any]], out: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = (pa.string(), pa.string(), pa.int64(), pa.float64(), pa.float64())
+    told = {PARQUET_KEY: TABLE.name.encode()}
+    schema = pa.schema(list(zip(TABLE_COLUMNS, kinds, strict=True)), metadata=told)
+    pq.write_table(pa.Table.from_pylist(rows, schema), out)
+
+
+def harmless(text: str) -> str:
+    """Text for a cell of a CSV: one line, and no formula for a spreadsheet. Plain numbers such as −1 stay."""
+    cell = shown(text)
+    return f"'{cell}" if cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
 
 
 def _zones(path: Path, crs: Any) -> geopandas.GeoDataFrame:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ovrs.errors import OptionError
+from ovrs.export.geopackage import MARK
+from ovrs.export.marks import PARQUET_KEY
+from ovrs.export.product import POLYGONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 BATCH = 20_000
 LAYER = "classes"
+"""Default name of a GeoPackage's layer."""
 
 
 class Sink(Protocol):
@@ -27,17 +30,13 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def open_sink(path: Path, suffix: str, names: Sequence[str], colours: Sequence[tuple[int, int, int]], crs: Any) -> Sink:
-    """The sink for a file type.
-
-    Raises:
-        OptionError: Neither `.gpkg` nor `.parquet`.
-    """
-    if suffix == ".gpkg":
-        return _GeoPackage(path, names, colours, crs)
-    if suffix in (".parquet", ".geoparquet"):
-        return _GeoParquet(path, names, colours, crs)
-    raise OptionError(f"vectors are written as .gpkg or .parquet, not {suffix or 'without a suffix'}")
+def open_sink(
+    path: Path, names: Sequence[str], colours: Sequence[tuple[int, int, int]], crs: Any, layer: str = LAYER
+) -> Sink:
+    """The sink for a path: `.gpkg` (where other layers stay), `.parquet` or `.geoparquet`."""
+    if path.suffix == ".gpkg":
+        return _GeoPackage(path, names, colours, crs, layer)
+    return _GeoParquet(path, names, colours, crs)
 
 
 class _Batched:
@@ -70,13 +69,25 @@ class _Batched:
 class _GeoPackage(_Batched):
     begun = False
 
+    def __init__(
+        self, path: Path, names: Sequence[str], colours: Sequence[tuple[int, int, int]], crs: Any, layer: str
+    ) -> None:
+        super().__init__(path, names, colours, crs)
+        self.layer = layer
+
     def flush(self) -> None:
         import geopandas
 
         crs = None if self.crs is None else self.crs.to_wkt()
         frame = geopandas.GeoDataFrame(self.columns(), geometry=[p.geometries[0] for p in self.waiting], crs=crs)
         frame.to_file(
-            self.path, layer=LAYER, driver="GPKG", engine="pyogrio", append=self.begun, geometry_type="Polygon"
+            self.path,
+            layer=self.layer,
+            driver="GPKG",
+            engine="pyogrio",
+            append=self.begun,
+            geometry_type="Polygon",
+            layer_options={} if self.begun else {"DESCRIPTION": MARK},
         )
         self.begun, self.waiting = True, []
 
@@ -98,9 +109,8 @@ class _GeoParquet(_Batched):
         box = pa.StructArray.from_arrays([pa.array(bounds[:, i]) for i in range(4)], ["xmin", "ymin", "xmax", "ymax"])
         table = pa.table({**self.columns(), "bbox": box, "geometry": pa.array(shapely.to_wkb(shapes), pa.binary())})
         if self.writer is None:
-            self.writer = pq.ParquetWriter(
-                self.path, table.schema.with_metadata({b"geo": self._metadata()}), compression="zstd"
-            )
+            told = {b"geo": self._metadata(), PARQUET_KEY: POLYGONS.name.encode()}
+            self.writer = pq.ParquetWriter(self.path, table.schema.with_metadata(told), compression="zstd")
         self.writer.write_table(table)
         self.waiting = []
 

@@ -7,7 +7,7 @@ written as soon as no later block can touch it. Memory holds one block and the c
 
 from __future__ import annotations
 
-import uuid
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,12 @@ import numpy as np
 
 from ovrs import store
 from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
-from ovrs.errors import OptionError
+from ovrs.errors import OptionError, OutputError
+from ovrs.export import geopackage, target
 from ovrs.export.cog import legend
-from ovrs.export.vector_files import open_sink
+from ovrs.export.product import POLYGONS, Product
+from ovrs.export.sld import categorised_style
+from ovrs.export.vector_files import LAYER, open_sink
 from ovrs.grid import Window, row_areas_m2
 
 if TYPE_CHECKING:
@@ -49,42 +52,93 @@ class Piece:
         self.confidence += other.confidence
 
 
-def write_vectors(path: Path, out: Path, *, min_area: float = 0.0, simplify: float = 0.0, block: int = BLOCK) -> int:
+def check_vectors(
+    path: Path,
+    out: Path,
+    *,
+    min_area: float = 0.0,
+    simplify: float = 0.0,
+    layer: str = LAYER,
+    overwrite: bool = False,
+) -> None:
+    """Refuse, before anything is written, what `write_vectors` could not write.
+
+    Raises:
+        OptionError: Another file type; a number that is not finite; `out` or its layer may not be replaced (see
+            `target.check` and `geopackage.check_layer`).
+        OutputError: The folder cannot be written, or another program writes the GeoPackage.
+    """
+    if not (math.isfinite(min_area) and math.isfinite(simplify)):
+        raise OptionError("--min-area and --simplify must be finite numbers")
+    target.check(path, out, POLYGONS, overwrite=overwrite)
+    if out.suffix.lower() == ".gpkg":
+        geopackage.check_layer_name(layer)
+        geopackage.check_layer(out, layer, overwrite=overwrite)
+
+
+def write_vectors(
+    path: Path,
+    out: Path,
+    *,
+    min_area: float = 0.0,
+    simplify: float = 0.0,
+    block: int = BLOCK,
+    layer: str = LAYER,
+    overwrite: bool = False,
+) -> Product:
     """Write the polygons of a finished store.
 
     Args:
         path: `NAME.zarr`.
-        out: `*.gpkg` or `*.parquet`; appears when it is complete.
+        out: `*.gpkg` or `*.parquet`; appears when it is complete. Other layers of a GeoPackage stay.
         min_area: Square metres of true ground area; smaller polygons are left out.
         simplify: Tolerance in units of the CRS; borders between neighbours stay shared. Needs all polygons in memory.
         block: Side of a block in pixels.
+        layer: Name of a GeoPackage's layer.
+        overwrite: Replace also a file or layer that `ovrs` did not write.
 
     Returns:
-        Number of polygons.
+        The file, with the number of polygons.
 
     Raises:
-        OptionError: Another file type, or too many polygons to simplify.
-        StoreError: The store is not finished.
+        OptionError: See `check_vectors`, or too many polygons to simplify.
+        StoreError: The store is not finished, or `out` cannot be written.
     """
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    check_vectors(path, out, min_area=min_area, simplify=simplify, layer=layer, overwrite=overwrite)
     group = store.open_complete(path)
     names, colours = legend(group)
-    geobox = store.geobox_of(group)
-    temporary = out.with_name(f".{out.stem}.{uuid.uuid4().hex[:8]}{out.suffix}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sink = open_sink(temporary, out.suffix, names, colours, geobox.crs)
-    try:
-        found: Iterator[Piece] = (p for p in components(group, block) if p.area_m2 >= min_area)
-        if simplify > 0:
-            found = iter(_simplified(list(found), simplify, geobox.affine))
-        count = 0
-        for piece in found:
-            sink.add(piece)
-            count += 1
-        sink.close()
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    geobox, count = store.geobox_of(group), 0
+    with target.replaced(out) as temporary:
+        in_package = temporary.suffix == ".gpkg"
+        before = _state(out)
+        if in_package and before is not None and geopackage.is_geopackage(out):
+            geopackage.copy_into(out, temporary)
+        try:
+            sink = open_sink(temporary, names, colours, geobox.crs, layer)
+            found: Iterator[Piece] = (p for p in components(group, block) if p.area_m2 >= min_area)
+            if simplify > 0:
+                found = iter(_simplified(list(found), simplify, geobox.affine))
+            for piece in found:
+                sink.add(piece)
+                count += 1
+            sink.close()
+        except (DataSourceError, DataLayerError) as error:
+            raise OutputError(f"{out} cannot be written: {error}") from error
+        if in_package:
+            geopackage.add_style(temporary, layer, categorised_style(names, colours))
+        if _state(out) != before:
+            raise OutputError(f"{out} changed while polygons were added; it stays as it is now. Run the command again")
+    return Product(path=out, kind=POLYGONS, features=count)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written: inode, size in bytes, modification time in nanoseconds."""
+    if not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def components(group: Any, block: int = BLOCK) -> Iterator[Piece]:

@@ -6,15 +6,17 @@ import base64
 import html
 import io
 import json
-import tempfile
-from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from ovrs import store
+from ovrs.export import target
 from ovrs.export.cog import legend
-from ovrs.export.quicklook import write_quicklook
+from ovrs.export.product import PAGE
+from ovrs.export.quicklook import draw_quicklook
+from ovrs.names import shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;color:#222}
 img{max-width:100%;border:1px solid #ccc}
@@ -27,20 +29,22 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:#f6f6f4;padding:10px;overflow-x:auto;font-size:13px}"""
 
 
-def write_report(path: Path, out: Path) -> Path:
+def write_report(path: Path, out: Path, *, overwrite: bool = False) -> Path:
     """Write the report of a finished map.
 
+    Args:
+        path: `NAME.zarr`.
+        out: `NAME.html`; appears when it is complete.
+        overwrite: Replace also a file that `ovrs` did not write.
+
     Raises:
-        StoreError: The map is not finished.
+        OptionError: `out` may not be replaced (see `target.check`).
+        StoreError: The map is not finished, or `out` cannot be written.
     """
+    target.check(path, out, PAGE, overwrite=overwrite)
     group = store.open_complete(path)
-    facts = store.facts(group)
-    colours = {n: f"#{r:02x}{g:02x}{b:02x}" for n, (r, g, b) in zip(*legend(group), strict=True)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page = _page(path.name, facts, colours, _picture(path))
-    temporary = out.with_name(f".{out.name}.partial")
-    temporary.write_text(page, "utf-8")
-    temporary.replace(out)
+    colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in legend(group)[1]]
+    target.write_text(out, _page(path.name, store.facts(group), colours, _picture(path)))
     return out
 
 
@@ -65,12 +69,12 @@ def warnings_of(facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def _page(name: str, facts: dict[str, Any], colours: dict[str, str], picture: str) -> str:
+def _page(name: str, facts: dict[str, Any], colours: list[str], picture: str) -> str:
     rows = "".join(
-        f'<tr><td><span class="c" style="background:{colours[c["name"]]}"></span>{_text(c["name"])}</td>'
+        f'<tr><td><span class="c" style="background:{colour}"></span><bdi>{_text(shown(c["name"]))}</bdi></td>'
         f'<td class="n">{c["hectares"]:,.2f}</td><td class="n">{c["percent"]:.2f}</td><td><div class="bar">'
-        f'<i style="width:{min(100.0, c["percent"]):.1f}%;background:{colours[c["name"]]}"></i></div></td></tr>'
-        for c in sorted(facts["classes"], key=lambda c: -c["percent"])
+        f'<i style="width:{min(100.0, c["percent"]):.1f}%;background:{colour}"></i></div></td></tr>'
+        for c, colour in sorted(zip(facts["classes"], colours, strict=True), key=lambda pair: -pair[0]["percent"])
     )
     warned = "".join(f"<li>{_text(w)}</li>" for w in warnings_of(facts))
     about = {
@@ -89,7 +93,8 @@ def _page(name: str, facts: dict[str, Any], colours: dict[str, str], picture: st
     table = "".join(f"<tr><th>{_text(k)}</th><td>{_text(str(v))}</td></tr>" for k, v in about.items())
     details = json.dumps({k: v for k, v in facts.items() if k != "classes"}, indent=1, default=str)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(name)}</title><style>{STYLE}</style></head><body>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="generator" content="ovrs"><title>{_text(name)}</title><style>{STYLE}</style></head><body>\n'
         f"<h1>{_text(name)}</h1>\n"
         + (f'<div class="warn"><strong>Before you use this map</strong><ul>{warned}</ul></div>\n' if warned else "")
         + f'<p><img alt="scene and map" src="data:image/jpeg;base64,{picture}"></p>\n'
@@ -100,12 +105,11 @@ def _page(name: str, facts: dict[str, Any], colours: dict[str, str], picture: st
 
 
 def _picture(path: Path) -> str:
-    with tempfile.TemporaryDirectory() as folder, Image.open(write_quicklook(path, Path(folder) / "q.png")) as image:
-        small = image.convert("RGB")
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85)
+    draw_quicklook(path).save(stream, "JPEG", quality=85)
     return base64.b64encode(stream.getvalue()).decode()
 
 
 def _text(value: str) -> str:
-    return html.escape(value)
+    """Escaped for HTML; line ends of preformatted text stay."""
+    return html.escape("\n".join(shown(line) if not line.isprintable() else line for line in value.split("\n")))

@@ -45,7 +45,6 @@ class MapTiles:
 
     def describe(self) -> dict[str, Any]:
         """What the page needs to know."""
-        areas = {c["name"]: c for c in self.facts["classes"]}
         return {
             "name": self.path.name,
             "shape": [self.geobox.height, self.geobox.width],
@@ -61,10 +60,10 @@ class MapTiles:
                 {
                     "name": n,
                     "colour": f"#{r:02x}{g:02x}{b:02x}",
-                    "hectares": areas[n]["hectares"],
-                    "percent": areas[n]["percent"],
+                    "hectares": area["hectares"],
+                    "percent": area["percent"],
                 }
-                for n, (r, g, b) in zip(self.names, self.colours, strict=True)
+                for n, (r, g, b), area in zip(self.names, self.colours, self.facts["classes"], strict=True)
             ],
         }
 
