@@ -21,9 +21,9 @@ import rasterio
 from benchmarks.seams import measure
 from ovrs import options, pipeline, store, vocabulary
 from ovrs.evaluate import Confusion
-from ovrs.job import plan_of
 from ovrs.rundir import RunDir
 from ovrs.synth import World, write_scene
+from ovrs.verify import plan_of
 
 ROWS = {
     "none": {"method": "none"},

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from ovrs import options, pipeline, store, vocabulary
-from ovrs.job import plan_of
 from ovrs.rundir import RunDir
 from ovrs.synth import World, write_scene
 from ovrs.tiling import Plan, crop_starts
+from ovrs.verify import plan_of
 
 
 @dataclass(frozen=True)

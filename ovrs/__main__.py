@@ -235,14 +235,32 @@ def status(store: Store) -> None:
 
 @app.command()
 def verify(store: Store) -> None:
-    """Recompute the checksum of every finished block."""
-    from ovrs import job
+    """Compare every file of a map with the checksums of its run, or an unfinished map's blocks with their markers.
 
-    wrong = job.verify(store)
-    if wrong:
-        typer.echo(f"{len(wrong)} blocks differ from their markers: {', '.join(wrong)}", err=True)
+    Exit code 0: a finished map, all as written. 3: something differs, and is named. 4: not finished, so far as written.
+    """
+    from ovrs import verify as room
+
+    report = room.check(store)
+    if report.problems:
+        listed = "\n".join(f"  {problem}" for problem in report.problems)
+        way = f"`ovrs repair {store}`" if report.finished else f"`ovrs resume {store}`"
+        typer.echo(f"{store}: {len(report.problems)} damaged\n{listed}\n{way} computes them again", err=True)
         raise typer.Exit(3)
-    typer.echo("all blocks match their checksums")
+    if not report.finished:
+        typer.echo(f"{store} is not finished: {report.compared} of {report.blocks} blocks are done and match")
+        raise typer.Exit(4)
+    typer.echo(f"all {report.compared} files match their checksums")
+
+
+@app.command()
+def repair(store: Store) -> None:
+    """Compute, build or write again what `ovrs verify` finds damaged. Needs the scene."""
+    from ovrs import repair as room
+
+    with _progress() as show:
+        found = room.repair(store, progress=show)
+    typer.echo("\n".join([f"repaired {problem.path}" for problem in found] or [f"{store}: nothing was damaged"]))
 
 
 @app.command()

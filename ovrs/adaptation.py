@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zlib
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from ovrs.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from ovrs.contract import SceneAdaptive, TileSample
     from ovrs.scene import SceneSource
@@ -69,25 +73,46 @@ def learn(segmenter: SceneAdaptive, scene: SceneSource, plan: Plan, count: int, 
         np.savez(temporary, allow_pickle=False, **state)
 
 
+def read(file: Path) -> dict[str, NDArray[Any]]:
+    """What was learned, by name.
+
+    Raises:
+        StoreError: The file is gone or damaged, so the finished blocks cannot be continued alike.
+    """
+    if not file.is_file():
+        raise StoreError(f"{file} is missing: what this run learned from its scene; begin anew with --overwrite")
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as state:
+            return {name: state[name] for name in state.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
+        raise StoreError(
+            f"{file} is damaged ({type(error).__name__}: {error}): what this run learned from its scene; "
+            "put back a copy of it, or begin anew with --overwrite"
+        ) from error
+
+
 def digest_of(file: Path) -> str:
     """SHA-256 of what was learned, for provenance and for workers that keep a segmenter.
 
     Raises:
-        StoreError: The file is gone, so the finished blocks cannot be continued alike.
+        StoreError: As `read`.
     """
-    if not file.is_file():
-        raise StoreError(f"{file} is missing: what this run learned from its scene; begin anew with --overwrite")
-    with np.load(file, allow_pickle=False) as state:
-        digest = hashlib.sha256()
-        for name in sorted(state.files):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(state[name]).tobytes())
+    digest = hashlib.sha256()
+    for name, values in sorted(read(file).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]
 
 
 def facts_of(file: Path) -> dict[str, Any]:
-    """What a map's provenance says of the adaptation to its scene."""
-    with np.load(file, allow_pickle=False) as state:
-        facts = {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
-        numbers = ("bias", "weight", "entropy", "crops", "support")
-        return facts | {name: np.round(state[name], 4).tolist() for name in numbers if name in state.files}
+    """What a map's provenance says of the adaptation to its scene.
+
+    Raises:
+        StoreError: As `read`.
+    """
+    state = read(file)
+    if not {"tiles", "events"} <= state.keys():
+        raise StoreError(f"{file} is damaged (no tiles or events); begin anew with --overwrite")
+    facts = {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
+    numbers = ("bias", "weight", "entropy", "crops", "support")
+    return facts | {name: np.round(state[name], 4).tolist() for name in numbers if name in state}

@@ -1,15 +1,18 @@
 """zarr's gzip codec, several times faster: the same name and format, compressed by ISA-L.
 
 Every gzip reader opens what it writes. The header holds no time of day, so equal chunks are equal files. Choosing it
-is zarr's own mechanism (an implementation of a codec named in zarr's configuration); `install` makes the choice.
+is the libraries' own mechanism: zarr's configuration names the class for format 3, numcodecs' registry for format 2.
+`install` makes the choice.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numcodecs
 import zarr
 from isal import igzip
+from numcodecs.compat import ensure_contiguous_ndarray
 from zarr.codecs import GzipCodec
 from zarr.core.buffer.cpu import as_numpy_array_wrapper
 from zarr.registry import register_codec
@@ -36,7 +39,19 @@ class FastGzip(GzipCodec):
         return packed
 
 
+class TimelessGzip(numcodecs.GZip):  # type: ignore[misc]
+    """The same for format 2, whose chunks are packed by numcodecs."""
+
+    codec_id = "gzip"
+
+    def encode(self, buf: Any) -> bytes:
+        """gzip of any array or buffer; the same bytes give the same result."""
+        packed: bytes = igzip.compress(ensure_contiguous_ndarray(buf), min(self.level, HIGHEST_LEVEL), mtime=0)
+        return packed
+
+
 def install() -> None:
-    """Let zarr use it for every gzipped chunk of this process."""
+    """Let zarr use them for every gzipped chunk of this process."""
+    numcodecs.register_codec(TimelessGzip)
     register_codec("gzip", FastGzip)
     zarr.config.set({"codecs.gzip": f"{FastGzip.__module__}.{FastGzip.__qualname__}"})

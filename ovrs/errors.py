@@ -137,6 +137,17 @@ class IncompleteRunError(StoreError):
     exit_code = 4
 
 
+class DamagedBlocksError(IncompleteRunError):
+    """Finished blocks no longer hold what was written; their markers are gone, so they are computed again."""
+
+    def __init__(self, message: str, names: list[str]) -> None:
+        super().__init__(message)
+        self.names = names
+
+    def __reduce__(self) -> tuple[type[DamagedBlocksError], tuple[str, list[str]]]:
+        return type(self), (str(self), self.names)
+
+
 def not_written(target: object, error: OSError) -> OutputError:
     """The error for `target` that could not be written: the system's reason, and what to do."""
     advice = _ADVICE.get(error.errno or 0, "give the same command again when the cause is gone")

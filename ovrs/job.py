@@ -10,7 +10,6 @@ import logging
 import shutil
 import threading
 import time
-import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from pydantic import ValidationError
 
-from ovrs import adaptation, allocator, files, pyramid, segmenters, store
+from ovrs import adaptation, allocator, files, pyramid, segmenters, store, verify
+from ovrs import overwrite as clearing
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
@@ -30,16 +31,14 @@ from ovrs.limits import check_blocks
 from ovrs.opening import open_scene
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
-from ovrs.record import describe, summarise
+from ovrs.record import describe, settled, summarise
 from ovrs.rundir import BlockRecord, Lock, RunDir
 from ovrs.segmenters import SegmenterSpec
-from ovrs.tiling import Plan, TileGeometry
+from ovrs.tiling import Plan
 from ovrs.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
 
     from ovrs.scene import Pixels, RasterScene
     from ovrs.tiling import Block
@@ -62,6 +61,18 @@ class Job:
     def run_dir(self) -> RunDir:
         return RunDir(self.out)
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Keywords of `store.create` and `store.refresh`."""
+        vocabulary, run = self.spec.vocabulary, self.options.run
+        return {
+            "classes": vocabulary.class_names,
+            "colours": vocabulary.colours,
+            "chunk": self.plan.chunk,
+            "zarr_format": run.zarr_format,
+            "keep_scores": run.store_scores,
+        }
+
     def block(self, name: str) -> Block:
         """The block of a name made by `Block.name`."""
         row, col = map(int, name.split("_"))
@@ -69,6 +80,8 @@ class Job:
 
     def missing(self) -> list[str]:
         """Names of the blocks without a finished marker, in plan order."""
+        for name in self.run_dir.damaged():
+            log.warning("the marker of block %s is damaged; the block is computed again", name)
         records = self.run_dir.records()
         return [name for name in self.plan.block_names() if name not in records or not records[name].finished]
 
@@ -132,21 +145,29 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     """
     if options.run.executor != "dask":
         allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
+    clearing.require_apart(uri, out)
     job, description = build_job(uri, vocabulary, out, options)
     run, out = job.run_dir, job.out
-    if overwrite and (run.exists or out.exists()):
+    partial = store.partial_path(out)
+    if overwrite and clearing.found(out):
+        clearing.require_ours(out)
         with Lock(run):  # refuses while another process writes there
             discard(out)
     if run.exists:
         require_same(run.description()["digest"], description["digest"], str(out))
     elif out.exists():
+        clearing.require_ours(out)
         raise StoreError(
             f"{out} exists and has no run directory {run.path.name} beside it; "
             f"remove it, choose another output, or pass --overwrite"
         )
-    if not (run.exists and (out.exists() or store.partial_path(out).exists())):
+    if not (run.exists and (out.exists() or partial.exists())):
+        clearing.require_ours(out)
         with files.folder_kept_on_success(run.path), Lock(run):
             _begin(job, description)
+    elif not out.exists():
+        with Lock(run):
+            put_back_schema(job)
     adapts = options.method.scene_level and options.model.family != "trivial"  # which has nothing to adapt
     return _adapted_to_scene(job) if adapts else job
 
@@ -169,23 +190,23 @@ def _begin(job: Job, description: dict[str, Any]) -> None:
     partial = store.partial_path(job.out)
     for leftover in (partial, job.run_dir.blocks):
         shutil.rmtree(leftover, ignore_errors=True)
-    (job.run_dir.path / adaptation.STATE_FILE).unlink(missing_ok=True)
-    vocabulary, run = job.spec.vocabulary, job.options.run
+    for name in (adaptation.STATE_FILE, verify.MANIFEST):
+        (job.run_dir.path / name).unlink(missing_ok=True)
     with files.atomic_folder(partial) as temporary:
-        store.create(
-            temporary,
-            job.scene.geobox,
-            classes=vocabulary.class_names,
-            colours=vocabulary.colours,
-            chunk=job.plan.chunk,
-            zarr_format=run.zarr_format,
-            keep_scores=run.store_scores,
-        )
+        store.create(temporary, job.scene.geobox, **job.schema)
     try:
         job.run_dir.begin(description)
     except BaseException:
         discard(job.out)
         raise
+
+
+def put_back_schema(job: Job) -> None:
+    """Put the schema of an unfinished store back to what it is at the beginning."""
+    partial = store.partial_path(job.out)
+    for name in store.refresh(partial, job.scene.geobox, **job.schema):
+        if name not in store.ROOT_FILES:  # those differ, too, after a finish that was cut off
+            log.warning("%s: %s is damaged and written anew", partial, name)
 
 
 def resume(out: Path) -> Job:
@@ -195,15 +216,28 @@ def resume(out: Path) -> Job:
         DigestMismatchError: Scene, weights or code are no longer what they were.
     """
     description = RunDir(out).description()
-    options = MapOptions.model_validate(description["options"])
-    vocabulary = Vocabulary.model_validate(description["vocabulary"])
+    try:
+        options = MapOptions.model_validate(description["options"])
+        vocabulary = Vocabulary.model_validate(description["vocabulary"])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise StoreError(
+            f"{RunDir(out).path / 'run.json'} is damaged ({where}: {error.errors()[0]['msg']}); "
+            "put back a copy of it, or begin anew with --overwrite"
+        ) from error
     return prepare(description["uri"], vocabulary, out, options)
 
 
 def discard(out: Path) -> None:
-    """Remove a store and its run directory."""
+    """Remove a store and its run directory.
+
+    Raises:
+        StoreError: Something of it cannot be removed.
+    """
     for path in (out, store.partial_path(out), RunDir(out).path):
         shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            raise StoreError(f"{path} cannot be removed; remove it by hand")
 
 
 def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
@@ -291,15 +325,9 @@ def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
         histogram=histogram,
         areas_m2={k: float(areas[int(k)]) for k in histogram},
         confidence_sum=int(result.confidence.sum(dtype=np.int64, where=result.confidence != CONFIDENCE_NODATA)),
-        crc=block_crc(result.label, result.confidence),
+        crc=verify.block_crc(result.label, result.confidence, result.score),
         events=result.events,
     )
-
-
-def block_crc(label: NDArray[Any], confidence: NDArray[Any]) -> str:
-    """CRC-32 over the block's label bytes followed by its confidence bytes."""
-    first = zlib.crc32(np.ascontiguousarray(label).data)
-    return f"{zlib.crc32(np.ascontiguousarray(confidence).data, first):08x}"
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -313,13 +341,14 @@ def finish(job: Job) -> dict[str, Any]:
     """
     if job.out.exists():
         return store.facts(store.open_complete(job.out))
-    records = job.run_dir.records()
-    holes = job.missing()
+    partial, run = store.partial_path(job.out), job.run_dir
+    put_back_schema(job)
+    verify.require_whole(job.out, run, job.plan)
+    records, holes = run.records(), job.missing()
     if holes and not job.options.run.allow_holes:
         raise IncompleteRunError(_hole_message(job, holes, records))
     for name in holes:
         log.warning("block %s stays no data: %s", name, records[name].reason if name in records else "never computed")
-    partial = store.partial_path(job.out)
     vocabulary = job.spec.vocabulary
     for name in holes:  # a block that failed while it was written may have some of its arrays
         store.clear_block(partial, job.block(name).core)
@@ -328,11 +357,12 @@ def finish(job: Job) -> dict[str, Any]:
         pyramid.build(
             partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk
         )
-    attributes = summarise(job, records, holes)
+    attributes = settled(summarise(job, records, holes), verify.read_manifest(run).get("facts", {}))
     group = zarr.open_group(partial, mode="r+", use_consolidated=False)
     group.attrs["ovrs"] = attributes
     if job.options.run.zarr_format == 2:
         zarr.consolidate_metadata(partial, zarr_format=2)
+    verify.write_manifest(run, partial, attributes)
     partial.rename(job.out)
     return attributes
 
@@ -357,30 +387,3 @@ def _rule(options: MapOptions, vocabulary: Vocabulary) -> DecisionRule:
             "--threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
         )
     return DecisionRule(background, threshold)
-
-
-def plan_of(description: dict[str, Any]) -> Plan:
-    """The plan of a run from its `run.json`."""
-    plan, shape = description["plan"], description["grid"]["shape"]
-    geometry = TileGeometry(crop=plan["crop"], stride=plan["stride"], crops_per_tile=plan["crops_per_tile"])
-    return Plan(height=shape[0], width=shape[1], geometry=geometry, block_pitches=plan["block_pitches"])
-
-
-def verify(out: Path) -> list[str]:
-    """Recompute the checksum of every block of a finished or running store; returns the names that differ.
-
-    Raises:
-        StoreError: No run was begun for `out`.
-    """
-    plan = plan_of(RunDir(out).description())
-    group = zarr.open_group(out if out.exists() else store.partial_path(out), mode="r", use_consolidated=False)
-    label, confidence = store.array(group, "label"), store.array(group, "confidence")
-    wrong = []
-    for name, record in RunDir(out).records().items():
-        if record.finished:
-            row, col = map(int, name.split("_"))
-            core = plan.block(row, col).core
-            region = (slice(core.row_off, core.row_end), slice(core.col_off, core.col_end))
-            if block_crc(np.asarray(label[region]), np.asarray(confidence[region])) != record.crc:
-                wrong.append(name)
-    return wrong

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovrs import execute, files, job, publish
-from ovrs.errors import OutputError
+from ovrs.errors import DamagedBlocksError, OutputError
 from ovrs.provenance import require_same
 from ovrs.rundir import Lock, RunDir
 
@@ -140,6 +140,12 @@ def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
         for folder in (this.run_dir.path, this.run_dir.blocks):
             files.sweep_folder(folder)
         compute(this, this.missing(), progress=progress)
+        with files.writing(this.out):
+            try:
+                return job.finish(this)
+            except DamagedBlocksError as error:
+                damaged = error.names
+        compute(this, damaged, progress=progress)
         with files.writing(this.out):
             return job.finish(this)
 

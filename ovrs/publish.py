@@ -13,9 +13,10 @@ import posixpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs import store
+from ovrs import store, verify
 from ovrs.errors import OptionError, OutputError, OvrsError, StoreError, told
 from ovrs.provenance import canonical
+from ovrs.rundir import RunDir
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -43,9 +44,10 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
         Number of files sent by this call.
 
     Raises:
-        StoreError: `source` is not complete, or another map is at `url`, or it cannot be written.
+        StoreError: `source` is not complete or is damaged, or another map is at `url`, or it cannot be written.
     """
     digest = short(store.facts(store.open_complete(source))["digest"])
+    _require_whole(source)
     files, root = _filesystem(url)
     plan = {p.relative_to(source).as_posix(): p.stat().st_size for p in sorted(source.rglob("*")) if p.is_file()}
     try:
@@ -84,6 +86,16 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
     return len(missing)
 
 
+def _require_whole(source: Path) -> None:
+    """Refuse a map that differs from its run's manifest; a map without a run directory cannot be compared."""
+    wanted = verify.read_manifest(RunDir(source)).get("files")
+    damaged = [str(problem) for problem in verify.differences(source, wanted)] if wanted else []
+    if damaged:
+        raise StoreError(
+            f"{source} is damaged and not published ({'; '.join(damaged[:3])}); `ovrs repair {source}` first"
+        )
+
+
 def short(digest: dict[str, str]) -> str:
     """One word for a run's digest."""
     return hashlib.sha256(canonical(digest).encode()).hexdigest()[:16]
@@ -104,7 +116,7 @@ def published_facts(url: str) -> dict[str, Any] | None:
                 attributes = content.get("attributes", content)
                 facts: dict[str, Any] | None = attributes.get("ovrs")
                 return facts
-    except OSError as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise StoreError(f"{url} cannot be read: {error}") from error
     return None
 
@@ -133,7 +145,10 @@ def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 def _begun(files: AbstractFileSystem, root: str) -> str | None:
     file = posixpath.join(root, _MANIFEST)
     if files.exists(file):
-        return str(json.loads(files.cat_file(file))["digest"])
+        try:
+            return str(json.loads(files.cat_file(file))["digest"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{file} is damaged ({error}); remove what is there, or choose another name") from error
     if files.exists(root) and files.ls(root):
         raise StoreError(f"{root} is not empty and was not published by ovrs; choose another name")
     return None

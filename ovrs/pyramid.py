@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from ovrs import store
+from ovrs import geozarr, store
 from ovrs.decide import CONFIDENCE_NODATA, label_nodata
 from ovrs.grid import Window
 
@@ -28,6 +28,7 @@ def build(
     """
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     factors: list[int] = []
+    boxes = {".": geobox}
     source, box, factor = root, geobox, 1
     while max(box.shape) > store.PYRAMID_FLOOR:
         factor *= 2
@@ -36,8 +37,10 @@ def build(
         store.level(target, box, classes=classes, colours=colours, chunk=chunk, keep_scores=False)
         _reduce(source, target, len(classes), chunk)
         factors.append(factor)
+        boxes[str(factor)] = box
         source = target
-    root.attrs["multiscales"] = _describe(factors)
+    if factors:
+        root.attrs.update(geozarr.pyramid(boxes, geobox.crs is not None))
     return factors
 
 
@@ -87,18 +90,3 @@ def _quads(values: NDArray[Any], fill: int) -> list[NDArray[Any]]:
     pad = ((0, values.shape[0] % 2), (0, values.shape[1] % 2))
     even = np.pad(values, pad, constant_values=fill) if pad != ((0, 0), (0, 0)) else values
     return [even[i::2, j::2] for i in (0, 1) for j in (0, 1)]
-
-
-def _describe(factors: list[int]) -> dict[str, Any]:
-    """GeoZarr `multiscales`: which group holds which level, derived from which."""
-    layout: list[dict[str, Any]] = [{"asset": ".", "transform": {"scale": [1.0, 1.0], "translation": [0.0, 0.0]}}]
-    for i, factor in enumerate(factors):
-        layout.append(
-            {
-                "asset": str(factor),
-                "derived_from": "." if i == 0 else str(factors[i - 1]),
-                "resampling_method": "mode",
-                "transform": {"scale": [2.0, 2.0], "translation": [0.0, 0.0]},
-            }
-        )
-    return {"layout": layout, "resampling_method": "mode"}

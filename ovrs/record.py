@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs import __version__
 from ovrs.adaptation import facts_of
 from ovrs.grid import has_ground, pixel_size_m
-from ovrs.provenance import digest, versions
+from ovrs.provenance import canonical, digest, versions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,3 +107,10 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> di
             for n, p, a in zip(names, pixels, areas, strict=True)
         ],
     }
+
+
+def settled(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a map. Those of an earlier finish stay, with their times, where nothing but times would change."""
+    clock = ("finished", "seconds")
+    same = canonical({**now, **dict.fromkeys(clock)}) == canonical({**before, **dict.fromkeys(clock)})
+    return before if same else now

@@ -63,7 +63,7 @@ def status_of(out: Path) -> Status:
     """
     run = RunDir(out)
     description, records = run.description(), run.records()
-    from ovrs.job import plan_of
+    from ovrs.verify import plan_of
 
     total = plan_of(description).block_count
     done = [r for r in records.values() if r.finished]
@@ -78,6 +78,7 @@ def status_of(out: Path) -> Status:
         ),
     ]
     lines += [f"  failed {r.name} (attempt {r.attempt}): {r.reason}" for r in failed]
+    lines += [f"  damaged marker {name}: its block is computed again" for name in run.damaged()]
     return Status(complete, "\n".join(lines))
 
 

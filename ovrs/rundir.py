@@ -2,7 +2,10 @@
 
 run.json        options, digest and provenance, written once
 blocks/R_C.json one marker per block: done with its numbers, or failed with the reason
+manifest.json   checksums of every file of the finished store, see `ovrs.verify`
 lock.json       owner and heartbeat of the process that runs
+
+Each JSON file but the lock carries a checksum of its content. A marker that does not match counts as not written.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+import zlib
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovrs import files
 from ovrs.errors import StoreError, StoreLockedError
+from ovrs.provenance import canonical
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,7 +52,7 @@ class BlockRecord:
     """True ground area per class index."""
     confidence_sum: int = 0
     crc: str = ""
-    """CRC-32 of the block's label and confidence bytes."""
+    """CRC-32 of the block's label, confidence and, where they are stored, score bytes."""
     events: dict[str, int] = field(default_factory=dict)
     reason: str = ""
 
@@ -66,41 +71,125 @@ class RunDir:
 
     def begin(self, description: dict[str, Any]) -> None:
         """Create the directory and `run.json`."""
-        self.blocks.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "run.json", description)
+        self.folder(self.blocks)
+        write_sealed(self.path / "run.json", description)
 
     def description(self) -> dict[str, Any]:
         """Content of `run.json`.
 
         Raises:
-            StoreError: No run was begun here.
+            StoreError: No run was begun here, or the file is damaged.
         """
         file = self.path / "run.json"
-        if not file.is_file():
-            raise StoreError(f"no run at {self.path}: nothing was begun for {self.store}")
-        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        if not self.exists:
+            raise StoreError(f"no run at {self.path}: nothing was begun for {self.store}, or {file.name} is lost")
+        content, fault = read_sealed(file)
+        fault = fault or _description_fault(content)
+        if fault:
+            way = f"`ovrs repair {self.store}` restores it" if self.store.exists() else "--overwrite begins anew"
+            raise StoreError(f"{file} is damaged ({fault}); put back a copy of it, or {way}")
         return content
 
     @property
     def exists(self) -> bool:
-        return (self.path / "run.json").is_file()
+        return os.path.lexists(self.path / "run.json")
 
     def record(self, record: BlockRecord) -> None:
         """Write a marker; call only after the block's data are in the store."""
-        write_json(self.blocks / f"{record.name}.json", asdict(record))
+        self.folder(self.blocks)
+        file = self.blocks / f"{record.name}.json"
+        if file.is_dir():  # somebody's folder: kept under another name
+            file.rename(self.blocks / f".{file.name}.{uuid.uuid4().hex[:8]}")
+        write_sealed(file, asdict(record))
+
+    def forget(self, name: str) -> None:
+        """Remove a block's marker, so that the block counts as not computed."""
+        file = self.blocks / f"{name}.json"
+        if not file.is_dir():
+            file.unlink(missing_ok=True)
 
     def record_of(self, name: str) -> BlockRecord | None:
-        """The marker of one block, if there is one."""
-        file = self.blocks / f"{name}.json"
-        return BlockRecord(**json.loads(file.read_text("utf-8"))) if file.is_file() else None
+        """The marker of one block, if there is a readable one."""
+        return _marker(self.blocks / f"{name}.json")
 
     def records(self) -> dict[str, BlockRecord]:
-        """All markers by block name."""
-        found = {}
-        for file in sorted(self.blocks.glob("*.json")):
-            record = BlockRecord(**json.loads(file.read_text("utf-8")))
-            found[record.name] = record
-        return found
+        """All readable markers by block name.
+
+        Raises:
+            StoreError: `blocks` is not a folder.
+        """
+        found = (_marker(file) for file in self._markers())
+        return {record.name: record for record in found if record is not None}
+
+    def damaged(self) -> list[str]:
+        """Names of the markers that cannot be read; their blocks count as not computed."""
+        return [file.stem for file in self._markers() if _marker(file) is None]
+
+    def _markers(self) -> list[Path]:
+        if self.blocks.exists() and not self.blocks.is_dir():
+            raise StoreError(f"{self.blocks} is not a folder; remove it, its blocks are then computed again")
+        return sorted(self.blocks.glob("[0-9]*.json"))
+
+    def folder(self, path: Path) -> None:
+        """Create a folder of the run directory.
+
+        Raises:
+            StoreError: A file is in its place.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StoreError(
+                f"{error.filename} is in the way of the run directory {self.path}; move it away"
+            ) from error
+
+
+def _marker(file: Path) -> BlockRecord | None:
+    content, fault = read_sealed(file)
+    known = {f.name for f in fields(BlockRecord)}
+    if fault or content.get("name") != file.stem or not {"status"} <= content.keys() <= known:
+        return None
+    return BlockRecord(**content)
+
+
+def _description_fault(content: dict[str, Any]) -> str:
+    """What keeps `content` from describing a run; empty when nothing does."""
+    for key in ("digest", "grid", "plan", "options", "vocabulary"):
+        if not isinstance(content.get(key), dict):
+            return f"no {key!r}"
+    if not isinstance(content.get("uri"), str) or not all(isinstance(v, str) for v in content["digest"].values()):
+        return "no scene or digest"
+    plan = [content["plan"].get(key) for key in ("crop", "stride", "crops_per_tile", "block_pitches")]
+    shape = content["grid"].get("shape")
+    numbers = [*plan, *shape] if isinstance(shape, list) and len(shape) == 2 else [None]
+    return "" if all(type(n) is int and n > 0 for n in numbers) else "no plan"
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with a checksum of its content, atomically."""
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    write_json(path, {**plain, "check": _check(plain)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Any], str]:
+    """Read what `write_sealed` wrote.
+
+    Returns:
+        The content without its checksum, and what is wrong with the file; the latter is empty when nothing is.
+    """
+    try:
+        content: Any = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, f"{type(error).__name__}: {error}"
+    if not isinstance(content, dict):
+        return {}, "no JSON object"
+    if content.pop("check", None) != _check(content):
+        return {}, "its content does not match its checksum"
+    return content, ""
+
+
+def _check(content: dict[str, Any]) -> str:
+    return f"{zlib.crc32(canonical(content).encode()):08x}"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -112,14 +201,16 @@ class Lock:
     """One run per store. Taken over only when its owner is gone or its heartbeat has expired."""
 
     def __init__(self, run: RunDir) -> None:
-        self.file = run.path / "lock.json"
+        self.run, self.file = run, run.path / "lock.json"
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._heartbeat, name="ovrs-heartbeat", daemon=True)
 
     def __enter__(self) -> Lock:
+        self.run.folder(self.file.parent)
+        if self.file.is_dir():
+            raise StoreLockedError(f"{self.file} is a folder and no lock; remove it")
         with files.writing(self.file):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             if not self._create():
                 self._take_over()
         self._beat.start()
@@ -149,9 +240,14 @@ class Lock:
     def _take_over(self) -> None:
         holder = _content(self.file)
         if not _expired(self.file, holder):
+            who = (
+                f"process {holder['pid']} on {holder.get('host')}"
+                if "pid" in holder
+                else "a process that cannot be told"
+            )
             raise StoreLockedError(
-                f"{self.file.parent} is being written by process {holder.get('pid')} on {holder.get('host')}; "
-                f"wait for it, or end it and try again ({EXPIRY_SECONDS:.0f} s after its last sign of life)"
+                f"{self.file.parent} is being written by {who}; wait for it, or end it and try again: "
+                f"{self.file} counts as left behind {EXPIRY_SECONDS:.0f} s after its last sign of life"
             )
         aside = self.file.with_name(f"lock.{self.owner['token']}.stale")
         with contextlib.suppress(FileNotFoundError):  # its owner ended properly in this moment
@@ -179,25 +275,39 @@ class Lock:
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):  # gone, or killed while writing it
+        content: Any = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):  # gone, or killed while writing it
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _expired(file: Path, holder: dict[str, Any]) -> bool:
     try:
         silent = time.time() - file.stat().st_mtime
+        if silent < -HEARTBEAT_SECONDS:  # the clocks differ, so only a change tells that the owner lives
+            silent = _watched(file)
     except FileNotFoundError:
         return True
     if silent > EXPIRY_SECONDS:
         return True
-    return (
-        holder.get("host") == socket.gethostname() and isinstance(holder.get("pid"), int) and not _alive(holder["pid"])
-    )
+    pid = holder.get("pid")
+    return holder.get("host") == socket.gethostname() and type(pid) is int and not _alive(pid)
+
+
+def _watched(file: Path) -> float:
+    """Seconds without a sign of life of a lock whose time lies in the future: 0, or infinite after three heartbeats."""
+    log.warning("%s carries a time in the future; watching whether its owner lives", file)
+    before, until = file.stat().st_mtime_ns, time.monotonic() + 3 * HEARTBEAT_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1.0, HEARTBEAT_SECONDS))
+        if file.stat().st_mtime_ns != before:
+            return 0.0
+    return float("inf")
 
 
 def _alive(pid: int) -> bool:
+    if not 0 < pid < 2**31:  # no process has such a number
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -6,9 +6,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ovrs.adaptation import digest_of
+from ovrs import adaptation
 from ovrs.contract import SceneAdaptive
 from ovrs.errors import OptionError
 from ovrs.provenance import canonical
@@ -36,7 +34,7 @@ class SegmenterSpec:
 
     @property
     def key(self) -> str:
-        learned = None if self.state is None else digest_of(self.state)
+        learned = None if self.state is None else adaptation.digest_of(self.state)
         return canonical(
             [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), self.vocabulary.digest(), learned]
         )
@@ -83,5 +81,4 @@ def _with_state(segmenter: Segmenter, spec: SegmenterSpec) -> Segmenter:
     assert spec.state is not None  # the caller has looked
     if not isinstance(segmenter, SceneAdaptive):
         raise OptionError(f"method {spec.method.method} does not adapt to a scene as a whole; use --adaptation tile")
-    with np.load(spec.state, allow_pickle=False) as state:
-        return segmenter.with_state(dict(state))
+    return segmenter.with_state(adaptation.read(spec.state))

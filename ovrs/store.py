@@ -6,20 +6,26 @@ Layout (level 0 at the root, overview levels in groups `2`, `4`, …):
     confidence   (y, x)         uint8, 0..200 = 0..1, 255 = no data
     score        (class, y, x)  uint8 like confidence; only on request
     x, y         cell centres;  spatial_ref  CF grid mapping
+
+`label` tells its no data by Zarr's fill value and the attribute `nodata`, not by CF's `_FillValue`: readers that know CF
+would turn class numbers into floating point.
 """
 
 from __future__ import annotations
 
+import logging
+import shutil
+import uuid
 import warnings
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
-from numcodecs import GZip
 from pyproj.enums import WktVersion
 
-from ovrs import codec
+from ovrs import codec, geozarr, intact
 from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
 from ovrs.errors import GridMismatchError, StoreError
 from ovrs.names import cf_words
@@ -32,7 +38,15 @@ if TYPE_CHECKING:
 
     from ovrs.grid import Window
 
+log = logging.getLogger(__name__)
+
 codec.install()
+
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, zlib.error)
+"""What zarr and its codecs raise for damaged files."""
+
+ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
+"""Metadata of the root group, in formats 3 and 2."""
 
 PYRAMID_FLOOR = 256
 """Overview levels are added until both sides are at most this many pixels."""
@@ -73,7 +87,10 @@ def level(
     """Create the arrays of one resolution level and its georeferencing in `group`."""
     nodata = label_nodata(len(classes))
     shape = (geobox.height, geobox.width)
-    common = {"grid_mapping": "spatial_ref", **({"_CRS": _crs_object(geobox)} if geobox.crs is not None else {})}
+    # `coordinates` makes xarray treat the grid mapping as a coordinate without being told, as rioxarray's own files do
+    common: dict[str, Any] = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
+    if geobox.crs is not None:
+        common["_CRS"] = _crs_object(geobox)
     # CF gives classes exactly this way; `flag_colors` follows GDAL's and rioxarray's reading of it
     flags = {
         "flag_values": list(range(len(classes))),
@@ -89,9 +106,14 @@ def level(
         label_dtype(len(classes)),
         nodata,
         ("y", "x"),
-        {"long_name": "class", **flags, **common},
+        {"long_name": "class", "nodata": nodata, **flags, **common},
     )
-    meaning = {"long_name": "confidence of the class", "scale_factor": 1 / CONFIDENCE_SCALE, "add_offset": 0.0}
+    meaning = {
+        "_FillValue": CONFIDENCE_NODATA,
+        "long_name": "confidence of the class",
+        "scale_factor": 1 / CONFIDENCE_SCALE,
+        "add_offset": 0.0,
+    }
     _array(
         group,
         "confidence",
@@ -132,11 +154,9 @@ def _array(
     extra: dict[str, Any] = {"dimension_names": dims} if v3 else {}
     attributes = attributes if v3 else {"_ARRAY_DIMENSIONS": list(dims), **attributes}
     if compress:  # gzip: some GDAL builds lack zstd and blosc
-        extra["compressors"] = codec.FastGzip(level=1) if v3 else GZip(level=1)
+        extra["compressors"] = codec.FastGzip(level=1) if v3 else codec.TimelessGzip(level=1)
     else:
         extra["compressors"] = None
-    if fill is not None and name in ("label", "confidence", "score"):
-        attributes = {"_FillValue": int(fill), **attributes}
     return group.create_array(
         name,
         shape=shape,
@@ -185,18 +205,10 @@ def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
             "spatial_ref": crs.to_wkt(),
             "GeoTransform": transform,
         }
-    _array(group, "spatial_ref", (), (), np.dtype(np.int64), 0, (), mapping, compress=False)
-    spatial: dict[str, Any] = {
-        "spatial:dimensions": ["y", "x"],
-        "spatial:shape": [geobox.height, geobox.width],
-        "spatial:transform": [float(v) for v in (affine.a, affine.b, affine.c, affine.d, affine.e, affine.f)],
-        "spatial:bbox": [float(v) for v in geobox.boundingbox],
-        "spatial:registration": "pixel",
-    }
-    if crs is not None:
-        code = f"EPSG:{crs.epsg}" if crs.epsg else None
-        spatial |= {"proj:code": code} if code else {"proj:wkt2": crs.to_wkt(version=WktVersion.WKT2_2019)}
-    group.attrs.update(spatial)
+    # null for a format 2 fill value: readers of CF take any other for "missing" and make the number a NaN
+    fill = 0 if group.metadata.zarr_format == 3 else None
+    _array(group, "spatial_ref", (), (), np.dtype(np.int64), fill, (), mapping, compress=False)[...] = 0
+    group.attrs.update(geozarr.placed(geobox))
 
 
 def write_block(
@@ -240,23 +252,99 @@ def sweep(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+class Layer(zarr.Array[Any]):
+    """An array whose damaged chunks are told in one line."""
+
+    def __getitem__(self, selection: Any) -> Any:
+        try:
+            return super().__getitem__(selection)
+        except UNREADABLE as error:
+            raise StoreError(
+                f"{self.store_path} holds a damaged chunk ({type(error).__name__}: {error}); "
+                f"`ovrs verify` names it, `ovrs repair` computes it again"
+            ) from error
+
+
+def array(group: zarr.Group, name: str) -> Layer:
     """An array of the store by name.
 
     Raises:
-        StoreError: There is none of that name.
+        StoreError: There is none of that name, or its metadata are damaged. Reading raises it for a damaged chunk.
     """
-    member = group.get(name)
+    try:
+        member = group.get(name)
+    except UNREADABLE as error:
+        raise StoreError(f"{group.store_path}/{name}: damaged metadata ({type(error).__name__}: {error})") from error
     if not isinstance(member, zarr.Array):
         raise StoreError(f"store {group.store_path} holds no array {name!r}")
-    return member
+    return Layer(member.async_array)
+
+
+def refresh(
+    path: Path,
+    geobox: GeoBox,
+    *,
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    chunk: int,
+    zarr_format: Literal[2, 3] = 3,
+    keep_scores: bool = False,
+) -> list[str]:
+    """Put back the schema of an unfinished store: metadata and coordinates that differ from what `create` writes.
+
+    Returns:
+        The files that differed, relative to `path`.
+
+    Raises:
+        StoreError: A folder of the store is a file, or the reverse.
+    """
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        create(
+            fresh,
+            geobox,
+            classes=classes,
+            colours=colours,
+            chunk=chunk,
+            zarr_format=zarr_format,
+            keep_scores=keep_scores,
+        )
+        changed = []
+        for file in sorted(p for p in fresh.rglob("*") if p.is_file()):
+            name = file.relative_to(fresh)
+            target = path / name
+            if target.is_file() and target.read_bytes() == file.read_bytes():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+            changed.append(name.as_posix())
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise StoreError(
+            f"{error.filename2 or error.filename} is in the way of the store {path}; move it away"
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return changed
+
+
+def opened(path: Path) -> zarr.Group:
+    """The root group of a store, finished or not, for reading.
+
+    Raises:
+        StoreError: It is no Zarr group, or its metadata are damaged.
+    """
+    try:
+        return zarr.open_group(path, mode="r", use_consolidated=False)
+    except UNREADABLE as error:
+        file = next((path / n for n in ROOT_FILES if (path / n).exists()), path)
+        raise StoreError(f"{file}: {path} is no Zarr group, or damaged ({type(error).__name__}: {error})") from error
 
 
 def open_complete(path: Path) -> zarr.Group:
     """Open a finished store for reading.
 
     Raises:
-        StoreError: Missing, unfinished (says how to resume) or not written by `ovrs`.
+        StoreError: Missing, unfinished (says how to resume), damaged, or not written by `ovrs`.
     """
     if not path.exists():
         partial = partial_path(path)
@@ -265,12 +353,14 @@ def open_complete(path: Path) -> zarr.Group:
                 f"{path} is not finished; `ovrs status {path}` shows how far it is, `ovrs resume {path}` goes on"
             )
         raise StoreError(f"no store at {path}")
-    try:
-        group = zarr.open_group(path, mode="r", use_consolidated=False)
-    except (FileNotFoundError, ValueError) as error:
-        raise StoreError(f"{path} is no Zarr group: {error}") from error
+    group = opened(path)
     if "ovrs" not in group.attrs:
         raise StoreError(f"{path} is a Zarr group, but not one that ovrs wrote (no 'ovrs' attribute)")
+    fault = intact.fault_of(group)
+    if fault:
+        raise StoreError(
+            f"{path}: {fault}; `ovrs verify {path}` names the damaged files, `ovrs repair {path}` restores them"
+        )
     return group
 
 

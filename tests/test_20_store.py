@@ -42,9 +42,69 @@ def test_xarray_and_rioxarray_see_crs_and_transform(tmp_path, box, zarr_format):
         assert data.rio.crs.to_epsg() == box.crs.epsg
         np.testing.assert_allclose(tuple(data.rio.transform())[:6], tuple(box.affine)[:6], rtol=0, atol=1e-9)
         np.testing.assert_array_equal(data["label"].values, label)
-    with xr.open_zarr(tmp_path / "a.zarr", consolidated=False, decode_coords="all") as data:
-        assert np.isnan(data["label"].values[6, 6])
+    with xr.open_zarr(tmp_path / "a.zarr", consolidated=False) as data:
+        for name in ("label", "confidence"):
+            assert data[name].rio.crs.to_epsg() == box.crs.epsg
+            np.testing.assert_allclose(tuple(data[name].rio.transform())[:6], tuple(box.affine)[:6], rtol=0, atol=1e-9)
         assert float(data["confidence"].values[0, 0]) == 0.5
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_xarray_reads_class_numbers_as_integers_in_every_level(tmp_path, zarr_format):
+    """Format 3 without being told. A format 2 fill value is a mask for xarray until it is told otherwise."""
+    path = tmp_path / "a.zarr"
+    box = GeoBox((300, 90), UTM.affine, UTM.crs)
+    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format)
+    label = np.full((300, 90), 1, np.uint8)
+    label[8:12, 8:12] = 255
+    store.write_block(path, Window(0, 0, 300, 90), 32, label, label, None)
+    assert pyramid.build(path, box, classes=CLASSES, colours=COLOURS, chunk=32) == [2]
+    plain = {} if zarr_format == 3 else {"mask_and_scale": False}
+    for group, wanted in ((None, label), ("2", pyramid.mode2(label, 255))):
+        with xr.open_zarr(path, group=group, consolidated=False, **plain) as data:
+            assert data["label"].dtype == np.uint8
+            np.testing.assert_array_equal(data["label"].values, wanted)
+            assert data["label"].rio.nodata == 255
+            assert data["label"].rio.crs.to_epsg() == 32633
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32633", None, "+proj=laea +lat_0=50.1 +lon_0=11 +datum=WGS84"])
+def test_every_level_registers_the_conventions_it_follows(tmp_path, crs):
+    """UUIDs and fields of zarr-conventions v0.1: without the registration GDAL and rio-tiler see no pyramid."""
+    spatial, proj, multiscales = (
+        "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+        "f17cb550-5864-4468-aeb7-f3180cfb622f",
+        "d35379db-88df-4056-af3a-620245f8e347",
+    )
+    path, box = tmp_path / "a.zarr", GeoBox((1031, 300), UTM.affine, crs)
+    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=64)
+    pyramid.build(path, box, classes=CLASSES, colours=COLOURS, chunk=64)
+    root = zarr.open_group(path, mode="r")
+    layout = root.attrs["multiscales"]["layout"]
+    assert [item["asset"] for item in layout] == [".", "2", "4", "8"]
+    assert [item.get("derived_from") for item in layout] == [None, ".", "2", "4"]
+    for item in layout:
+        level = root if item["asset"] == "." else root[item["asset"]]
+        found = {c["name"]: c for c in level.attrs["zarr_conventions"]}
+        wanted = (
+            {"spatial": spatial}
+            | ({"proj": proj} if crs else {})
+            | ({"multiscales": multiscales} if level is root else {})
+        )
+        assert {name: c["uuid"] for name, c in found.items()} == wanted
+        assert all(c["schema_url"].endswith(f"/{name}/refs/tags/v0.1/schema.json") for name, c in found.items())
+        assert ("proj:code" in level.attrs) + ("proj:wkt2" in level.attrs) == (crs is not None)
+        assert item["spatial:shape"] == level.attrs["spatial:shape"] == list(level["label"].shape)
+        assert item["spatial:transform"] == level.attrs["spatial:transform"]
+        assert level.attrs["spatial:dimensions"] == ["y", "x"]
+    assert layout[2]["spatial:transform"] == [2.0, 0.0, 500000.0, 0.0, -2.0, 5600000.0]
+
+
+def test_a_small_map_is_no_pyramid(tmp_path):
+    path = tmp_path / "a.zarr"
+    filled(path, UTM, 3)
+    assert pyramid.build(path, UTM, classes=CLASSES, colours=COLOURS, chunk=32) == []
+    assert "multiscales" not in zarr.open_group(path).attrs
 
 
 @pytest.mark.parametrize("box", [UTM, DEGREES], ids=["projected", "geographic"])
@@ -212,18 +272,19 @@ def test_a_silent_owner_elsewhere_expires(tmp_path, monkeypatch):
         assert json.loads((run.path / "lock.json").read_text())["pid"] == os.getpid()
 
 
-def test_chunks_are_gzip_for_every_reader_and_equal_chunks_are_equal_files(tmp_path):
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_chunks_are_gzip_for_every_reader_and_equal_chunks_are_equal_files(tmp_path, zarr_format):
     import gzip
 
-    label = filled(tmp_path / "a.zarr", UTM, 3)
+    label = filled(tmp_path / "a.zarr", UTM, zarr_format)
     time.sleep(1.1)  # gzip's own header would hold another second
-    filled(tmp_path / "b.zarr", UTM, 3)
-    chunk = tmp_path / "a.zarr/label/c/0/0"
+    filled(tmp_path / "b.zarr", UTM, zarr_format)
+    chunk = tmp_path / "a.zarr/label" / ("c/0/0" if zarr_format == 3 else "0.0")
     assert np.array_equal(np.frombuffer(gzip.decompress(chunk.read_bytes()), np.uint8).reshape(32, 32), label[:32, :32])
-    files = [p for p in (tmp_path / "a.zarr").rglob("c/*/*") if p.is_file()]
-    assert len(files) == 18
+    files = [p for p in (tmp_path / "a.zarr").rglob("*") if p.is_file()]
+    assert len(files) > 18
     for file in files:
         assert file.read_bytes() == (tmp_path / "b.zarr" / file.relative_to(tmp_path / "a.zarr")).read_bytes()
     script = f"import zarr; print(zarr.open_group({str(tmp_path / 'a.zarr')!r}, mode='r')['label'][:].sum(dtype=int))"
     there = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert int(there) == label.sum(dtype=int)  # zarr's own codec, in a process that never heard of ours
+    assert int(there) == label.sum(dtype=int)  # the libraries' own codecs, in a process that never heard of ours

@@ -14,9 +14,9 @@ import zarr
 from conftest import environment
 
 from ovrs import options, pipeline, vocabulary
-from ovrs.job import plan_of
 from ovrs.rundir import RunDir
 from ovrs.synth import World, write_scene
+from ovrs.verify import plan_of
 
 pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -11,7 +11,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from ovrs.errors import GridMismatchError, OptionError
+from ovrs.errors import GridMismatchError, OptionError, OvrsError
 from ovrs.view.tiles import MapTiles
 
 if TYPE_CHECKING:
@@ -96,6 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             content = self._answer(url.path.strip("/").split("/"), {k: v[0] for k, v in parse_qs(url.query).items()})
+        except OvrsError as error:  # a damaged chunk: the page stays, one line says why
+            log.warning("%s", error)
+            self.send_error(500, "the map is damaged, see `ovrs verify`")
+            return
         except (ValueError, KeyError):
             content = None
         if content is None:

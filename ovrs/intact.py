@@ -1,0 +1,141 @@
+"""Whether the metadata of a finished store have the form that its readers rely on. Reads no chunk."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import zarr
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+
+class _Class(BaseModel):
+    name: str
+    pixels: int
+    hectares: float
+    percent: float
+
+
+class _Entry(BaseModel):
+    name: str
+    synonyms: list[str]
+    descriptions: list[str]
+    prompt_source: str
+
+
+class _Vocabulary(BaseModel):
+    name: str
+    classes: list[_Entry]
+
+
+class _Grid(BaseModel):
+    epsg: int | None
+    shape: tuple[int, int]
+    aoi: Any
+
+
+class _Scene(BaseModel):
+    name: str
+    width: int
+    height: int
+    count: int
+    dtypes: list[str]
+
+
+class _Radiometry(BaseModel):
+    bands: list[int]
+    stretch: dict[str, Any] | None
+
+
+class _Rule(BaseModel):
+    background: int | None
+    threshold: float
+
+
+class _Options(BaseModel):
+    scene: dict[str, Any]
+
+
+class _Model(BaseModel):
+    model: str
+    method: str
+
+
+class _Plan(BaseModel):
+    crop: int
+    stride: int
+
+
+class _Facts(BaseModel):
+    """What readers take from the `ovrs` attribute; it holds more."""
+
+    version: str
+    uri: str
+    begun: str
+    finished: str
+    seconds: float
+    blocks: int
+    holes: list[str]
+    scene: _Scene
+    grid: _Grid
+    grid_note: str
+    pixel_size_m: tuple[float, float]
+    radiometry: _Radiometry
+    plan: _Plan
+    model: _Model
+    rule: _Rule
+    composed_prompts: list[str]
+    vocabulary: _Vocabulary
+    options: _Options
+    versions: dict[str, str]
+    digest: dict[str, str]
+    tile_events: dict[str, int]
+    valid_pixels: int
+    mean_confidence: float | None
+    classes: list[_Class]
+
+
+_GRID = TypeAdapter(tuple[float, float, float, float, float, float])
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+
+
+def fault_of(group: zarr.Group) -> str:
+    """What is wrong with the metadata of a finished store's root group; empty when nothing is."""
+    try:
+        attributes: dict[str, Any] = dict(group.attrs)
+        _Facts.model_validate(attributes["ovrs"])
+        if "score" in group and not isinstance(group["score"], zarr.Array):
+            return "score is no array"
+        levels = [item["asset"] for item in attributes.get("multiscales", {}).get("layout", [])]
+        for level in [".", *(name for name in levels if name != ".")]:
+            fault = _level_fault(group if level == "." else group[level], level)
+            if fault:
+                return fault
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"the attribute 'ovrs' is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+    except _DAMAGE as error:
+        return f"damaged metadata ({type(error).__name__}: {error})"
+    return ""
+
+
+def _level_fault(level: Any, name: str) -> str:
+    if not isinstance(level, zarr.Group):
+        return f"level {name} is no group"
+    attributes: dict[str, Any] = dict(level.attrs)
+    shape = tuple(attributes["spatial:shape"])
+    _GRID.validate_python(attributes["spatial:transform"])
+    for layer in ("label", "confidence"):
+        array = level[layer]
+        if not isinstance(array, zarr.Array) or array.shape != shape or array.dtype.kind != "u":
+            return f"level {name}: {layer} does not fit the grid {shape}"
+    if not isinstance(level["spatial_ref"], zarr.Array):
+        return f"level {name}: spatial_ref is no array"
+    marks: dict[str, Any] = dict(level["label"].attrs)
+    names, colours = marks["class_names"], marks["flag_colors"].split()
+    if not all(isinstance(n, str) for n in names) or len(names) != len(colours):
+        return f"level {name}: class names and colours do not fit"
+    if not all(_COLOUR.fullmatch(c) for c in colours):
+        return f"level {name}: the colours are damaged"
+    return ""
