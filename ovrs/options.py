@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ovrs.errors import OptionError
+from ovrs.foreign import is_file, read_object
 
 SAM3_NAMES = ("sam3", "facebook/sam3", "sam3-tiny")
 
@@ -90,16 +90,23 @@ class ModelOptions(_Options):
 
     @property
     def family(self) -> Literal["clip", "sam3", "trivial"]:
-        """Which kind of network `model` names; a directory tells by its `config.json`."""
+        """Which kind of network `model` names; a directory tells by its `config.json`.
+
+        Raises:
+            OptionError: That file is damaged.
+        """
         if self.model == "trivial":
             return "trivial"
         if self.model in SAM3_NAMES:
             return "sam3"
         config = Path(self.model) / "config.json"
-        if config.is_file() and not (Path(self.model) / "open_clip_config.json").is_file():
-            kind = str(json.loads(config.read_text("utf-8")).get("model_type", ""))
-            return "sam3" if kind.startswith("sam3") else "clip"
-        return "clip"
+        if not is_file(config) or is_file(Path(self.model) / "open_clip_config.json"):
+            return "clip"
+        try:
+            kind = str(read_object(config).get("model_type", ""))
+        except ValueError as error:
+            raise OptionError(f"--model {self.model}: {error}") from error
+        return "sam3" if kind.startswith("sam3") else "clip"
 
 
 class Sam3Options(_Options):

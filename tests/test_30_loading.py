@@ -130,7 +130,7 @@ def test_damaged_weights_are_noticed(directory):
 
 
 def test_towers_without_class_token_attention_are_refused():
-    with pytest.raises(WeightsError, match="needs --pretrained"):
+    with pytest.raises(WeightsError, match="this one is a ResNet"):
         load(ModelOptions(model="RN50"))
     import open_clip
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import pickle
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +13,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ovrs.errors import OptionError, WeightsError
-from ovrs.model.dense import check_vit
+from ovrs.foreign import is_directory, is_file
+from ovrs.model import architecture, checkpoint, directory
+from ovrs.model.foreign import FAULTS, one_line
+from ovrs.model.probe import require_sound
 from ovrs.model.stem import ConvStem
+from ovrs.model.tokenizer import CLIP_BPE
+from ovrs.provenance import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor, nn
 
+    from ovrs.model.directory import Source
     from ovrs.options import ModelOptions
 
 log = logging.getLogger(__name__)
 
 BUNDLED = "bundled"
-CONFIG_FILE = "open_clip_config.json"
-METADATA_FILE = "ovrs.json"
-"""Optional, beside open_clip's files: this model's own defaults (dense variant, logit scale, λ), windows and hash."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,55 +54,61 @@ class LoadedModel:
     """As the model's makers recommend: `zoom`, `stride`, `pixel_sizes`, `turned` (`ovrs.model.windows`); empty for the papers' rule."""
     directory: Path | None = None
     """Where it was loaded from, if from a directory: an upsampler of its own may lie there."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What decides the numbers beside the weights: `architecture` (SHA-256 of open_clip's description), `activation` of
+    both towers, `tokenizer`, and `mean` and `std` of the colours."""
 
 
 def load(options: ModelOptions) -> LoadedModel:
     """Load the model that the options name.
 
     Raises:
-        WeightsError: Unknown, missing or unsafe weights, or no ViT; the message names the ways to get one.
-        OptionError: The device does not exist.
+        WeightsError: Unknown, missing, damaged or unsafe weights, or no ViT; the message names the ways to get one.
+        OptionError: The device does not exist, or options contradict each other.
     """
     device = resolve_device(options.device)
-    directory = _directory(options)
-    clip, tokenize, preprocess = _from_directory(directory) if directory else _from_name(options)
-    check_vit(clip.visual)
-    clip.eval().requires_grad_(False)
+    place = _directory(options)
+    source = _from_name(options) if place is None else directory.read(place)
+    clip = source.clip.eval().requires_grad_(False)
     weights_hash = hash_weights(clip)
+    if (source.own.sha256 or weights_hash).lower() != weights_hash:
+        raise WeightsError(
+            f"the weights in {place} are damaged: their SHA-256 is not the one in {directory.METADATA_FILE}; "
+            "install them again"
+        )
     if isinstance(clip.visual.conv1, ConvStem):
         clip.visual.conv1.fuse()
     dtype: torch.dtype = getattr(torch, options.dtype)
     clip.visual.to(device=device, dtype=dtype)
+    require_sound(clip, source.tokenize, options.dtype)
     if options.compile:
         for block in clip.visual.transformer.resblocks:
             block.compile(dynamic=False)  # compiled at first use; the state dictionary keeps its names
-    own = _metadata(directory)
-    if own.get("sha256", weights_hash) != weights_hash:
-        raise WeightsError(
-            f"the weights in {directory} are damaged: their SHA-256 is not the one in {METADATA_FILE}; install them again"
-        )
-    defaults = own.get("defaults", {})
-    name = options.model if directory is None or options.model == BUNDLED else directory.name
-    label = f"{name}:{options.pretrained}" if options.pretrained else name
+    name = options.model if place is None or options.model == BUNDLED else place.name
     return LoadedModel(
         clip,
-        tokenize,
-        tuple(preprocess["mean"]),
-        tuple(preprocess["std"]),
-        label,
+        source.tokenize,
+        source.mean,
+        source.std,
+        f"{name}:{options.pretrained}" if options.pretrained else name,
         weights_hash,
         device,
         dtype,
-        defaults,
-        own.get("windows", {}),
-        directory,
+        source.own.defaults,
+        source.own.windows.model_dump(exclude_unset=True),
+        place,
+        _facts(source),
     )
 
 
-def _metadata(directory: Path | None) -> dict[str, Any]:
-    file = None if directory is None else directory / METADATA_FILE
-    content: dict[str, Any] = json.loads(file.read_text("utf-8")) if file and file.is_file() else {}
-    return content
+def _facts(source: Source) -> dict[str, Any]:
+    return {
+        "architecture": hashlib.sha256(canonical(source.description).encode()).hexdigest(),
+        "activation": architecture.activations(source.clip),
+        "tokenizer": source.tokenizer,
+        "mean": list(source.mean),
+        "std": list(source.std),
+    }
 
 
 def bundled_directory() -> Path:
@@ -111,66 +117,91 @@ def bundled_directory() -> Path:
 
 
 def _directory(options: ModelOptions) -> Path | None:
-    if options.model == BUNDLED:
-        return bundled_directory()
-    path = Path(options.model)
-    return path if path.is_dir() else None
+    """The directory that the options name; None for one of open_clip's names."""
+    place = bundled_directory() if options.model == BUNDLED else Path(options.model)
+    if not is_directory(place):
+        if is_file(place):
+            raise WeightsError(
+                f"--model {place} is a file; name its architecture too: --model ViT-B-32 --pretrained {place}, or put it "
+                f"into a directory with its {directory.CONFIG_FILE}"
+            )
+        return None
+    if options.pretrained is not None:
+        raise OptionError(f"--pretrained is for open_clip's names; --model {options.model} brings its own weights")
+    return place
 
 
-def _from_directory(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
+def _from_name(options: ModelOptions) -> Source:
+    """A model by open_clip's name. Nothing is fetched before the name, the tag and the vision tower are known to fit."""
     import open_clip
-    from safetensors.torch import load_file
 
-    config_file, weights = directory / CONFIG_FILE, directory / "open_clip_model.safetensors"
-    for file in (config_file, weights):
-        if not file.is_file():
-            raise WeightsError(f"{directory} is no model directory in open_clip's format: {file.name} is missing")
-    config = json.loads(config_file.read_text("utf-8"))
-    model_config = dict(config["model_cfg"])
+    known, name, tag = open_clip.list_models(), options.model, options.pretrained
+    if name not in known:
+        raise WeightsError(
+            f"model {name!r} is neither 'bundled', nor a directory, nor one of open_clip's {len(known)} names "
+            f'(such as ViT-B-16); `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them'
+        )
+    config = open_clip.get_model_config(name)
+    plain_text = not config["text_cfg"].get("hf_model_name") and "multimodal_cfg" not in config
+    sketch = architecture.sketch(config, text=plain_text)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tag:
+        raise WeightsError(f"model {name} needs --pretrained TAG, one of: {', '.join(tags)}")
+    published = open_clip.get_pretrained_cfg(name, tag)
+    if not published and not is_file(tag):
+        raise WeightsError(f"model {name} has no weights {tag!r}, nor is that a file; its tags are: {', '.join(tags)}")
+    quick = _quick_gelu(name, config, published)
     try:
-        clip = open_clip.CLIP(**model_config)
-        if "stem" in config:
-            clip.visual.conv1 = ConvStem(**config["stem"], width=model_config["vision_cfg"]["width"])
-        clip.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
-    except (TypeError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"{directory}: weights and {CONFIG_FILE} do not fit each other: {error}") from error
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=clip.context_length)
-    preprocess = config.get("preprocess_cfg", {})
-    return (
-        clip,
-        tokenizer,
-        {
-            "mean": preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN),
-            "std": preprocess.get("std", open_clip.OPENAI_DATASET_STD),
-        },
+        file = Path(open_clip.factory.download_pretrained(published) if published else tag)
+    except FAULTS as error:
+        raise _unavailable(options, error) from error
+    checkpoint.require_fit(sketch, file, towers="" if plain_text else "visual.")
+    try:
+        clip = open_clip.create_model(name, pretrained=str(file), weights_only=True, quick_gelu=quick)
+        tokenize = open_clip.get_tokenizer(name)
+    except FAULTS as error:
+        raise _unavailable(options, error) from error
+    checkpoint.require_finite(clip, file)
+    colours = open_clip.transform.merge_preprocess_dict(asdict(open_clip.transform.PreprocessCfg()), published)
+    return directory.Source(
+        clip=clip,
+        tokenize=tokenize,
+        mean=tuple(colours["mean"]),
+        std=tuple(colours["std"]),
+        tokenizer=config["text_cfg"].get("hf_tokenizer_name") or CLIP_BPE,
+        description=directory.describe({**config, "quick_gelu": quick}),
+        own=directory.Recommendations(),
     )
 
 
-def _from_name(options: ModelOptions) -> tuple[Any, Any, dict[str, Any]]:
-    import open_clip
+def _quick_gelu(name: str, config: dict[str, Any], published: dict[str, Any]) -> bool:
+    """Whether the weights want QuickGELU: as their tag says, whatever the model's name says.
 
-    known = open_clip.list_models()
-    if options.model not in known:
-        raise WeightsError(
-            f"model {options.model!r} is neither 'bundled', nor a directory, nor one of open_clip's {len(known)} names "
-            f'(such as ViT-B-16); `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them'
+    A tag that says nothing wants GELU, unless the architecture was described with QuickGELU for it (`roberta-ViT-B-32`).
+    A file says nothing; the name decides.
+    """
+    named = bool(config.get("quick_gelu", False))
+    if not published:
+        log.warning(
+            "weights from a file do not tell their activation: %s has %s; %s",
+            name,
+            "QuickGELU" if named else "GELU",
+            f"{name.removesuffix('-quickgelu')} has GELU"
+            if named
+            else "names with -quickgelu have QuickGELU, as OpenAI's weights want",
         )
-    if not options.pretrained:
-        tags = open_clip.list_pretrained_tags_by_model(options.model)
-        raise WeightsError(f"model {options.model} needs --pretrained TAG, one of: {', '.join(tags)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # OpenAI tags carry their own activation
-            clip, _, preprocess = open_clip.create_model_and_transforms(
-                options.model, pretrained=options.pretrained, weights_only=True
-            )
-    except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise WeightsError(
-            f"weights {options.pretrained!r} of {options.model} cannot be loaded: {error}. Without internet, point --model "
-            f"to a local directory that holds {CONFIG_FILE} and open_clip_model.safetensors"
-        ) from error
-    normalise = preprocess.transforms[-1]
-    return clip, open_clip.get_tokenizer(options.model), {"mean": normalise.mean, "std": normalise.std}
+        return named
+    wanted = bool(published.get("quick_gelu", named and not name.endswith("-quickgelu")))
+    if wanted != named:
+        log.info("%s runs with %s, as its weights want", name, "QuickGELU" if wanted else "GELU")
+    return wanted
+
+
+def _unavailable(options: ModelOptions, error: BaseException) -> WeightsError:
+    return WeightsError(
+        f"weights {options.pretrained!r} of {options.model} cannot be loaded: {one_line(error)}. Without internet, point "
+        f"--model to a local directory that holds {directory.CONFIG_FILE} and {checkpoint.WEIGHTS_FILE}"
+    )
 
 
 def resolve_device(name: str) -> torch.device:
