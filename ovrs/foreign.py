@@ -29,24 +29,28 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file cannot be read, is too large, or holds something else. The message has one line.
     """
+    if not is_file(path):
+        raise ValueError(f"{path} is no file")
     try:
-        if not is_file(path):
-            raise ValueError(f"{path} is no file")
         if (size := path.stat().st_size) > LARGEST:
             raise ValueError(f"{path} has {size} bytes; a configuration has at most {LARGEST}")
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse)
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text") from error
+    try:
+        content = json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path} holds a number that JSON or Python cannot hold: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__} where an object, {{…}}, is expected")
     return content
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} stands in a JSON file, which can hold finite numbers only")
+    raise ValueError(constant)

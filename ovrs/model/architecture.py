@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ovrs.errors import WeightsError
 from ovrs.model.dense import check_vit, patch_size
-from ovrs.model.foreign import FAULTS, one_line
+from ovrs.model.foreign import FAULTS, one_line, place, shown
 from ovrs.model.stem import PATCH, ConvStem
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = {*inspect.signature(open_clip.CLIP).parameters, "custom_text"} - {"cast_dtype", "output_dict"}
     if unknown := sorted(given.keys() - known):
         raise WeightsError(
-            f"{where}: model_cfg has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            f"{where}: model_cfg has unknown keys {shown(unknown)}; known are {', '.join(sorted(known))}"
         )
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if key not in given:
@@ -75,24 +76,24 @@ def _types(kind: Any) -> dict[str, Any]:
 
 def _value(value: Any, expected: Any, where: str) -> Any:
     try:
-        return TypeAdapter(expected, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        return TypeAdapter(expected, config=ConfigDict(allow_inf_nan=False)).validate_json(
+            json.dumps(value), strict=True
+        )
     except ValidationError as error:
-        raise WeightsError(f"{where}: {error.errors()[0]['msg']} (got {_shown(value)})") from error
+        raise WeightsError(f"{where}: {error.errors()[0]['msg']} (got {shown(value)})") from error
 
 
 def _tower(values: Any, kind: Any, where: str) -> dict[str, Any]:
     """The keys of a tower's description, as open_clip's dataclass types them."""
     if not isinstance(values, dict):
-        raise WeightsError(f"{where} must be an object, {{…}}, got {_shown(values)}")
+        raise WeightsError(f"{where} must be an object, {{…}}, got {shown(values)}")
     given = {str(key): value for key, value in values.items() if value is not None}
     typed: Any = checked_dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     try:
-        tower = asdict(typed(**given))
+        tower = asdict(TypeAdapter(typed).validate_json(json.dumps(given), strict=True))
     except ValidationError as error:
         first = error.errors()[0]
-        raise WeightsError(
-            f"{where}.{'.'.join(map(str, first['loc']))}: {first['msg']} (got {_shown(first['input'])})"
-        ) from error
+        raise WeightsError(f"{where}.{place(first['loc'])}: {first['msg']} (got {shown(first['input'])})") from error
     for name, value in tower.items():
         if name in given:
             _require_size(name, value, where)
@@ -102,12 +103,7 @@ def _tower(values: Any, kind: Any, where: str) -> dict[str, Any]:
 def _require_size(name: str, value: Any, where: str) -> None:
     for number in value if isinstance(value, (tuple, list)) else (value,):
         if name in _LARGEST and not 0 < number <= _LARGEST[name]:
-            raise WeightsError(f"{where}.{name} must lie above 0 and at most at {_LARGEST[name]}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:60]}…"
+            raise WeightsError(f"{where}.{name} must lie above 0 and at most at {_LARGEST[name]}, got {shown(value)}")
 
 
 def build(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> Any:
@@ -144,12 +140,10 @@ def checked_stem(stem: Any, config: Mapping[str, Any], where: str) -> dict[str, 
     if stem is None:
         return None
     if not isinstance(stem, dict) or not {"timm_model"} <= stem.keys() <= {"timm_model", "hidden"}:
-        raise WeightsError(
-            f"{where}: stem must be an object with timm_model, and hidden if need be, got {_shown(stem)}"
-        )
+        raise WeightsError(f"{where}: stem must be an object with timm_model, and hidden if need be, got {shown(stem)}")
     name = stem["timm_model"]
     if not isinstance(name, str) or ":" in name or not timm.is_model(name):
-        raise WeightsError(f"{where}: stem.timm_model must be one of timm's names, got {_shown(name)}")
+        raise WeightsError(f"{where}: stem.timm_model must be one of timm's names, got {shown(name)}")
     if "hidden" in stem:
         _require_size("hidden", _value(stem["hidden"], int, f"{where}: stem.hidden"), f"{where}: stem")
     if config["vision_cfg"].get("patch_size", PATCH) != PATCH:

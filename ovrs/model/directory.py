@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from ovrs.errors import WeightsError
 from ovrs.foreign import is_file, read_object
 from ovrs.model import architecture, checkpoint, tokenizer
 from ovrs.model.dense import DENSE_VARIANTS
+from ovrs.model.foreign import place, shown
 from ovrs.model.upsample import UPSAMPLERS
 from ovrs.options import MethodOptions
 
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
     from ovrs.model.tokenizer import Tokenize
 
-log = logging.getLogger(__name__)
-
 CONFIG_FILE = "open_clip_config.json"
 METADATA_FILE = "ovrs.json"
 """Optional, beside open_clip's files: this model's own defaults (dense variant, logit scale, λ), windows and hash."""
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
+_CONFIG_KEYS = {"model_cfg", "preprocess_cfg", "stem"}
 _PATHS = {"proxy_weights", "upsampler_weights"}
 RECOMMENDABLE = frozenset(n for n, f in MethodOptions.model_fields.items() if f.default is None) - _PATHS
 """Options of methods that a model may recommend: those without a fixed default."""
@@ -100,7 +99,7 @@ def read(directory: Path) -> Source:
 
     config = _object(directory / CONFIG_FILE, directory)
     model, stem = _network(config, directory)
-    preprocess = _valid(_Preprocess, config.get("preprocess_cfg") or {}, f"{directory / CONFIG_FILE}: preprocess_cfg")
+    preprocess = _valid(_Preprocess, config.get("preprocess_cfg", {}), f"{directory / CONFIG_FILE}: preprocess_cfg")
     own = recommendations(directory)
     weights = checkpoint.find(directory)
     sketch = architecture.sketch(model, stem)
@@ -122,8 +121,8 @@ def read(directory: Path) -> Source:
 def _network(config: dict[str, Any], directory: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The checked `model_cfg` and `stem`."""
     where = str(directory / CONFIG_FILE)
-    if unknown := sorted(config.keys() - {"model_cfg", "preprocess_cfg", "stem"}):
-        log.warning("%s: %s is not read", where, ", ".join(unknown))
+    if unknown := sorted(config.keys() - _CONFIG_KEYS):
+        raise WeightsError(f"{where} has unknown keys {shown(unknown)}; known are {', '.join(sorted(_CONFIG_KEYS))}")
     if not isinstance(config.get("model_cfg"), dict):
         raise WeightsError(
             f"{where}: model_cfg must be an object, {{…}}; take the configuration that came with the weights"
@@ -131,7 +130,7 @@ def _network(config: dict[str, Any], directory: Path) -> tuple[dict[str, Any], d
     model = architecture.checked(config["model_cfg"], where)
     if name := model["text_cfg"].get("hf_model_name"):
         raise WeightsError(
-            f"{where}: the text tower is {name} of Hugging Face, which an open_clip directory does not describe; a "
+            f"{where}: the text tower is {shown(name)} of Hugging Face, which an open_clip directory does not describe; a "
             "directory's model never contacts a hub. Name the model by open_clip's name and --pretrained TAG"
         )
     return model, architecture.checked_stem(config.get("stem"), model, where)
@@ -149,7 +148,7 @@ def recommendations(directory: Path) -> Recommendations:
     own = _valid(Recommendations, _object(file, directory), str(file))
     if unknown := sorted(own.defaults.keys() - RECOMMENDABLE):
         raise WeightsError(
-            f"{file}: defaults has {', '.join(unknown)}, which no model can recommend; it may hold "
+            f"{file}: defaults has {shown(unknown)}, which no model can recommend; it may hold "
             f"{', '.join(sorted(RECOMMENDABLE))}"
         )
     method = _valid(MethodOptions, own.defaults, f"{file}: defaults")
@@ -195,7 +194,6 @@ def _valid(kind: type[Checked], content: Any, where: str) -> Checked:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        value = repr(first["input"])
         raise WeightsError(
-            f"{where}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']} (got {value[:60]})"
+            f"{where}: {place(first['loc']) or 'content'}: {first['msg']} (got {shown(first['input'])})"
         ) from error

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FAULTS = (
     OSError,
@@ -25,9 +29,21 @@ FAULTS = (
 """What readers and builders raise on damaged, odd or hostile input."""
 
 _LONGEST = 300
+_SHORT = 60
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, cut to 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def shown(value: object) -> str:
+    """A foreign value for a message: as Python writes it, in one line of at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}…"
+
+
+def place(keys: Iterable[object]) -> str:
+    """Where a value stands in a document, "vision_cfg.width"; keys of any kind."""
+    return ".".join(repr(key)[1:-1] if isinstance(key, str) else str(key) for key in keys)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file
-from ovrs.model.foreign import FAULTS, one_line
+from ovrs.model.foreign import FAULTS, one_line, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,7 +48,8 @@ def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, st
     for key, value in extra.items():
         if key not in _CLEANING or not isinstance(value, _CLEANING[key]):
             raise WeightsError(
-                f"{directory}: text_cfg.tokenizer_kwargs.{key} is unknown; known are {', '.join(_CLEANING)}"
+                f"{directory}: text_cfg.tokenizer_kwargs has {shown(key)}, unknown or of another type; "
+                f"known are {', '.join(_CLEANING)}"
             )
     length, words = int(text.get("context_length", 77)), int(text.get("vocab_size", 49408))
     wanted = text.get("hf_tokenizer_name")
@@ -57,14 +58,14 @@ def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, st
     files = [directory / name for name in _FILES if is_file(directory / name)]
     if not any(file.name in _OWN_WORDS for file in files):
         raise WeightsError(
-            f"{directory}: the text tower speaks the tokens of {wanted}, whose files are not there; put its tokenizer.json "
+            f"{directory}: the text tower speaks the tokens of {shown(wanted)}, whose files are not there; put its tokenizer.json "
             "and tokenizer_config.json into the directory"
         )
     tokenizer = _hugging_face(directory, length, text.get("tokenizer_mode"), extra)
     if len(tokenizer.tokenizer) > words:
         raise WeightsError(
             f"{directory}: the tokenizer has {len(tokenizer.tokenizer)} tokens and the text tower only {words}; "
-            f"take the files of {wanted}"
+            f"take the files of {shown(wanted)}"
         )
     return tokenizer, _digest(files)
 
