@@ -543,3 +543,14 @@ def test_pickled_weights_and_towers_of_their_own_load_as_in_open_clip(place, sta
         encode_sentences(model.clip, model.tokenize, ["a tree", "water"]), wanted, atol=1e-5, rtol=0
     )
     assert (model.mean, model.facts["activation"]["text"]) == ((0.1, 0.2, 0.3), "QuickGELU()")
+
+
+@pytest.mark.parametrize("name", ["jbu_one.safetensors", "jbu_one.ckpt"])
+@pytest.mark.parametrize("content", [b"", b"broken", b"x" * 1000, b"version https://git-lfs.github.com/spec/v1"])
+def test_damaged_upsamplers_are_one_line(tmp_path, name, content):
+    from ovrs.model.upsample import load_jbu
+
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match="cannot be read as plain tensors") as caught:
+        load_jbu("jbu_one", tmp_path / name, 16, torch.device("cpu"))
+    assert "\n" not in str(caught.value)

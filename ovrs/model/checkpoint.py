@@ -78,6 +78,10 @@ def fill(clip: Any, file: Path) -> None:
 def require_finite(clip: Any, file: Path) -> None:
     """Refuse networks with NaN or infinite weights.
 
+    Args:
+        clip: The network.
+        file: Where its weights come from.
+
     Raises:
         WeightsError: Names the first such tensor.
     """

@@ -33,8 +33,14 @@ _SHORT = 60
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks, cut to 300 characters."""
+    """The message of an error in printable characters, without line breaks, cut to 300 characters.
+
+    PyTorch's advice to run code out of a pickled file is left out.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
+    if "weights_only" in text:
+        return "it is damaged, or holds pickled objects other than tensors, which are never run"
+    text = "".join(character for character in text if character.isprintable())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
