@@ -4,6 +4,7 @@ No weights are fetched: the download is a stub, and every architecture keeps its
 """
 
 import copy
+import json
 
 import numpy as np
 import open_clip
@@ -186,7 +187,7 @@ def test_weights_decide_against_the_name(stub, monkeypatch, caplog):
 
 
 def test_an_architecture_described_with_quick_gelu_for_its_only_weights_keeps_it():
-    from ovrs.model.loading import _quick_gelu
+    from ovrs.model.published import _quick_gelu
 
     name = "roberta-ViT-B-32"
     assert _quick_gelu(name, open_clip.get_model_config(name), open_clip.get_pretrained_cfg(name, "laion2b_s12b_b32k"))
@@ -296,3 +297,76 @@ def test_methods_may_differentiate_through_text(stub):
     scores.softmax(dim=-1).diagonal().log().sum().backward()
     assert move.grad.abs().sum() > 0
     assert weight.grad.isfinite().all()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A repository `somebody/net` in the place of the hub's; what was fetched from it."""
+    from safetensors.torch import save_file
+
+    fetched = []
+    config = small(open_clip.get_model_config("ViT-B-16"))
+    content = {"model_cfg": {**config, "quick_gelu": True}, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    torch.manual_seed(2)
+    save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+
+    def fetch(repository, filename=None, **_):
+        name = filename or "open_clip_model.safetensors"
+        fetched.append(name)
+        if repository != "somebody/net":
+            raise FileNotFoundError("no such\nrepository")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", fetch)
+    return tmp_path, content, fetched
+
+
+def test_a_repository_of_a_hub_loads_as_in_open_clip_and_as_a_directory(hub):
+    directory, _, _ = hub
+    model = load(ModelOptions(model="hf-hub:somebody/net"))
+    reference = open_clip.create_model("hf-hub:somebody/net").eval()
+    with torch.no_grad():
+        wanted = reference.encode_text(open_clip.tokenize(["a tree", "water"]), normalize=True)
+    vectors = encode_sentences(model.clip, model.tokenize, ["a tree", "water"])
+    torch.testing.assert_close(vectors, wanted, atol=1e-5, rtol=0)
+    assert model.facts["activation"]["vision"] == "QuickGELU()"
+    assert (model.mean, model.std) == ((0.1, 0.1, 0.1), (0.2, 0.2, 0.2))
+    for name in (str(directory), f"local-dir:{directory}"):
+        local = load(ModelOptions(model=name))
+        assert (local.facts, local.weights_hash) == (model.facts, model.weights_hash)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"vision_cfg": {"timm_model_name": "vit_base_patch16_224"}}, "this one is timm's vit_base_patch16_224"),
+        ({"vision_cfg": {"layers": [1, 1, 1, 1]}}, "this one is a ResNet"),
+        ({"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": True}}}, "has 'trust_remote_code', unknown"),
+        ({"depth": {}}, "unknown keys .'depth'."),
+    ],
+)
+def test_an_unfit_repository_is_refused_before_its_weights_are_fetched(hub, change, told):
+    directory, content, fetched = hub
+    for key, values in change.items():
+        content["model_cfg"][key] = {**content["model_cfg"].get(key, {}), **values}
+    (directory / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=told):
+        load(ModelOptions(model="hf-hub:somebody/net"))
+    assert fetched == ["open_clip_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"model": "hf-hub:nobody/net"}, WeightsError, "no such repository. Without internet"),
+        ({"model": "hf-hub:"}, WeightsError, "the form is hf-hub:ORG/NAME"),
+        ({"model": "hf-hub:../../etc"}, WeightsError, "the form is hf-hub:ORG/NAME"),
+        ({"model": "hf-hub:somebody/net", "pretrained": "openai"}, OptionError, "brings its own weights"),
+        ({"model": "local-dir:nowhere"}, WeightsError, "there is no directory nowhere"),
+    ],
+)
+def test_wrong_repositories_and_directories_are_named(hub, options, error, told):
+    with pytest.raises(error, match=told) as caught:
+        load(ModelOptions(**options))
+    assert "\n" not in str(caught.value)

@@ -97,9 +97,15 @@ def read(directory: Path) -> Source:
     """
     import open_clip
 
+    where = str(directory / CONFIG_FILE)
     config = _object(directory / CONFIG_FILE, directory)
-    model, stem = _network(config, directory)
-    preprocess = _valid(_Preprocess, config.get("preprocess_cfg", {}), f"{directory / CONFIG_FILE}: preprocess_cfg")
+    model, preprocess = described(config, where)
+    if name := model["text_cfg"].get("hf_model_name"):
+        raise WeightsError(
+            f"{where}: the text tower is {shown(name)} of Hugging Face, which an open_clip directory does not describe; a "
+            "directory's model never contacts a hub. Name the model as hf-hub:ORG/NAME, or by open_clip's name and tag"
+        )
+    stem = architecture.checked_stem(config.get("stem"), model, where)
     own = recommendations(directory)
     weights = checkpoint.find(directory)
     sketch = architecture.sketch(model, stem)
@@ -110,17 +116,23 @@ def read(directory: Path) -> Source:
     return Source(
         clip=clip,
         tokenize=tokenize,
-        mean=preprocess.mean or tuple(open_clip.OPENAI_DATASET_MEAN),
-        std=preprocess.std or tuple(open_clip.OPENAI_DATASET_STD),
+        mean=tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
         tokenizer=tokenizer_name,
         description=describe(model, stem),
         own=own,
     )
 
 
-def _network(config: dict[str, Any], directory: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The checked `model_cfg` and `stem`."""
-    where = str(directory / CONFIG_FILE)
+def described(config: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Check the content of `open_clip_config.json`.
+
+    Returns:
+        `model_cfg` with open_clip's types, and what `preprocess_cfg` says of colours (`mean` and `std`, or neither).
+
+    Raises:
+        WeightsError: Names `where`, the key and what is expected.
+    """
     if unknown := sorted(config.keys() - _CONFIG_KEYS):
         raise WeightsError(f"{where} has unknown keys {shown(unknown)}; known are {', '.join(sorted(_CONFIG_KEYS))}")
     if not isinstance(config.get("model_cfg"), dict):
@@ -128,12 +140,8 @@ def _network(config: dict[str, Any], directory: Path) -> tuple[dict[str, Any], d
             f"{where}: model_cfg must be an object, {{…}}; take the configuration that came with the weights"
         )
     model = architecture.checked(config["model_cfg"], where)
-    if name := model["text_cfg"].get("hf_model_name"):
-        raise WeightsError(
-            f"{where}: the text tower is {shown(name)} of Hugging Face, which an open_clip directory does not describe; a "
-            "directory's model never contacts a hub. Name the model by open_clip's name and --pretrained TAG"
-        )
-    return model, architecture.checked_stem(config.get("stem"), model, where)
+    preprocess = _valid(_Preprocess, config.get("preprocess_cfg", {}), f"{where}: preprocess_cfg")
+    return model, preprocess.model_dump(include={"mean", "std"}, exclude_none=True)
 
 
 def recommendations(directory: Path) -> Recommendations:

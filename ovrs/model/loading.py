@@ -1,11 +1,10 @@
-"""Load a CLIP model by open_clip's name, from a directory in its format, or the bundled one. Never unpickles."""
+"""Load a CLIP model: the bundled one, from a directory, by open_clip's name, or from a hub. Nothing is unpickled into code."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,9 @@ import torch
 
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_directory, is_file
-from ovrs.model import architecture, checkpoint, directory
-from ovrs.model.foreign import FAULTS, one_line
+from ovrs.model import architecture, directory, published
 from ovrs.model.probe import require_sound
 from ovrs.model.stem import ConvStem
-from ovrs.model.tokenizer import CLIP_BPE
 from ovrs.provenance import canonical
 
 if TYPE_CHECKING:
@@ -29,9 +26,9 @@ if TYPE_CHECKING:
     from ovrs.model.directory import Source
     from ovrs.options import ModelOptions
 
-log = logging.getLogger(__name__)
-
 BUNDLED = "bundled"
+LOCAL = "local-dir:"
+"""open_clip's prefix of a directory; ovrs needs none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +65,7 @@ def load(options: ModelOptions) -> LoadedModel:
     """
     device = resolve_device(options.device)
     place = _directory(options)
-    source = _from_name(options) if place is None else directory.read(place)
+    source = published.read(options.model, options.pretrained) if place is None else directory.read(place)
     clip = source.clip.eval().requires_grad_(False)
     weights_hash = hash_weights(clip)
     if (source.own.sha256 or weights_hash).lower() != weights_hash:
@@ -117,91 +114,20 @@ def bundled_directory() -> Path:
 
 
 def _directory(options: ModelOptions) -> Path | None:
-    """The directory that the options name; None for one of open_clip's names."""
-    place = bundled_directory() if options.model == BUNDLED else Path(options.model)
-    if not is_directory(place):
-        if is_file(place):
-            raise WeightsError(
-                f"--model {place} is a file; name its architecture too: --model ViT-B-32 --pretrained {place}, or put it "
-                f"into a directory with its {directory.CONFIG_FILE}"
-            )
-        return None
-    if options.pretrained is not None:
-        raise OptionError(f"--pretrained is for open_clip's names; --model {options.model} brings its own weights")
-    return place
-
-
-def _from_name(options: ModelOptions) -> Source:
-    """A model by open_clip's name. Nothing is fetched before the name, the tag and the vision tower are known to fit."""
-    import open_clip
-
-    known, name, tag = open_clip.list_models(), options.model, options.pretrained
-    if name not in known:
+    """The directory that the options name; None for names of open_clip and repositories of a hub."""
+    place = bundled_directory() if options.model == BUNDLED else Path(options.model.removeprefix(LOCAL))
+    if is_directory(place):
+        if options.pretrained is not None:
+            raise OptionError(f"--pretrained is for open_clip's names; --model {options.model} brings its own weights")
+        return place
+    if is_file(place):
         raise WeightsError(
-            f"model {name!r} is neither 'bundled', nor a directory, nor one of open_clip's {len(known)} names "
-            f'(such as ViT-B-16); `python -c "import open_clip; print(open_clip.list_pretrained())"` lists them'
+            f"--model {place} is a file; name its architecture too: --model ViT-B-32 --pretrained {place}, or put it "
+            f"into a directory with its {directory.CONFIG_FILE}"
         )
-    config = open_clip.get_model_config(name)
-    plain_text = not config["text_cfg"].get("hf_model_name") and "multimodal_cfg" not in config
-    sketch = architecture.sketch(config, text=plain_text)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not tag:
-        raise WeightsError(f"model {name} needs --pretrained TAG, one of: {', '.join(tags)}")
-    published = open_clip.get_pretrained_cfg(name, tag)
-    if not published and not is_file(tag):
-        raise WeightsError(f"model {name} has no weights {tag!r}, nor is that a file; its tags are: {', '.join(tags)}")
-    quick = _quick_gelu(name, config, published)
-    try:
-        file = Path(open_clip.factory.download_pretrained(published) if published else tag)
-    except FAULTS as error:
-        raise _unavailable(options, error) from error
-    checkpoint.require_fit(sketch, file, towers="" if plain_text else "visual.")
-    try:
-        clip = open_clip.create_model(name, pretrained=str(file), weights_only=True, quick_gelu=quick)
-        tokenize = open_clip.get_tokenizer(name)
-    except FAULTS as error:
-        raise _unavailable(options, error) from error
-    checkpoint.require_finite(clip, file)
-    colours = open_clip.transform.merge_preprocess_dict(asdict(open_clip.transform.PreprocessCfg()), published)
-    return directory.Source(
-        clip=clip,
-        tokenize=tokenize,
-        mean=tuple(colours["mean"]),
-        std=tuple(colours["std"]),
-        tokenizer=config["text_cfg"].get("hf_tokenizer_name") or CLIP_BPE,
-        description=directory.describe({**config, "quick_gelu": quick}),
-        own=directory.Recommendations(),
-    )
-
-
-def _quick_gelu(name: str, config: dict[str, Any], published: dict[str, Any]) -> bool:
-    """Whether the weights want QuickGELU: as their tag says, whatever the model's name says.
-
-    A tag that says nothing wants GELU, unless the architecture was described with QuickGELU for it (`roberta-ViT-B-32`).
-    A file says nothing; the name decides.
-    """
-    named = bool(config.get("quick_gelu", False))
-    if not published:
-        log.warning(
-            "weights from a file do not tell their activation: %s has %s; %s",
-            name,
-            "QuickGELU" if named else "GELU",
-            f"{name.removesuffix('-quickgelu')} has GELU"
-            if named
-            else "names with -quickgelu have QuickGELU, as OpenAI's weights want",
-        )
-        return named
-    wanted = bool(published.get("quick_gelu", named and not name.endswith("-quickgelu")))
-    if wanted != named:
-        log.info("%s runs with %s, as its weights want", name, "QuickGELU" if wanted else "GELU")
-    return wanted
-
-
-def _unavailable(options: ModelOptions, error: BaseException) -> WeightsError:
-    return WeightsError(
-        f"weights {options.pretrained!r} of {options.model} cannot be loaded: {one_line(error)}. Without internet, point "
-        f"--model to a local directory that holds {directory.CONFIG_FILE} and {checkpoint.WEIGHTS_FILE}"
-    )
+    if options.model.startswith(LOCAL):
+        raise WeightsError(f"--model {options.model}: there is no directory {place}")
+    return None
 
 
 def resolve_device(name: str) -> torch.device:

@@ -44,13 +44,7 @@ def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, st
         WeightsError: Its files are missing or damaged, or it does not fit the vocabulary of the text tower.
         OptionError: It needs transformers, which is not installed.
     """
-    extra = dict(text.get("tokenizer_kwargs") or {})
-    for key, value in extra.items():
-        if key not in _CLEANING or not isinstance(value, _CLEANING[key]):
-            raise WeightsError(
-                f"{directory}: text_cfg.tokenizer_kwargs has {shown(key)}, unknown or of another type; "
-                f"known are {', '.join(_CLEANING)}"
-            )
+    extra = checked_extra(str(directory), text)
     length, words = int(text.get("context_length", 77)), int(text.get("vocab_size", 49408))
     wanted = text.get("hf_tokenizer_name")
     if not wanted:
@@ -68,6 +62,22 @@ def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, st
             f"take the files of {shown(wanted)}"
         )
     return tokenizer, _digest(files)
+
+
+def checked_extra(where: str, text: Mapping[str, Any]) -> dict[str, Any]:
+    """`tokenizer_kwargs`, if they change words only and name no file, place or code.
+
+    Raises:
+        WeightsError: Another key, or a value of another type.
+    """
+    extra = dict(text.get("tokenizer_kwargs") or {})
+    for key, value in extra.items():
+        if key not in _CLEANING or not isinstance(value, _CLEANING[key]):
+            raise WeightsError(
+                f"{where}: text_cfg.tokenizer_kwargs has {shown(key)}, unknown or of another type; "
+                f"known are {', '.join(_CLEANING)}"
+            )
+    return extra
 
 
 def _clip_bpe(directory: Path, length: int, words: int, extra: dict[str, Any]) -> Tokenize:
