@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ovrs import files
 from ovrs.cache import cache_directory
+from ovrs.model.tokenizer import clip_bpe
 from ovrs.provenance import canonical
 
 if TYPE_CHECKING:
@@ -120,9 +121,7 @@ def longest_template() -> str:
 
 def token_count(sentence: str) -> int:
     """Tokens of a sentence in CLIP's byte-pair code, start and end included, before any cutting."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return len(SimpleTokenizer().encode(sentence)) + 2
+    return len(clip_bpe().encode(sentence)) + 2
 
 
 def clean(query: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +81,23 @@ def checked_extra(where: str, text: Mapping[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def _clip_bpe(directory: Path, length: int, words: int, extra: dict[str, Any]) -> Tokenize:
+@functools.cache
+def clip_bpe(length: int = 77) -> Any:
+    """CLIP's tokenizer for a context length; reading its merges takes a while, so it is kept."""
     from open_clip.tokenizer import SimpleTokenizer
 
+    return SimpleTokenizer(context_length=length)
+
+
+def _other_bpe(length: int, extra: dict[str, Any]) -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=length, **extra)
+
+
+def _clip_bpe(directory: Path, length: int, words: int, extra: dict[str, Any]) -> Any:
     try:
-        tokenizer = SimpleTokenizer(context_length=length, **extra)
+        tokenizer = clip_bpe(length) if not extra else _other_bpe(length, extra)
     except FAULTS as error:
         raise WeightsError(f"{directory}: text_cfg.tokenizer_kwargs make no tokenizer: {one_line(error)}") from error
     if tokenizer.vocab_size != words:
