@@ -71,7 +71,7 @@ def map_command(
             help="bundled, an open_clip name, a directory in open_clip's format, sam3, or a directory of SAM 3."
         ),
     ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="open_clip's pretrained tag.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="open_clip's pretrained tag, or a file of weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 for the vision tower.")] = None,
     compile_model: Annotated[

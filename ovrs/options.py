@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ovrs.errors import OptionError
+from ovrs.foreign import is_file, read_object
 
 SAM3_NAMES = ("sam3", "facebook/sam3", "sam3-tiny")
 
@@ -47,10 +47,10 @@ class ModelOptions(_Options):
     """Which network gives the features."""
 
     model: str = "bundled"
-    """`bundled`, an open_clip name such as `ViT-B-16`, a local directory in open_clip's format; `sam3`, a directory with
-    SAM 3's weights, or `sam3-tiny`."""
+    """`bundled`, an open_clip name such as `ViT-B-16`, a local directory in open_clip's format, `hf-hub:ORG/NAME` for a
+    repository in that format; `sam3`, a directory with SAM 3's weights, or `sam3-tiny`."""
     pretrained: str | None = None
-    """open_clip's pretrained tag, for a model named by open_clip's name."""
+    """open_clip's tag of the weights, or a file that holds them, for a model named by open_clip's name."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d{1,3})?)$")
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -90,16 +90,23 @@ class ModelOptions(_Options):
 
     @property
     def family(self) -> Literal["clip", "sam3", "trivial"]:
-        """Which kind of network `model` names; a directory tells by its `config.json`."""
+        """Which kind of network `model` names; a directory tells by its `config.json`.
+
+        Raises:
+            OptionError: That file is damaged.
+        """
         if self.model == "trivial":
             return "trivial"
         if self.model in SAM3_NAMES:
             return "sam3"
         config = Path(self.model) / "config.json"
-        if config.is_file() and not (Path(self.model) / "open_clip_config.json").is_file():
-            kind = str(json.loads(config.read_text("utf-8")).get("model_type", ""))
-            return "sam3" if kind.startswith("sam3") else "clip"
-        return "clip"
+        if not is_file(config) or is_file(Path(self.model) / "open_clip_config.json"):
+            return "clip"
+        try:
+            kind = str(read_object(config).get("model_type", ""))
+        except ValueError as error:
+            raise OptionError(f"--model {self.model}: {error}") from error
+        return "sam3" if kind.startswith("sam3") else "clip"
 
 
 class Sam3Options(_Options):

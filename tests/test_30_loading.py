@@ -14,7 +14,7 @@ from ovrs.grid import Window
 from ovrs.model.build import build_clip_segmenter
 from ovrs.model.loading import bundled_directory, hash_weights, load
 from ovrs.model.methods import METHOD_NAMES, NORM_METHODS
-from ovrs.options import MethodOptions, ModelOptions
+from ovrs.options import MethodOptions, ModelOptions, build
 
 CROPS = tuple(Window(r, c, 64, 64) for r in (0, 32) for c in (0, 32))
 
@@ -130,7 +130,7 @@ def test_damaged_weights_are_noticed(directory):
 
 
 def test_towers_without_class_token_attention_are_refused():
-    with pytest.raises(WeightsError, match="needs --pretrained"):
+    with pytest.raises(WeightsError, match="this one is a ResNet"):
         load(ModelOptions(model="RN50"))
     import open_clip
 
@@ -144,7 +144,6 @@ def test_towers_without_class_token_attention_are_refused():
     ("model", "method", "message"),
     [
         ({"device": "cuda:9"}, {}, "no CUDA device"),
-        ({"device": "abacus"}, {}, "unknown"),
         ({"crop": 100, "zoom": 1}, {}, "multiple of the patch size 16"),
         ({}, {"method": "magic"}, "choose one of none, tmpa"),
         ({}, {"dense": "magic"}, "choose one of vanilla"),
@@ -155,6 +154,11 @@ def test_impossible_settings_are_named(model, method, message):
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(OptionError, match=message):
         segment(ModelOptions(**model), **method)
+
+
+def test_an_unknown_device_is_named():
+    with pytest.raises(OptionError, match=r"model\.device"):
+        build(model={"device": "abacus"})
 
 
 def test_the_bundled_model_is_whole_and_small():

@@ -404,6 +404,54 @@ def test_saved_weights_come_back_and_incomplete_ones_are_refused(tmp_path, netwo
         load(str(tmp_path), torch.float32)
 
 
+def numbers(change):
+    """The weights with every floating-point tensor changed."""
+
+    def apply(directory):
+        from safetensors.torch import load_file, save_file
+
+        state = load_file(directory / "model.safetensors")
+        changed = {k: change(v).contiguous() if v.is_floating_point() else v for k, v in state.items()}
+        save_file(changed, directory / "model.safetensors", {"format": "pt"})
+
+    return apply
+
+
+def config_with(**values):
+    def apply(directory):
+        content = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**content, **values}))
+
+    return apply
+
+
+def pickled(directory):
+    (directory / "model.safetensors").unlink()
+    torch.save({"trap": print}, directory / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (numbers(lambda t: t * torch.nan), "NaN or infinite values"),
+        (numbers(lambda t: t.to(torch.int8)), "whole numbers"),
+        (numbers(lambda t: torch.cat([t, t]) if t.ndim else t), "config.json and weights do not fit each other"),
+        (config_with(vision_config=[]), "cannot be loaded as SAM 3: Validation error"),
+        (config_with(text_config={"hidden_size": -1}), "cannot be loaded as SAM 3"),
+        (config_with(dtype="nope"), "cannot be loaded as SAM 3"),
+        (pickled, "holds pickled objects other than tensors"),
+    ],
+)
+def test_damaged_weights_are_one_line_with_the_way_out(tmp_path, network, caplog, spoil, told):
+    network.save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(WeightsError, match=told) as caught:
+        load(str(tmp_path), torch.float32)
+    assert "\n" not in str(caught.value)
+    assert "again" in str(caught.value)
+    assert len(caplog.text.splitlines()) < 3
+
+
 def test_masks_of_a_chunk_are_all_that_is_kept(backend, image):
     """Memory is bounded by the chunk: the reducer never sees more phrases than `prompt_chunk`."""
     state, bank = backend.encode_image(*image), backend.encode_text([f"thing number {i}" for i in range(9)])

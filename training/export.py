@@ -15,7 +15,9 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from ovrs.model.loading import _from_directory, hash_weights
+from ovrs.model.architecture import build as build_network
+from ovrs.model.checkpoint import fill
+from ovrs.model.loading import hash_weights
 from training.model import CONFIG, STEM, build
 
 RECOMMENDED = {
@@ -59,7 +61,8 @@ def main() -> None:
     }
     (args.out / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
     scale = round(math.exp(float(vision["dense_scale"])), 2)
-    clip, _, _ = _from_directory(args.out)
+    clip = build_network(CONFIG, STEM)
+    fill(clip, args.out / "open_clip_model.safetensors")
     if (args.work / "jbu_one.safetensors").exists():
         shutil.copy(args.work / "jbu_one.safetensors", args.out / "jbu_one.safetensors")
     defaults = {"dense": "segearth", "cls_weight": 0.0, "logit_scale": scale, **RECOMMENDED}

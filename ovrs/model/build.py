@@ -348,6 +348,7 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
     return {
         "model": model.name,
         "weights": model.weights_hash,
+        **model.facts,
         "device": model.device.type,
         "dtype": parts.model_options.dtype,
         "method": method.method,

@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from ovrs.errors import WeightsError
+from ovrs.foreign import is_file
+from ovrs.model.checkpoint import require_finite
 from ovrs.model.dense import DenseTokens, encode_prelude
+from ovrs.model.foreign import one_line
 from ovrs.model.loading import hash_weights
 
 if TYPE_CHECKING:
@@ -82,7 +85,7 @@ class ExternalViT:
         """
         import timm
 
-        if weights is not None and not weights.is_file():
+        if weights is not None and not is_file(weights):
             raise WeightsError(f"--proxy-weights: there is no file {weights}")
         try:
             self.net: Any = timm.create_model(
@@ -94,9 +97,10 @@ class ExternalViT:
             )
         except Exception as error:  # timm raises many kinds for unknown names, no network and unfit files
             raise WeightsError(
-                f"external network {name!r} cannot be loaded ({type(error).__name__}: {error}). Name a timm ViT, and "
+                f"external network {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}). Name a timm ViT, and "
                 "with --proxy-weights a local checkpoint of it"
             ) from error
+        require_finite(self.net, weights or Path(name))
         self.name = name
         self.net = self.net.eval().requires_grad_(False).to(device)
         self.weights_hash = hash_weights(self.net)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from ovrs import files
 from ovrs.cache import cache_directory
+from ovrs.model.tokenizer import clip_bpe
+from ovrs.provenance import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,9 +121,7 @@ def longest_template() -> str:
 
 def token_count(sentence: str) -> int:
     """Tokens of a sentence in CLIP's byte-pair code, start and end included, before any cutting."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return len(SimpleTokenizer().encode(sentence)) + 2
+    return len(clip_bpe().encode(sentence)) + 2
 
 
 def clean(query: str) -> str:
@@ -145,11 +145,11 @@ def embed(
     return F.normalize(vectors.view(len(queries), len(templates), -1).mean(dim=1), dim=-1)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: methods build graphs on these vectors
 def encode_sentences(
     clip: torch.nn.Module, tokenize: Callable[[list[str]], Tensor], sentences: Sequence[str]
 ) -> Tensor:
-    """Unit vectors `(n, D)` on the CPU, in the order given."""
+    """Unit vectors, float32 `(n, D)` on the CPU, in the order given; constants that a graph may be built on."""
     tokens = tokenize(list(sentences))
     unique, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     lengths = unique.argmax(dim=1)
@@ -169,7 +169,7 @@ def encode_sentences(
 def _encode(clip: Any, tokens: Tensor) -> Tensor:
     import open_clip
 
-    if type(clip) is not open_clip.CLIP or getattr(clip, "text_pool_type", "argmax") != "argmax":
+    if type(clip) is not open_clip.CLIP or not _ends_at_argmax(clip):
         return clip.encode_text(tokens)
     # CLIP's text attention is causal, so positions behind the end token cannot change the result
     length = int(tokens.argmax(dim=1).max()) + 1
@@ -180,10 +180,15 @@ def _encode(clip: Any, tokens: Tensor) -> Tensor:
     return x @ clip.text_projection
 
 
+def _ends_at_argmax(clip: Any) -> bool:
+    """Whether a text tower is CLIP's: causal, read at the highest token, and projected by a matrix."""
+    causal, projection = clip.attn_mask is not None, clip.text_projection
+    return clip.text_pool_type == "argmax" and causal and isinstance(projection, torch.nn.Parameter)
+
+
 def _cached(model: LoadedModel, queries: list[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:
-    key = hashlib.sha256(
-        "\n".join([model.weights_hash, *(t("*") for t in templates), "", *queries]).encode()
-    ).hexdigest()
+    network = [model.weights_hash, canonical(model.facts)]  # equal weights give other vectors with another activation
+    key = hashlib.sha256("\n".join([*network, *(t("*") for t in templates), "", *queries]).encode()).hexdigest()
     file = cache_directory() / "text" / f"{key}.npy"
     if file.is_file():
         return np.load(file, allow_pickle=False)

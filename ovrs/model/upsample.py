@@ -15,7 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from ovrs.errors import WeightsError
+from ovrs.foreign import is_file
+from ovrs.model.checkpoint import require_finite
 from ovrs.model.features import TileFeatures, cosines
+from ovrs.model.foreign import FAULTS, one_line
 from ovrs.model.jbu import RADIUS, STAGES, Jbu
 
 if TYPE_CHECKING:
@@ -106,7 +109,7 @@ def load_jbu(kind: str, path: Path, dim: int, device: torch.device) -> Jbu:
     Raises:
         WeightsError: No file, another kind or feature size, or content that is no plain tensor dictionary.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsError(
             f"--upsampler {kind} needs its weights, and there is no file {path}; SegEarth-OV publishes "
             "xclip_jbu_one_million_aid.ckpt for ViT-B/16. --upsampler bilinear needs none"
@@ -122,22 +125,21 @@ def load_jbu(kind: str, path: Path, dim: int, device: torch.device) -> Jbu:
             + (f" (its own have {len(have)})" if have is not None else "")
             + f": {str(error).splitlines()[-1].strip()}"
         ) from error
+    require_finite(net, path)
     return net.to(device)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-        state: dict[str, Any] = load_file(path)
-    else:
-        import pickle
-
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise WeightsError(f"{path} cannot be read as plain tensors: {error}") from error
-        state = state.get("state_dict", state)
-    prefix = "upsampler."
-    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return {k: v.float() for k, v in (inner or state).items()}
+    try:
+        if path.suffix == ".safetensors":
+            state: dict[str, Any] = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            state = content.get("state_dict", content)
+        prefix = "upsampler."
+        inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        return {k: v.float() for k, v in (inner or state).items()}
+    except FAULTS as error:
+        raise WeightsError(f"{path} cannot be read as plain tensors: {one_line(error)}") from error

@@ -113,7 +113,7 @@ class Sam3Backend:
         block = self.network.vision_encoder.backbone.layers[self.layer]
         hook = block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 vision = self.network.get_vision_features(pixel_values=pixels.to(self.dtype))
         finally:
             hook.remove()
@@ -137,7 +137,7 @@ class Sam3Backend:
         files.keep(file, lambda temporary: np.savez(temporary, **arrays))
         return bank
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_text(self, phrases: list[str]) -> PhraseBank:
         ids = self._tokenize(phrases).to(self.device)
         ends = (ids == END).int().argmax(dim=1)
@@ -147,7 +147,7 @@ class Sam3Backend:
         vectors = text.last_hidden_state[torch.arange(len(ids)), ends].float()
         return PhraseBank(text.pooler_output.clone(), mask, vectors.clone())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def ground(
         self,
         state: ImageState,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from ovrs.errors import OptionError, Sam3WeightsMissing, WeightsError
+from ovrs.model.checkpoint import require_finite, tensors_of
+from ovrs.model.foreign import FAULTS, one_line
 from ovrs.model.loading import hash_weights
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ _HOW = (
     f"and name DIR with --model or in OVRS_SAM3_DIR. Without them: --model {TINY} (random weights, for trying the way "
     "through), or the CLIP methods (`ovrs methods`)"
 )
+_AGAIN = f"Download the weights again: `hf download {HUB_NAME} --local-dir DIR`"
 
 
 def find_directory(model: str) -> Path:
@@ -75,11 +78,12 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
         OptionError: The extra `sam3` is not installed.
     """
     try:
-        from safetensors import SafetensorError
         from transformers import Sam3Model
         from transformers.utils import logging as their_logging
     except ImportError as error:
         raise OptionError(f'SAM 3 needs transformers 5: pip install "ovrs[sam3]" ({error})') from error
+    from huggingface_hub.errors import StrictDataclassError
+
     if model == TINY:
         from ovrs.model.sam3.tiny import build
 
@@ -88,17 +92,34 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
     directory = find_directory(model)
     their_logging.disable_progress_bar()  # ours is the one to be read
     log.warning("SAM 3 is used under the SAM License (Meta, 19 November 2025): no military, nuclear or espionage use")
+    verbosity = their_logging.get_verbosity()
+    their_logging.set_verbosity(logging.CRITICAL)  # the report of a misfit has a line per tensor
     try:
         pretrained: Any = Sam3Model.from_pretrained  # its annotation knows no loading info
         network, report = pretrained(directory, local_files_only=True, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise WeightsError(f"{directory} cannot be loaded as SAM 3: {error}. {_HOW}") from error
+    except (*FAULTS, StrictDataclassError) as error:
+        misfit = "ignore_mismatched_sizes" in str(error)
+        cause = "config.json and weights do not fit each other" if misfit else one_line(error)
+        raise WeightsError(f"{directory} cannot be loaded as SAM 3: {cause}. {_AGAIN}") from error
+    finally:
+        their_logging.set_verbosity(verbosity)
     missing = sorted(report["missing_keys"])
     if missing:
         raise WeightsError(
-            f"{directory} is not a whole SAM 3: {len(missing)} tensors are missing, such as {missing[0]}. {_HOW}"
+            f"{directory} is not a whole SAM 3: {len(missing)} tensors are missing, such as {missing[0]}. {_AGAIN}"
         )
+    require_finite(network, directory)
+    _require_floats(network, directory)
     return network.eval().requires_grad_(False), directory.name
+
+
+def _require_floats(network: Any, directory: Path) -> None:
+    """Refuse quantised files, whose whole numbers would be taken for weights."""
+    wanted = {name for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+    for file in sorted(directory.glob("*.safetensors")):
+        kinds = tensors_of(file)
+        if whole := sorted(n for n in wanted & kinds.keys() if not kinds[n].is_floating_point()):
+            raise WeightsError(f"{file} holds whole numbers in {whole[0]}, not floating-point weights. {_AGAIN}")
 
 
 def facts(model: str) -> str:
