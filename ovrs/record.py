@@ -67,6 +67,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "model": {k: v for k, v in model.items() if k != "threads"},
         "rule": vars(job.rule),
         "composed_prompts": list(vocabulary.composed_classes),
+        "asked_by_name": list(vocabulary.unknown_classes),
         "vocabulary": vocabulary.model_dump(mode="json"),
         "options": job.options.model_dump(mode="json"),
         "versions": versions(),

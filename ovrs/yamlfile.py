@@ -1,0 +1,271 @@
+"""Read YAML that people write: vocabularies, catalogs, presets, values of `--set`. Every fault names file, line and mend.
+
+Words stay words: `no`, `yes`, `on`, dates and `12:30` are text (YAML 1.2); only `true`, `false`, `null` and decimal,
+octal (`0o17`) or hexadecimal numbers are anything else. Tags other than `!!str` are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pydantic import ValidationError
+
+    from ovrs.errors import OvrsError
+
+    Place = tuple[Any, ...]
+
+MAX_BYTES = 16 << 20
+"""Larger files are refused."""
+MAX_DEPTH = 32
+"""Deeper nesting is refused."""
+MAX_REPEATED = 20_000
+"""Aliases (`*name`) that repeat more values than this, all together, are refused."""
+
+_STRING = "tag:yaml.org,2002:str"
+_SHOWN_FAULTS = 10
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    """Safe loader with the core schema of YAML 1.2; a key that stands twice in one mapping is an error."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML copies it for each class)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        first: dict[Any, Any] = {}
+        for key, _ in node.value:
+            word = key.value if isinstance(key, yaml.ScalarNode) else None
+            if word in first and word != "<<":
+                told = f"the key {word!r} stands here a second time (first in line {first[word].start_mark.line + 1})"
+                raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+            first[word] = key
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+def _int(loader: Any, node: Any) -> int:
+    text = node.value
+    return int(text, 16 if text.startswith("0x") else 8) if text[:2] in ("0x", "0o") else int(text)
+
+
+def _float(loader: Any, node: Any) -> float:
+    return float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_CORE: tuple[tuple[str, str, str, Any], ...] = (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF", lambda loader, node: node.value.lower() == "true"),
+    ("null", "~|null|Null|NULL|", "~nN\0", lambda loader, node: None),
+    ("int", "[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}", "-+0123456789", _int),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]{1,400}(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]{1,9})?|[-+]?\.inf|\.nan",
+        "-+.0123456789",
+        _float,
+    ),
+    ("merge", "<<", "<", lambda loader, node: node.value),  # as a key it joins another mapping; elsewhere it is text
+)
+for _name, _pattern, _first, _make in _CORE:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _make)
+_Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0")  # an empty value is null
+
+
+@dataclass(frozen=True)
+class Document:
+    """The content of one YAML text and where each part of it stands."""
+
+    origin: str
+    """File name, or what else the text came from."""
+    data: Any
+    lines: dict[Place, int]
+    """Line (from 1) of every key and list item."""
+    words: dict[Place, str]
+    """Every plain value as it is written."""
+
+    def line(self, place: Place) -> int:
+        """Line of a place, or of the nearest part around it that has one."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 1)
+
+    def told(self, faults: list[tuple[Place, str]]) -> str:
+        """Faults as text, one line each: `FILE:LINE: what`; after ten lines only the number of the others."""
+        shown = [f"{self.origin}:{self.line(place)}: {text}" for place, text in faults[:_SHOWN_FAULTS]]
+        more = len(faults) - len(shown)
+        return "\n".join([*shown, *([f"… and {more} more faults in {self.origin}"] if more else [])])
+
+    def faults(self, error: ValidationError) -> list[tuple[Place, str]]:
+        """What pydantic found, each with its place, what is written there and how to mend it."""
+        found = []
+        for entry in error.errors(include_url=False):
+            place = tuple(entry["loc"])
+            where = ".".join(map(str, place)) or "file"
+            found.append((place, f"{where}: {self._explained(entry, place)}"))
+        return found
+
+    def _explained(self, entry: Any, place: Place) -> str:
+        written = _short(self.words.get(place, entry["input"]))
+        kind, message = entry["type"], str(entry["msg"]).removeprefix("Value error, ")
+        if kind == "extra_forbidden":
+            return "there is no such key here; is it misspelt?"
+        if kind == "missing":
+            return "this key is missing"
+        if kind == "string_type" and place in self.words:
+            if not self.words[place]:
+                return "no value is given; write a word"
+            return f'{written} is no text in YAML; write it in quotes: "{written}"'
+        if kind == "string_type":
+            return f"expected a word, found {_kind(entry['input'])}"
+        if kind in ("model_type", "dict_type", "model_attributes_type"):
+            return f"expected keys and values, as in `name: …`, found {_kind(entry['input'])}"
+        if kind in ("tuple_type", "list_type"):
+            return f"expected a list, as in `[a, b]`, found {_kind(entry['input'])}"
+        if kind in ("value_error", "missing"):
+            return message
+        return f"{message} (found {written})"
+
+
+def read_text(path: Path, error: type[OvrsError]) -> str:
+    """The text of a small UTF-8 file.
+
+    Raises:
+        OvrsError: Of the given class: no such file, a folder, a device, too large, not readable, or not UTF-8.
+    """
+    try:
+        state = path.stat()
+        if stat.S_ISDIR(state.st_mode):
+            raise error(f"{path} is a folder, expected a YAML file")
+        if not stat.S_ISREG(state.st_mode):
+            raise error(f"{path} is no ordinary file; write its content to a file and name that")
+        if state.st_size > MAX_BYTES:
+            raise error(f"{path} has {state.st_size >> 20} MiB, at most {MAX_BYTES >> 20} are read; is it the right file?")
+        content = path.read_bytes()
+    except FileNotFoundError as fault:
+        raise error(f"no file at {path}") from fault
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror or fault}") from fault
+    except ValueError as fault:  # a zero byte in the name
+        raise error(f"{str(path)!r} is no file name: {fault}") from fault
+    return _decoded(content, path, error)
+
+
+def _decoded(content: bytes, path: Path, error: type[OvrsError]) -> str:
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise error(f"{path} is in UTF-16; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        line = content.count(b"\n", 0, fault.start) + 1
+        raise error(f"{path}:{line}: byte 0x{content[fault.start]:02x} is no UTF-8; save the file as UTF-8") from fault
+
+
+def parse(text: str, origin: str, error: type[OvrsError]) -> Document:
+    """Read YAML text; `origin` is named in errors.
+
+    Raises:
+        OvrsError: Of the given class: no YAML, a key twice, a tag, too deep, or aliases that repeat too much.
+    """
+    try:
+        for line, fault in _excesses(text):
+            raise error(f"{origin}:{line}: {fault}")
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            data = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, UnicodeEncodeError) as fault:
+        raise error(_invalid(text, origin, fault)) from fault
+    lines: dict[Place, int] = {}
+    words: dict[Place, str] = {}
+    if node is not None:
+        _index(node, (), lines, words)
+    return Document(origin, data, lines, words)
+
+
+def _excesses(text: str) -> Iterator[tuple[int, str]]:
+    """What must not be constructed at all, with its line: tags, deep nesting, aliases that explode."""
+    sizes: dict[str, int] = {}
+    open_: list[tuple[str | None, int]] = []
+    values = repeated = 0
+    for event in yaml.parse(text, Loader=_Base):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                yield line, f"*{event.anchor} stands for nothing that is complete; write the value out"
+                return
+            repeated += sizes[event.anchor]
+            values += sizes[event.anchor]
+        elif isinstance(event, yaml.NodeEvent):
+            values += 1
+            if getattr(event, "tag", None) not in (None, "!", _STRING):
+                yield line, f"the tag {_short(event.tag)} is not taken here; leave it out"
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append((event.anchor, values))
+            elif event.anchor is not None:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = values - before + 1
+        if len(open_) > MAX_DEPTH:
+            yield line, f"nested more than {MAX_DEPTH} deep"
+        if repeated > MAX_REPEATED:
+            yield line, f"aliases repeat more than {MAX_REPEATED} values; write them out"
+
+
+def _index(node: Any, place: Place, lines: dict[Place, int], words: dict[Place, str]) -> None:
+    """Fill in lines and written words of a node and all below it."""
+    lines.setdefault(place, node.start_mark.line + 1)
+    if isinstance(node, yaml.ScalarNode):
+        words[place] = node.value
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                lines[(*place, key.value)] = key.start_mark.line + 1
+                _index(value, (*place, key.value), lines, words)
+    else:
+        for index, value in enumerate(node.value):
+            _index(value, (*place, index), lines, words)
+
+
+def _invalid(text: str, origin: str, fault: yaml.YAMLError | UnicodeEncodeError) -> str:
+    """The message for text that is no YAML."""
+    mark = getattr(fault, "problem_mark", None) or getattr(fault, "context_mark", None)
+    if isinstance(fault, (yaml.reader.ReaderError, UnicodeEncodeError)):
+        bad = fault.object[fault.start] if isinstance(fault, UnicodeEncodeError) else chr(int(fault.character))
+        line = text.count("\n", 0, max(0, text.find(bad))) + 1
+        return f"{origin}:{line}: no valid YAML: the character {bad!r} is not allowed; remove it"
+    if mark is None:
+        return f"{origin}: no valid YAML: {str(fault).splitlines()[0]}"
+    parts = [getattr(fault, name, None) for name in ("context", "problem")]
+    told = ", ".join(part for part in parts if part)
+    lines = text.splitlines()
+    if mark.line < len(lines) and lines[mark.line].lstrip(" ").startswith("\t"):
+        told += "; indent with blanks, not with a tab"
+    if "unhashable" in told:
+        told += "; a key must be a word"
+    return f"{origin}:{mark.line + 1}: no valid YAML: {told}"
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "keys and values"
+    return "a list" if isinstance(value, (list, tuple)) else _short(value)
