@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovrs.catalog import glob
+from ovrs.catalog import glob, require_own_names
 from ovrs.errors import CatalogError, OptionError
 from ovrs.ledger import Image
 
@@ -30,18 +30,16 @@ def images(catalog: Catalog, name: str, *, settle: float = SETTLE_SECONDS) -> li
     if entry.stac is not None:
         return _items(name, entry.stac)
     found = []
-    for file in sorted(glob(catalog.resolve(str(entry.pattern)))):
+    for file in glob(catalog.resolve(str(entry.pattern))):
+        if not Path(file).is_file():
+            log.warning("%s is a folder or a link to nothing; it is left out", file)
+            continue
         state = Path(file).stat()
-        if time.time() - state.st_mtime < settle:
+        if abs(time.time() - state.st_mtime) < settle:  # times far in the future come from clocks that go wrong
             log.info("%s changed a moment ago; it is left for the next look", file)
             continue
         found.append(Image(Path(file).stem, str(Path(file).absolute()), f"{state.st_size}-{state.st_mtime_ns}"))
-    names = [i.name for i in found]
-    doubles = sorted({n for n in names if names.count(n) > 1})
-    if doubles:
-        raise CatalogError(
-            f"collection {name}: several files are called {', '.join(doubles)}; their maps would collide"
-        )
+    require_own_names(f"collection {name}", [i.name for i in found])
     return found
 
 

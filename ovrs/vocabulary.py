@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from ovrs import yamlfile
 from ovrs.errors import VocabularyError
@@ -33,23 +33,11 @@ BY_NAME = "name"
 LONGEST_NAME = 5000
 """Characters of a class name."""
 
-_INVISIBLE = frozenset("\u200b\u2060\ufeff\u2028\u2029\u200e\u200f\u061c\u00ad") | frozenset(
-    map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-)
-"""Characters that change how a line looks or is ordered and cannot be seen themselves."""
-
 
 def _visible(text: str) -> str:
-    """`text` without blanks around it.
-
-    Raises:
-        ValueError: It is empty, or holds control, direction or other invisible characters.
-    """
-    for position, character in enumerate(text.strip(), 1):
-        if unicodedata.category(character) in ("Cc", "Cs") or character in _INVISIBLE or ord(character) & 0xFFFE == 0xFFFE:
-            name = unicodedata.name(character, "a control character").lower()
-            raise ValueError(f"character {position} is {name} (U+{ord(character):04X}), which cannot be seen; remove it")
-    if all(unicodedata.category(c) in ("Zs", "Mn", "Me", "Cf") for c in text.strip()):
+    """`text` without blanks around it; empty or invisible characters raise ValueError."""
+    text = yamlfile.visible(text.strip(" "))
+    if all(unicodedata.category(c) in ("Zs", "Mn", "Me", "Cf") for c in text):
         raise ValueError("it is empty; write a word")
     return text.strip()
 
@@ -65,19 +53,18 @@ def _colour(text: str) -> str:
     return text
 
 
-def _no_switch(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("expected a number, found true or false")  # noqa: TRY004  (pydantic wants a ValueError)
-    return value
-
-
 Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_visible)]
 Sentence = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_on_one_line)]
 HexColour = Annotated[str, AfterValidator(_colour)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = yamlfile.STRICT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, data: object) -> object:
+        return yamlfile.numbers_are_numbers(cls, data)
 
 
 class ClassEntry(_Model):
@@ -111,7 +98,7 @@ class BackgroundRule(_Model):
     """Pixels whose best class probability stays below `threshold` become `class_name`."""
 
     class_name: Name
-    threshold: Annotated[float, BeforeValidator(_no_switch)] = Field(ge=0, le=1)
+    threshold: float = Field(ge=0, le=1)
 
 
 class Vocabulary(_Model):
@@ -225,7 +212,9 @@ def parse(text: str, origin: str) -> Vocabulary:
     except ValidationError as error:
         raise VocabularyError(document.told(document.faults(error))) from error
     if alike := sorted(_doubles(_same_question(n) for n in words.class_names)):
-        log.warning("%s: models cannot tell apart what differs by blanks, '-', '_', '/' only: %s", origin, ", ".join(alike))
+        log.warning(
+            "%s: models cannot tell apart what differs by blanks, '-', '_', '/' only: %s", origin, ", ".join(alike)
+        )
     return words
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 import stat
+import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ConfigDict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
 
     from ovrs.errors import OvrsError
 
@@ -30,7 +32,7 @@ MAX_DEPTH = 32
 MAX_REPEATED = 20_000
 """Aliases (`*name`) that repeat more values than this, all together, are refused."""
 
-_STRING = "tag:yaml.org,2002:str"
+_STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _SHOWN_FAULTS = 10
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -44,6 +46,9 @@ class _Loader(_Base):  # type: ignore[misc]
         first: dict[Any, Any] = {}
         for key, _ in node.value:
             word = key.value if isinstance(key, yaml.ScalarNode) else None
+            if key.tag not in (_STRING, _MERGE) and word is not None:
+                told = f"the key {word!r} is no word; write it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
             if word in first and word != "<<":
                 told = f"the key {word!r} stands here a second time (first in line {first[word].start_mark.line + 1})"
                 raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
@@ -52,18 +57,17 @@ class _Loader(_Base):  # type: ignore[misc]
         return found
 
 
-def _int(loader: Any, node: Any) -> int:
-    text = node.value
+def _int(text: str) -> int:
     return int(text, 16 if text.startswith("0x") else 8) if text[:2] in ("0x", "0o") else int(text)
 
 
-def _float(loader: Any, node: Any) -> float:
-    return float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
+def _float(text: str) -> float:
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
-_CORE: tuple[tuple[str, str, str, Any], ...] = (
-    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF", lambda loader, node: node.value.lower() == "true"),
-    ("null", "~|null|Null|NULL|", "~nN\0", lambda loader, node: None),
+_CORE: tuple[tuple[str, str, str, Callable[[str], Any]], ...] = (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
+    ("null", "~|null|Null|NULL|", "~nN\0", lambda text: None if text.lower() in ("", "~", "null") else text),
     ("int", "[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}", "-+0123456789", _int),
     (
         "float",
@@ -71,11 +75,20 @@ _CORE: tuple[tuple[str, str, str, Any], ...] = (
         "-+.0123456789",
         _float,
     ),
-    ("merge", "<<", "<", lambda loader, node: node.value),  # as a key it joins another mapping; elsewhere it is text
+    ("merge", "<<", "<", str),  # as a key it joins another mapping; elsewhere it is text
 )
+
+
+def _constructor(make: Callable[[str], Any]) -> Callable[[Any, Any], Any]:
+    def construct(_: Any, node: Any) -> Any:
+        return make(node.value)
+
+    return construct
+
+
 for _name, _pattern, _first, _make in _CORE:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _make)
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _constructor(_make))
 _Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0")  # an empty value is null
 
 
@@ -134,6 +147,41 @@ class Document:
         return f"{message} (found {written})"
 
 
+STRICT: ConfigDict = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+"""How models that people fill in are configured: unknown keys, NaN and infinity are refused."""
+
+
+def numbers_are_numbers(model: type[BaseModel], data: object) -> object:
+    """Validator that runs before all others of a model: true or false for a number is refused."""
+    for key, value in data.items() if isinstance(data, dict) else ():
+        field = model.model_fields.get(key)
+        wanted = "" if field is None else str(field.annotation)
+        if isinstance(value, bool) and re.search(r"\b(int|float)\b", wanted) and "bool" not in wanted:
+            raise ValueError(f"{key}: expected a number, found {str(value).lower()}")
+    return data
+
+
+_INVISIBLE = frozenset("\u200b\u2060\ufeff\u2028\u2029\u200e\u200f\u061c\u00ad") | frozenset(
+    map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+)
+
+
+def visible(text: str, allowed: str = "") -> str:
+    """`text` as it is.
+
+    Raises:
+        ValueError: It holds control, direction or other invisible characters that are not in `allowed`.
+    """
+    for position, character in enumerate(text, 1):
+        hidden = unicodedata.category(character) in ("Cc", "Cs") or character in _INVISIBLE
+        if (hidden or ord(character) & 0xFFFE == 0xFFFE) and character not in allowed:
+            name = unicodedata.name(character, "a control character").lower()
+            raise ValueError(
+                f"character {position} is {name} (U+{ord(character):04X}), which cannot be seen; remove it"
+            )
+    return text
+
+
 def read_text(path: Path, error: type[OvrsError]) -> str:
     """The text of a small UTF-8 file.
 
@@ -147,7 +195,9 @@ def read_text(path: Path, error: type[OvrsError]) -> str:
         if not stat.S_ISREG(state.st_mode):
             raise error(f"{path} is no ordinary file; write its content to a file and name that")
         if state.st_size > MAX_BYTES:
-            raise error(f"{path} has {state.st_size >> 20} MiB, at most {MAX_BYTES >> 20} are read; is it the right file?")
+            raise error(
+                f"{path} has {state.st_size >> 20} MiB, at most {MAX_BYTES >> 20} are read; is it the right file?"
+            )
         content = path.read_bytes()
     except FileNotFoundError as fault:
         raise error(f"no file at {path}") from fault
@@ -197,6 +247,7 @@ def _excesses(text: str) -> Iterator[tuple[int, str]]:
     sizes: dict[str, int] = {}
     open_: list[tuple[str | None, int]] = []
     values = repeated = 0
+    event: Any
     for event in yaml.parse(text, Loader=_Base):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
@@ -205,9 +256,9 @@ def _excesses(text: str) -> Iterator[tuple[int, str]]:
                 return
             repeated += sizes[event.anchor]
             values += sizes[event.anchor]
-        elif isinstance(event, yaml.NodeEvent):
+        elif isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
             values += 1
-            if getattr(event, "tag", None) not in (None, "!", _STRING):
+            if event.tag not in (None, "!", _STRING):
                 yield line, f"the tag {_short(event.tag)} is not taken here; leave it out"
             if isinstance(event, yaml.CollectionStartEvent):
                 open_.append((event.anchor, values))
