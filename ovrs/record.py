@@ -59,6 +59,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "scene": scene.source,
         "grid": grid,
         "grid_note": note + (f" ({scene.resampling})" if scene.warp else ""),
+        "aoi_note": scene.aoi_note,
         "pixel_size_m": [round(v, 6) for v in pixel_size_m(box)],
         "metres_on_ground": has_ground(box),
         "source_rotated": bool(own[1] or own[3]),

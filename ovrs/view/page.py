@@ -59,6 +59,8 @@ def warnings_of(facts: dict[str, Any]) -> list[str]:
         )
     if facts.get("asked_by_name"):
         found.append(f"No library knows these classes; they are asked for by name: {', '.join(facts['asked_by_name'])}")
+    if facts.get("aoi_note"):
+        found.append(str(facts["aoi_note"]))
     if "resampled" in str(facts.get("grid_note")):
         found.append(str(facts["grid_note"]))
     if facts["model"].get("model") == "sam3-tiny":
