@@ -108,11 +108,12 @@ def _polygonal(shapes: NDArray[Any], seen: _Seen) -> NDArray[Any]:
     """The polygons among geometries, made valid."""
     import shapely
 
+    seen.features += len(shapes)
+    shapes = shapes[~shapely.is_missing(shapes)]
     invalid = ~shapely.is_valid(shapes)
     shapes = np.where(invalid, shapely.make_valid(shapes), shapes) if invalid.any() else shapes
     flat = np.array([_areas_only(shape) for shape in shapes], object)
     kept = ~shapely.is_empty(flat)
-    seen.features += len(shapes)
     seen.polygons += int(kept.sum())
     seen.mended += int((kept & invalid).sum())
     return np.asarray(flat[kept])

@@ -43,7 +43,7 @@ class Layer:
         return f"{self.option} {self.file} (layer {self.name})"
 
     def geometries(self) -> Iterator[NDArray[Any]]:
-        """Arrays of shapely geometries in 2D, `_BATCH` at most, features without geometry left out.
+        """Arrays of shapely geometries in 2D, `_BATCH` at most; None stands for a feature without geometry.
 
         Raises:
             OptionError: A geometry cannot be read, or holds coordinates that are not finite.
@@ -52,7 +52,7 @@ class Layer:
 
         first = 0
         while True:
-            count, found = self._batch(first)
+            found = self._batch(first)
             if found.size:
                 finite = np.isfinite(shapely.get_coordinates(found)).all()
                 if not finite:
@@ -61,26 +61,23 @@ class Layer:
                         f"{self.told}: geometry {first + bad[0] + 1} has coordinates that are infinite or no numbers; mend the file"
                     )
                 yield found
-            first += count
-            if count < _BATCH:
+            first += len(found)
+            if len(found) < _BATCH:
                 return
 
-    def _batch(self, first: int) -> tuple[int, NDArray[Any]]:
-        """How many features there were, and the geometries of those that have one."""
+    def _batch(self, first: int) -> NDArray[Any]:
         import pyogrio
         import shapely
 
         try:
             with warnings.catch_warnings(action="ignore"):  # measures, encodings: of no concern here
-                _, _, wkb, _ = pyogrio.raw.read(
-                    self.file, layer=self.name, columns=[], skip_features=first, max_features=_BATCH
-                )
+                _, _, wkb, _ = pyogrio.raw.read(self.file, layer=self.name, skip_features=first, max_features=_BATCH)
             with np.errstate(invalid="ignore"):  # coordinates that are no numbers are told of by the caller
                 shapes = shapely.from_wkb(wkb)
         except (OSError, ValueError, RuntimeError, shapely.errors.ShapelyError) as error:
             raise OptionError(f"{self.told} cannot be read: {_reason(error)}") from error
         with np.errstate(invalid="ignore"):
-            return len(shapes), shapely.force_2d(shapes[~shapely.is_missing(shapes)])
+            return np.asarray(shapely.force_2d(shapes))
 
 
 def open_layer(source: str | Path, option: str) -> Layer:

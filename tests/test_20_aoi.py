@@ -127,7 +127,7 @@ def test_geometries_are_mended_and_left_out_with_a_word(tmp_path, caplog):
     ]
     area = restrict(GRID, write(tmp_path, mixed, name="mixed.gpkg"))
     assert square_metres(area) == pytest.approx(2400, rel=0.02)
-    assert "1 features without area were left out" in area.note
+    assert "2 features without area were left out" in area.note
 
 
 def test_height_holes_curves_and_archives_are_understood(tmp_path):
