@@ -36,6 +36,8 @@ class Layer:
     option: str
     note: str
     """That the file holds other layers, or nothing."""
+    columns: list[str] | None
+    """Attributes to read: none; None (all) for virtual layers, whose geometry may come from an attribute."""
 
     @property
     def told(self) -> str:
@@ -71,7 +73,9 @@ class Layer:
 
         try:
             with warnings.catch_warnings(action="ignore"):  # measures, encodings: of no concern here
-                _, _, wkb, _ = pyogrio.raw.read(self.file, layer=self.name, skip_features=first, max_features=_BATCH)
+                _, _, wkb, _ = pyogrio.raw.read(
+                    self.file, layer=self.name, columns=self.columns, skip_features=first, max_features=_BATCH
+                )
             with np.errstate(invalid="ignore"):  # coordinates that are no numbers are told of by the caller
                 shapes = shapely.from_wkb(wkb)
         except (OSError, ValueError, RuntimeError, shapely.errors.ShapelyError) as error:
@@ -103,8 +107,9 @@ def open_layer(source: str | Path, option: str) -> Layer:
         raise OptionError(f"{option} {file} cannot be read as a vector file: {_reason(error)}") from error
     if info["crs"] is None:
         raise OptionError(f"{option} {file} has no CRS; set one so that it can be placed on the scene")
+    columns = None if info["driver"] == "OGR_VRT" else []
     try:
-        return Layer(file, name, CRS.from_user_input(info["crs"]), option, note)
+        return Layer(file, name, CRS.from_user_input(info["crs"]), option, note, columns)
     except CRSError as error:
         raise OptionError(f"{option} {file}: its CRS cannot be understood: {_reason(error)}") from error
 
