@@ -107,7 +107,7 @@ def open_layer(source: str | Path, option: str) -> Layer:
         raise OptionError(f"{option} {file} cannot be read as a vector file: {_reason(error)}") from error
     if info["crs"] is None:
         raise OptionError(f"{option} {file} has no CRS; set one so that it can be placed on the scene")
-    columns = None if info["driver"] == "OGR_VRT" else []
+    columns: list[str] | None = None if info["driver"] == "OGR_VRT" else []
     try:
         return Layer(file, name, CRS.from_user_input(info["crs"]), option, note, columns)
     except CRSError as error:

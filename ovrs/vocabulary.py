@@ -207,6 +207,9 @@ def parse(text: str, origin: str) -> Vocabulary:
     if not isinstance(document.data, dict):
         found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
         raise VocabularyError(f"{origin} must hold a mapping with 'name' and 'classes', found {found}")
+    if lost := [place for place, word in document.words.items() if place[-1:] == ("colour",) and not word]:
+        told = "no colour is given; `#` begins a comment, so write it in quotes, \"#203a7a\""
+        raise VocabularyError(document.told([(place, told) for place in lost]))
     try:
         words = Vocabulary.model_validate(document.data)
     except ValidationError as error:
@@ -257,8 +260,8 @@ def from_names(names: Sequence[str]) -> Vocabulary:
         entries = [_entry(ClassEntry(name=name, prompt_source=BY_NAME), library) for name in wanted]
         return Vocabulary(name="command-line", classes=tuple(_without_borrowed(entries)))
     except ValidationError as error:
-        told = "; ".join(f"{e['msg'].removeprefix('Value error, ')} (in {e['input']!r:.80})" for e in error.errors())
-        raise VocabularyError(f"class names: {told}") from error
+        told = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
+        raise VocabularyError(f"--classes: {told}") from error
 
 
 def _entry(asked: ClassEntry, library: dict[str, ClassEntry]) -> ClassEntry:
