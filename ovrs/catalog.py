@@ -215,7 +215,9 @@ class Catalog(_Entry):
 
 def _known(entries: dict[str, E], name: str, kind: str) -> E:
     if name not in entries:
-        raise CatalogError(f"the catalog has no {kind} {name!r}; it has: {', '.join(sorted(entries)) or 'none'}")
+        raise CatalogError(
+            f"the catalog has no {kind} {yamlfile.short(name)!r}; it has: {', '.join(sorted(entries)) or 'none'}"
+        )
     return entries[name]
 
 
@@ -313,7 +315,7 @@ def _check_characters(text: str, at: tuple[Any, ...], faults: list[tuple[tuple[A
     try:
         yamlfile.visible(text, allowed="\n")
     except ValueError as error:
-        faults.append((at, f"{'.'.join(map(repr, at))}: {error}"))
+        faults.append((at, f"{'.'.join(yamlfile.short(part) for part in at)}: {error}"))
 
 
 def _broken_references(catalog: Catalog) -> Iterator[tuple[tuple[Any, ...], str]]:
@@ -328,7 +330,10 @@ def _broken_references(catalog: Catalog) -> Iterator[tuple[tuple[Any, ...], str]
                 yield (section, name, "vocabulary"), f"{kind} {name}: {fault}"
             if entry.model is not None and entry.model not in catalog.models:
                 known = ", ".join(sorted(catalog.models)) or "none"
-                yield (section, name, "model"), f"{kind} {name}: no model {entry.model!r}; the catalog has: {known}"
+                yield (
+                    (section, name, "model"),
+                    f"{kind} {name}: no model {yamlfile.short(entry.model)!r}; the catalog has: {known}",
+                )
     for name, data in catalog.datasets.items():
         own = data.vocabulary is None or data.vocabulary in catalog.vocabularies
         if not own and (fault := _vocabulary_fault(catalog, str(data.vocabulary))):

@@ -96,6 +96,8 @@ def open_layer(source: str | Path, option: str) -> Layer:
 
     file, wanted = _parts(str(source), option)
     _require_file(file, option)
+    if file.lower().endswith((".parquet", ".geoparquet")):
+        raise OptionError(f"{option} {file}: GeoParquet is not read here; write the polygons as .gpkg or .geojson")
     try:
         with warnings.catch_warnings(action="ignore"):  # measures, encodings: of no concern here
             layers = {str(name): kind for name, kind in pyogrio.list_layers(file)}

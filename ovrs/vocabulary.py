@@ -6,6 +6,7 @@ import colorsys
 import hashlib
 import json
 import logging
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -183,18 +184,12 @@ def load(source: str | Path) -> Vocabulary:
     if text in shipped():
         return parse(resources.files("ovrs.vocabularies").joinpath(f"{text}.yaml").read_text("utf-8"), text)
     path = Path(source)
-    if "\0" not in text and not _there(path):
+    if not os.path.lexists(path):
+        told = yamlfile.short(text)
         raise VocabularyError(
-            f"no vocabulary {text!r}: neither a file nor one of the shipped ones ({', '.join(shipped())})"
+            f"no vocabulary {told!r}: neither a file nor one of the shipped ones ({', '.join(shipped())})"
         )
     return parse(yamlfile.read_text(path, VocabularyError), text)
-
-
-def _there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long, or links in a circle; reading tells
-        return True
 
 
 def parse(text: str, origin: str) -> Vocabulary:
@@ -208,7 +203,7 @@ def parse(text: str, origin: str) -> Vocabulary:
         found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
         raise VocabularyError(f"{origin} must hold a mapping with 'name' and 'classes', found {found}")
     if lost := [place for place, word in document.words.items() if place[-1:] == ("colour",) and not word]:
-        told = "no colour is given; `#` begins a comment, so write it in quotes, \"#203a7a\""
+        told = 'no colour is given; `#` begins a comment, so write it in quotes, "#203a7a"'
         raise VocabularyError(document.told([(place, told) for place in lost]))
     try:
         words = Vocabulary.model_validate(document.data)

@@ -118,20 +118,29 @@ class Document:
 
     def faults(self, error: ValidationError) -> list[tuple[Place, str]]:
         """What pydantic found, each with its place, what is written there and how to mend it."""
+        entries = [(tuple(entry["loc"]), entry) for entry in error.errors(include_url=False)]
+        below = {place[:i] for place, _ in entries for i in range(len(place))}
         found = []
-        for entry in error.errors(include_url=False):
-            place = tuple(entry["loc"])
-            where = ".".join(map(str, place)) or "file"
+        for place, entry in entries:
+            if entry["type"] == "too_short" and place in below:  # its items are faulty, not missing
+                continue
+            where = ".".join(short(str(part)) for part in place) or "file"
             found.append((place, f"{where}: {self._explained(entry, place)}"))
         return found
 
     def _explained(self, entry: Any, place: Place) -> str:
-        written = _short(self.words.get(place, entry["input"]))
+        written = short(self.words.get(place, entry["input"]))
         kind, message = entry["type"], str(entry["msg"]).removeprefix("Value error, ")
         if kind == "extra_forbidden":
             return "there is no such key here; is it misspelt?"
         if kind == "missing":
             return "this key is missing"
+        if kind == "string_too_short":
+            return "it is empty; write a word"
+        if kind == "string_too_long":
+            return f"it has more than {entry['ctx']['max_length']} characters"
+        if kind == "too_short":
+            return "the list is empty"
         if kind == "string_type" and place in self.words:
             if not self.words[place]:
                 return "no value is given; write a word"
@@ -142,7 +151,7 @@ class Document:
             return f"expected keys and values, as in `name: …`, found {_kind(entry['input'])}"
         if kind in ("tuple_type", "list_type"):
             return f"expected a list, as in `[a, b]`, found {_kind(entry['input'])}"
-        if kind in ("value_error", "missing"):
+        if kind == "value_error":
             return message
         return f"{message} (found {written})"
 
@@ -190,21 +199,22 @@ def read_text(path: Path, error: type[OvrsError]) -> str:
     """
     try:
         state = path.stat()
-        if stat.S_ISDIR(state.st_mode):
-            raise error(f"{path} is a folder, expected a YAML file")
-        if not stat.S_ISREG(state.st_mode):
-            raise error(f"{path} is no ordinary file; write its content to a file and name that")
-        if state.st_size > MAX_BYTES:
-            raise error(
-                f"{path} has {state.st_size >> 20} MiB, at most {MAX_BYTES >> 20} are read; is it the right file?"
-            )
-        content = path.read_bytes()
     except FileNotFoundError as fault:
         raise error(f"no file at {path}") from fault
     except OSError as fault:
-        raise error(f"{path} cannot be read: {fault.strerror or fault}") from fault
+        raise error(f"{short(str(path), 300)} cannot be read: {fault.strerror or fault}") from fault
     except ValueError as fault:  # a zero byte in the name
-        raise error(f"{str(path)!r} is no file name: {fault}") from fault
+        raise error(f"{short(str(path), 300)} is no file name: {fault}") from fault
+    if stat.S_ISDIR(state.st_mode):
+        raise error(f"{path} is a folder, expected a YAML file")
+    if not stat.S_ISREG(state.st_mode):
+        raise error(f"{path} is no ordinary file; write its content to a file and name that")
+    if state.st_size > MAX_BYTES:
+        raise error(f"{path} has {state.st_size >> 20} MiB, at most {MAX_BYTES >> 20} are read; is it the right file?")
+    try:
+        content = path.read_bytes()
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror or fault}") from fault
     return _decoded(content, path, error)
 
 
@@ -259,7 +269,7 @@ def _excesses(text: str) -> Iterator[tuple[int, str]]:
         elif isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
             values += 1
             if event.tag not in (None, "!", _STRING):
-                yield line, f"the tag {_short(event.tag)} is not taken here; leave it out"
+                yield line, f"the tag {short(event.tag)} is not taken here; leave it out"
             if isinstance(event, yaml.CollectionStartEvent):
                 open_.append((event.anchor, values))
             elif event.anchor is not None:
@@ -308,7 +318,8 @@ def _invalid(text: str, origin: str, fault: yaml.YAMLError | UnicodeEncodeError)
     return f"{origin}:{mark.line + 1}: no valid YAML: {told}"
 
 
-def _short(value: Any, limit: int = 60) -> str:
+def short(value: Any, limit: int = 60) -> str:
+    """A value as it can stand in a message: cut, and with escapes for what cannot be printed."""
     text = value if isinstance(value, str) else repr(value)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
     return text if len(text) <= limit else f"{text[:limit]}…"
@@ -319,4 +330,4 @@ def _kind(value: Any) -> str:
         return "nothing"
     if isinstance(value, dict):
         return "keys and values"
-    return "a list" if isinstance(value, (list, tuple)) else _short(value)
+    return "a list" if isinstance(value, (list, tuple)) else short(value)

@@ -7,13 +7,17 @@ import random
 import shutil
 
 import pytest
-from bad_inputs import places, runner, words
+from bad_inputs import options, places, runner, stores, words
 
 KINDS = {
     "vocabulary": (words.vocabulary, 320, 24),
     "classes": (words.class_list, 40, 6),
     "catalog": (words.catalog, 320, 24),
     "area": (places.area, 270, 20),
+    "store": (stores.store, 320, 0),
+    "model": (stores.model, 110, 0),
+    "option": (options.option, 260, 0),
+    "header": (options.header, 220, 0),
 }
 """Maker, number of cases in all, number of them that run with the other tests."""
 
@@ -27,10 +31,18 @@ def material(tmp_path_factory):
     return places.make_material(tmp_path_factory.mktemp("material"))
 
 
+@pytest.fixture(scope="session")
+def maps(material):
+    """A finished and an unfinished map of the scene, and a tiny model directory."""
+    return places.make_maps(material)
+
+
 def judge(kind, number, material, tmp_path):
     maker, rng = KINDS[kind][0], random.Random(f"{kind} {number}")
     folder = tmp_path / "case"
     shutil.copytree(material / "scene", folder)
+    if (material / "maps").exists():
+        (tmp_path / "maps").symlink_to(material / "maps")
     case = maker(rng, folder)
     outcome = runner.run(case, folder)
     told = runner.complaint(case, outcome)
@@ -44,5 +56,5 @@ def test_a_sample_of_bad_inputs_is_refused(kind, number, material, tmp_path):
 
 @pytest.mark.bad
 @pytest.mark.parametrize(("kind", "number"), ALL)
-def test_every_bad_input_is_refused(kind, number, material, tmp_path):
+def test_every_bad_input_is_refused(kind, number, material, maps, tmp_path):
     judge(kind, number, material, tmp_path)

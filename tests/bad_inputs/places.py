@@ -31,6 +31,42 @@ def make_material(folder: Path) -> Path:
     return folder
 
 
+def make_maps(folder: Path) -> Path:
+    """`maps/finished` and `maps/begun` hold `map.zarr` or its parts, `maps/net` a tiny model directory."""
+    from ovrs import job, pipeline, vocabulary
+    from ovrs.options import build
+
+    words = vocabulary.from_names(["water", "road"])
+    options = build(model={"model": "trivial"}, run={"block_pitches": 1})
+    for name in ("finished", "begun"):
+        (folder / "maps" / name).mkdir(parents=True)
+        begun = job.prepare(folder / "scene/scene.tif", words, folder / "maps" / name / "map.zarr", options)
+        if name == "finished":
+            pipeline.run(begun)
+        else:
+            pipeline.compute(begun, begun.missing()[:1])
+    _write_tiny_model(folder / "maps/net")
+    return folder / "maps"
+
+
+def _write_tiny_model(directory: Path) -> None:
+    """A CLIP with random weights in open_clip's directory format."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+    torch.manual_seed(0)
+    directory.mkdir()
+    network = open_clip.CLIP(16, dict(vision), dict(text))
+    save_file(network.state_dict(), directory / "open_clip_model.safetensors")
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    content = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (directory / "open_clip_config.json").write_text(json.dumps(content))
+
+
 def area(rng: random.Random, folder: Path) -> Case:
     """A file for `--aoi` that is no area, or none here."""
     name, about, may_pass = rng.choice(AREAS)(rng, folder)
@@ -63,10 +99,16 @@ def _geojson(rng: random.Random, folder: Path) -> tuple[str, str, bool]:
         ("an empty polygon", _collection([_feature("Polygon", [])])),
         ("beside the scene", _collection([_feature("Polygon", [far])])),
         ("in degrees by mistake", _collection([_feature("Polygon", [INSIDE])], None)),
-        ("smaller than a pixel", _collection([_feature("Polygon", [[[x, y], [x + 0.1, y], [x + 0.1, y + 0.1], [x, y]]])])),
+        (
+            "smaller than a pixel",
+            _collection([_feature("Polygon", [[[x, y], [x + 0.1, y], [x + 0.1, y + 0.1], [x, y]]])]),
+        ),
         ("without width", _collection([_feature("Polygon", [[INSIDE[0], INSIDE[1], INSIDE[0], INSIDE[0]]])])),
         ("endless", _collection([_feature("Polygon", [[INSIDE[0], [1e400, TOP], INSIDE[2], INSIDE[0]]])])),
-        ("numbers beyond measure", _collection([_feature("Polygon", [[INSIDE[0], [1e300, TOP], INSIDE[2], INSIDE[0]]])])),
+        (
+            "numbers beyond measure",
+            _collection([_feature("Polygon", [[INSIDE[0], [1e300, TOP], INSIDE[2], INSIDE[0]]])]),
+        ),
         ("a CRS that is none", _collection([_feature("Polygon", [INSIDE])], rng.choice(["EPSG:999999", "", "here"]))),
         ("half of a ring", _collection([_feature("Polygon", [INSIDE[:2]])])),
         ("words for numbers", _collection([_feature("Polygon", [[["a", "b"]] * 4])])),
@@ -93,7 +135,9 @@ def _patched(rng: random.Random, folder: Path) -> tuple[str, str, bool]:
         elif way == 2:
             text = text[: max(3, at)]
         else:
-            text = text.replace(rng.choice(["Polygon", "Feature", "type", "coordinates", "500"]), rng.choice(["x", "Point", ""]))
+            text = text.replace(
+                rng.choice(["Polygon", "Feature", "type", "coordinates", "500"]), rng.choice(["x", "Point", ""])
+            )
         text = text or " "
     (folder / "a.geojson").write_text(text)
     return "a.geojson", "text cut and patched", True
@@ -125,9 +169,26 @@ def _binary(rng: random.Random, folder: Path) -> tuple[str, str, bool]:
 def _no_vectors(rng: random.Random, folder: Path) -> tuple[str, str, bool]:
     """Files and paths that hold no vectors at all."""
     way = rng.choice(
-        ["text", "raster", "folder", "table", "empty", "missing", "bytes", "pipe", "circle", "long", "zip", "xml", "device", "yaml"]
+        [
+            "text",
+            "raster",
+            "folder",
+            "table",
+            "empty",
+            "missing",
+            "bytes",
+            "pipe",
+            "circle",
+            "long",
+            "zip",
+            "xml",
+            "device",
+            "yaml",
+        ]
     )
-    file = folder / {"table": "a.csv", "zip": "a.zip", "xml": "a.gml", "bytes": "a.shp", "empty": "a.gpkg"}.get(way, "a.txt")
+    file = folder / {"table": "a.csv", "zip": "a.zip", "xml": "a.gml", "bytes": "a.shp", "empty": "a.gpkg"}.get(
+        way, "a.txt"
+    )
     if way in ("text", "yaml"):
         file.write_text(rng.choice(["hello", "POLYGON((0 0,1 0,1 1,0 0))", "a: 1\n"]))
     elif way == "table":
@@ -154,7 +215,9 @@ def _layers(rng: random.Random, folder: Path) -> tuple[str, str, bool]:
     file = folder / "a.gpkg"
     for layer, shape in (("one", Polygon(INSIDE)), ("points", Point(LEFT, TOP))):
         geopandas.GeoDataFrame({"n": [1]}, geometry=[shape], crs="EPSG:32633").to_file(file, layer=layer)
-    told = rng.choice(["layer=none", "layer=", "one", "", "layer=points", "sheet=one", "layer", "layer=one|x", "=one", "layer=\x00"])
+    told = rng.choice(
+        ["layer=none", "layer=", "one", "", "layer=points", "sheet=one", "layer", "layer=one|x", "=one", "layer=\x00"]
+    )
     return f"a.gpkg|{told}", f"a layer asked for as {told!r}", False
 
 
