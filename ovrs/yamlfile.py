@@ -310,12 +310,12 @@ def _invalid(text: str, origin: str, fault: yaml.YAMLError | UnicodeEncodeError)
         return f"{origin}: no valid YAML: {str(fault).splitlines()[0]}"
     parts = [getattr(fault, name, None) for name in ("context", "problem")]
     told = ", ".join(part for part in parts if part)
-    lines = text.splitlines()
+    lines = text.split("\n")
     if mark.line < len(lines) and lines[mark.line].lstrip(" ").startswith("\t"):
         told += "; indent with blanks, not with a tab"
     if "unhashable" in told:
         told += "; a key must be a word"
-    return f"{origin}:{mark.line + 1}: no valid YAML: {told}"
+    return f"{origin}:{min(mark.line + 1, len(lines))}: no valid YAML: {told}"
 
 
 def short(value: Any, limit: int = 60) -> str:

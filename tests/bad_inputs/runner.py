@@ -29,7 +29,7 @@ class Case:
     may_pass: bool = False
     """The input may have come out usable: exit code 0 is right then."""
     keeps: tuple[str, ...] = ()
-    """Patterns of files that a refused run may leave: what it had begun and can be resumed."""
+    """Beginnings of files that a refused run may leave: what it had begun and can be resumed."""
 
 
 @dataclass
@@ -87,18 +87,20 @@ def complaint(case: Case, outcome: Outcome) -> str:
     """What is wrong with an outcome; empty: nothing."""
     if outcome.fault:
         return outcome.fault
+    if "Traceback" in outcome.error + outcome.output:
+        return f"a traceback is shown:\n{outcome.error}"
     if outcome.code == 0:
         return "" if case.may_pass else f"accepted without a word:\n{outcome.output}{outcome.error}"
     if outcome.code not in REFUSED:
         return f"exit code {outcome.code} is not documented for this:\n{outcome.error}"
+    if case.arguments[0] in ("status", "verify") and (outcome.output or outcome.error):  # their report is the answer
+        return ""
     said = [line for line in outcome.error.splitlines() if line.lower().startswith("error")]
-    if "Traceback" in outcome.error + outcome.output:
-        return f"a traceback is shown:\n{outcome.error}"
     if len(said) != 1 and "Usage:" not in outcome.error:
         return f"expected one line that begins with `error:`:\n{outcome.error or '(nothing)'}"
     if any(len(line) > 2000 for line in outcome.error.splitlines()):
         return f"a line of more than 2000 characters:\n{outcome.error[:500]}"
-    left = sorted(f for f in outcome.new if not any(Path(f).match(pattern) for pattern in case.keeps))
+    left = sorted(f for f in outcome.new if not f.startswith(case.keeps))
     return f"left behind: {', '.join(left[:5])}\n{outcome.error}" if left else ""
 
 

@@ -28,8 +28,8 @@ ODD: list[Any] = [
     "NaN",
     1e308,
 ]
-KEEPS = ("*",)
-"""Commands that heal or go on may write anywhere in the map and its run directory."""
+KEEPS = ("map.zarr", "map.run")
+"""Commands that heal or go on may write in the map and its run directory."""
 READERS = [
     ["info", "map.zarr"],
     ["info", "map.zarr", "--json"],
@@ -150,7 +150,7 @@ def model(rng: random.Random, folder: Path) -> Case:
         ]
     )
     _damage_model(rng, file, way)
-    command = ["map", "scene.tif", "--classes", "water, road", "--model", "net", "--method", "none", "-o", "out.zarr"]
+    command = ["map", "scene.tif", "--classes", "water, road", "--model", str(directory), "--method", "none", "-o", "out.zarr"]
     return Case(command, f"model: {way} {file.name}", may_pass=True)
 
 
