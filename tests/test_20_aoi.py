@@ -127,7 +127,7 @@ def test_geometries_are_mended_and_left_out_with_a_word(tmp_path, caplog):
     ]
     area = restrict(GRID, write(tmp_path, mixed, name="mixed.gpkg"))
     assert square_metres(area) == pytest.approx(2400, rel=0.02)
-    assert "2 features without area were left out" in area.note
+    assert "2 features without area do not count" in area.note
 
 
 def test_height_holes_curves_and_archives_are_understood(tmp_path):
@@ -165,7 +165,7 @@ def test_layers_are_named_or_told(tmp_path, caplog):
     for source, told in (("three", "no layer 'three'; it has: one, two, points"), ("points", "no polygon")):
         with pytest.raises(OptionError, match=told):
             restrict(GRID, f"{file}|layer={source}")
-    with pytest.raises(OptionError, match=r"FILE\|layer=NAME"):
+    with pytest.raises(OptionError, match=r"names no layer; write FILE\|layer=NAME"):
         restrict(GRID, f"{file}|two")
 
 
@@ -189,11 +189,11 @@ def faulty(tmp_path):
     write(tmp_path, [box(0, 0, 9, 9)], crs=pyproj.CRS.from_wkt('LOCAL_CS["here",UNIT["metre",1]]'), name="local.gpkg")
     return {
         "missing.gpkg": "does not exist",
-        "text.txt": "cannot be read as a vector file",
-        "cut.geojson": "cannot be read as a vector file",
+        "text.txt": "cannot be read as vectors",
+        "cut.geojson": "cannot be read as vectors",
         "none.geojson": "holds no polygon",
         "table.csv": "a table without geometry",
-        "folder": "cannot be read as a vector file",
+        "folder": "cannot be read as vectors",
         "half.shp": "cannot be read.*shx",
         "lost.shp": "has no CRS",
         "line.gpkg": r"holds no polygon \(2 features",
@@ -242,3 +242,35 @@ def test_own_polygons_are_an_area_without_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert restrict(GRID, file).note == ""
     assert caplog.text == ""
+
+
+def test_zones_keep_their_features_and_say_which_are_empty(tmp_path, write_raster, words, trivial, caplog):
+    from ovrs import pipeline
+    from ovrs.errors import SceneReadError
+    from ovrs.export.stats import zone_areas
+
+    pipeline.map_scene(write_raster(smooth(200, 240)), words, tmp_path / "m.zarr", trivial())
+    bow = Polygon([(LEFT + 10, TOP - 10), (LEFT + 60, TOP - 60), (LEFT + 60, TOP - 10), (LEFT + 10, TOP - 60)])
+    shapes = [INSIDE, bow, None, Point(LEFT + 5, TOP - 5), box(LEFT + 0.3, TOP - 0.4, LEFT + 0.45, TOP - 0.3)]
+    frame = geopandas.GeoDataFrame({"name": list("abcde")}, geometry=shapes, crs="EPSG:32633").to_crs(3035)
+    world = geopandas.GeoDataFrame({"name": ["w"]}, geometry=[box(-180, -90, 180, 90)], crs=4326)
+    frame.to_file(tmp_path / "z.gpkg")
+    world.to_file(tmp_path / "w.geojson")
+
+    def areas(file):
+        rows = zone_areas(tmp_path / "m.zarr", file)
+        return {
+            zone: sum(r["pixels"] for r in rows if r["zone"] == zone) * SIZE**2 for zone in {r["zone"] for r in rows}
+        }
+
+    found = areas(tmp_path / "z.gpkg")
+    assert found.keys() == set("abcde")
+    assert found["a"] == pytest.approx(2400, rel=0.01)
+    assert found["b"] == pytest.approx(1250, rel=0.02)
+    assert (found["c"], found["d"], found["e"]) == (0, 0, 0)
+    assert "lies in the zones c, d, e" in caplog.text
+    assert areas(tmp_path / "w.geojson")["w"] == 200 * 240 * SIZE**2
+    for name, told in faulty(tmp_path).items():
+        if name not in ("beside.gpkg", "tiny.gpkg"):
+            with pytest.raises((OptionError, SceneReadError), match=told):
+                areas(tmp_path / name)
