@@ -30,8 +30,8 @@ _REMOTE = re.compile(r"^(/vsi|[a-z][a-z0-9+.-]*://)")
 E = TypeVar("E")
 
 
-def _file_name(name: str) -> str:
-    """A name that can be part of an output's file name."""
+def file_name(name: str) -> str:
+    """`name`, if it can be part of an output's file name; else ValueError."""
     if not name.strip() or name != name.strip() or len(name.encode()) > 200:
         raise ValueError("a name has 1 to 200 bytes and no blanks around it")
     if "\\" in name or name.startswith("/") or not all(part.strip(". ") for part in name.split("/")):
@@ -39,7 +39,7 @@ def _file_name(name: str) -> str:
     return name
 
 
-Title = Annotated[str, AfterValidator(_file_name)]
+Title = Annotated[str, AfterValidator(file_name)]
 Text = Annotated[str, Field(min_length=1)]
 
 

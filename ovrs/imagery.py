@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovrs.catalog import glob, require_own_names
+from ovrs.catalog import file_name, glob, require_own_names
 from ovrs.errors import CatalogError, OptionError
 from ovrs.ledger import Image
 
@@ -45,8 +45,10 @@ def images(catalog: Catalog, name: str, *, settle: float = SETTLE_SECONDS) -> li
 
 def _items(name: str, search: StacSearch) -> list[Image]:
     try:
+        from pystac.errors import STACError, STACTypeError
         from pystac_client import Client
-        from pystac_client.exceptions import APIError
+        from pystac_client.errors import ClientTypeError
+        from pystac_client.exceptions import APIError, ParametersError
     except ImportError as error:
         raise OptionError(f'STAC searches need pystac-client: pip install "ovrs[stac]" ({error})') from error
     try:
@@ -60,8 +62,26 @@ def _items(name: str, search: StacSearch) -> list[Image]:
         items = sorted(found.items(), key=lambda item: item.id)
     except (APIError, OSError) as error:
         raise CatalogError(f"collection {name}: {search.url} does not answer: {error}") from error
+    except (
+        ClientTypeError,
+        ParametersError,
+        STACError,
+        STACTypeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise CatalogError(
+            f"collection {name}: {search.url} and this search do not fit, or it is no STAC API ({type(error).__name__}: {error})"
+        ) from error
     out = []
     for item in items:
+        try:
+            file_name(item.id)
+        except ValueError as error:
+            log.warning("item %r is left out: %s", item.id, error)
+            continue
         if search.asset not in item.assets:
             log.warning("item %s has no asset %s (it has %s)", item.id, search.asset, ", ".join(item.assets))
             continue
