@@ -150,7 +150,18 @@ def model(rng: random.Random, folder: Path) -> Case:
         ]
     )
     _damage_model(rng, file, way)
-    command = ["map", "scene.tif", "--classes", "water, road", "--model", str(directory), "--method", "none", "-o", "out.zarr"]
+    command = [
+        "map",
+        "scene.tif",
+        "--classes",
+        "water, road",
+        "--model",
+        str(directory),
+        "--method",
+        "none",
+        "-o",
+        "out.zarr",
+    ]
     return Case(command, f"model: {way} {file.name}", may_pass=True)
 
 
