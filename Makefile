@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: docs demo test test-slow test-cluster test-gis test-infra viewer check lint types clean bench
+.PHONY: docs demo test test-slow test-cluster test-gis test-infra test-bad viewer check lint types clean bench
 
 demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
@@ -21,6 +21,10 @@ test-cluster: $(VENV)/installed
 # the bundle in ovrs/view/static, from exact versions with integrity hashes; needs Node.js
 viewer:
 	cd ovrs/view/source && npm ci && node node_modules/esbuild/install.js && npm run build && rm -rf node_modules
+
+# generated bad inputs of every kind; minutes
+test-bad: $(VENV)/installed
+	$(BIN)/python -m pytest -m bad
 
 # QGIS, GDAL's tools and Chromium from Debian open what we write
 test-gis: $(VENV)/installed

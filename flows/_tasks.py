@@ -101,18 +101,16 @@ finish = task(name="finish", cache_policy=NO_CACHE)(job.finish)
 
 @task(name="prompts", cache_policy=NO_CACHE)
 def prompts(words: Vocabulary, llm: LanguageModel | None, context: str, allow_composed: bool) -> Vocabulary:
-    """Let a language model describe the classes that nobody has described; composed prompts stand in only if allowed.
+    """Let a language model describe the classes that nobody has described; composed descriptions stand in only if allowed.
+
+    Without a language model the classes stay as they are: asked for by name and synonyms.
 
     Raises:
-        PromptError: The endpoint failed and composed prompts are not allowed.
+        PromptError: The endpoint failed and composed descriptions are not allowed.
     """
     bare = [c.name for c in words.classes if c.prompt_source == COMPOSED or not c.descriptions]
-    if not bare or (llm is None and allow_composed):
+    if llm is None or not bare:
         return words
-    if llm is None:
-        raise PromptError(
-            f"no prompts for {', '.join(bare)}: name a language model (llm), write a vocabulary file, or set allow_composed_prompts"
-        )
     stripped = words.model_copy(
         update={
             "classes": tuple(
@@ -126,7 +124,7 @@ def prompts(words: Vocabulary, llm: LanguageModel | None, context: str, allow_co
     except PromptError as error:
         if not allow_composed:
             raise
-        get_run_logger().warning("composed prompts for %s: %s", ", ".join(bare), error)
+        get_run_logger().warning("composed descriptions for %s: %s", ", ".join(bare), error)
         written = {c.name: c for c in error.partial.classes} if error.partial else {}
         kept = [
             written[c.name] if written.get(c.name) and written[c.name].descriptions else composed_entry(c)

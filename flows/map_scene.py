@@ -58,7 +58,7 @@ def map_scene(
         overwrite: Discard what is at `out` and begin anew.
         llm: Language model that describes classes without prompts.
         scene_context: Told to it: sensor, resolution, region, season.
-        allow_composed_prompts: Use composed prompts where it is missing or fails; the map says so.
+        allow_composed_prompts: Use descriptions composed from the name where it fails; the map says so.
         gpu_pool: Name of a Prefect concurrency limit: so many scenes at a time use the GPUs.
     """
     words = vocabulary.load(vocabulary_name) if vocabulary_name else vocabulary.from_names(classes.split(","))

@@ -194,11 +194,9 @@ def map_command(
             "allow_holes": allow_holes or None,
         },
     )
-    if words.composed_classes:
-        typer.echo(
-            f"note: no prompt library entry for {', '.join(words.composed_classes)}; composed prompts are used (recorded in the map)",
-            err=True,
-        )
+    if words.unknown_classes:
+        unknown = ", ".join(words.unknown_classes)
+        typer.echo(f"note: no library knows {unknown}; asked for by name alone (recorded in the map)", err=True)
     for uri, target in work:
         with _progress() as show:
             facts = pipeline.map_to(uri, words, str(target), chosen, overwrite=overwrite, progress=show)

@@ -5,15 +5,15 @@ Checked as a whole: every fault is named with its line. `${NAME}` and `${NAME:-d
 
 from __future__ import annotations
 
+import glob as globbing
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from ovrs import vocabulary
+from ovrs import vocabulary, yamlfile
 from ovrs.errors import CatalogError, VocabularyError
 from ovrs.options import MethodOptions, ModelOptions, SceneOptions
 
@@ -30,14 +30,32 @@ _REMOTE = re.compile(r"^(/vsi|[a-z][a-z0-9+.-]*://)")
 E = TypeVar("E")
 
 
+def file_name(name: str) -> str:
+    """`name`, if it can be part of an output's file name; else ValueError."""
+    if not name.strip() or name != name.strip() or len(name.encode()) > 200:
+        raise ValueError("a name has 1 to 200 bytes and no blanks around it")
+    if "\\" in name or name.startswith("/") or not all(part.strip(". ") for part in name.split("/")):
+        raise ValueError(f"{name!r} is no name for a map's file; use letters and digits")
+    return name
+
+
+Title = Annotated[str, AfterValidator(file_name)]
+Text = Annotated[str, Field(min_length=1)]
+
+
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = yamlfile.STRICT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, data: object) -> object:
+        return yamlfile.numbers_are_numbers(cls, data)
 
 
 class _Work(_Entry):
     """How imagery is mapped."""
 
-    vocabulary: str
+    vocabulary: Text
     """A name from `vocabularies`, or a shipped one."""
     model: str | None = None
     """A name from `models`. Default: the bundled model."""
@@ -50,15 +68,15 @@ class _Work(_Entry):
 class SceneEntry(_Work):
     """One raster, or all that a pattern finds."""
 
-    path: str
+    path: Text
     """File or pattern (`*.tif`) relative to the catalog, or anything GDAL opens (`/vsicurl/…`, `s3://…`)."""
 
 
 class StacSearch(_Entry):
     """A search of a STAC API (pystac-client)."""
 
-    url: str
-    collections: tuple[str, ...] = Field(min_length=1)
+    url: Text
+    collections: tuple[Text, ...] = Field(min_length=1)
     bbox: tuple[float, float, float, float] | None = None
     """west, south, east, north in degrees."""
     datetime: str | None = None
@@ -68,11 +86,21 @@ class StacSearch(_Entry):
     """The asset of each item that is mapped."""
     max_items: int = Field(default=1000, ge=1)
 
+    @model_validator(mode="after")
+    def _on_earth(self) -> StacSearch:
+        if self.bbox is not None:
+            west, south, east, north = self.bbox
+            if not (-90 <= south < north <= 90 and west != east and max(abs(west), abs(east)) <= 180):
+                raise ValueError(
+                    f"bbox is west, south, east, north in degrees with south < north, found {list(self.bbox)}"
+                )
+        return self
+
 
 class CollectionEntry(_Work):
     """Where new imagery appears; flows look here."""
 
-    pattern: str | None = None
+    pattern: Text | None = None
     """Files, relative to the catalog: `incoming/**/*.tif`."""
     stac: StacSearch | None = None
 
@@ -86,9 +114,9 @@ class CollectionEntry(_Work):
 class DatasetEntry(_Entry):
     """A labelled set for `ovrs bench`."""
 
-    layout: str
+    layout: Text
     """How it lies on disk: one of `ovrs bench datasets`, or `pairs` for two folders."""
-    root: str
+    root: Text
     split: str = ""
     """Replaces the layout's own split."""
     held_out: tuple[str, ...] = ()
@@ -115,7 +143,7 @@ class DatasetEntry(_Entry):
 class Outputs(_Entry):
     """Where products go."""
 
-    root: str = "maps"
+    root: Text = "maps"
     """A directory relative to the catalog, or a URL that fsspec knows (`s3://bucket/maps`)."""
 
 
@@ -126,8 +154,8 @@ class Catalog(_Entry):
     outputs: Outputs = Outputs()
     vocabularies: dict[str, Path] = {}
     models: dict[str, ModelOptions] = {}
-    scenes: dict[str, SceneEntry] = {}
-    collections: dict[str, CollectionEntry] = {}
+    scenes: dict[Title, SceneEntry] = {}
+    collections: dict[Title, CollectionEntry] = {}
     datasets: dict[str, DatasetEntry] = {}
     base: Path = Field(default=Path(), exclude=True)
     """Directory of the catalog file: relative paths start here."""
@@ -156,14 +184,15 @@ class Catalog(_Entry):
         """(map name, what GDAL opens) for each raster of a scene; several where its path is a pattern.
 
         Raises:
-            CatalogError: The pattern finds nothing.
+            CatalogError: The pattern finds nothing, or two files of one name.
         """
         path = self.resolve(self.scene(name).path)
-        if _REMOTE.match(path) or not _GLOB.search(path):
+        if _REMOTE.match(path) or not _GLOB.search(path) or os.path.lexists(path):
             return [(name, path)]
-        found = sorted(glob(path))
+        found = glob(path)
         if not found:
             raise CatalogError(f"scene {name}: {path} finds no file")
+        require_own_names(f"scene {name}", [Path(f).stem for f in found])
         return [(f"{name}/{Path(f).stem}", f) for f in found]
 
     def vocabulary(self, name: str) -> Vocabulary:
@@ -172,8 +201,12 @@ class Catalog(_Entry):
         return vocabulary.load(name if file is None else self.base / file)
 
     def model(self, name: str | None) -> ModelOptions:
-        """A model by catalog name; None is the bundled one."""
-        return ModelOptions() if name is None else _known(self.models, name, "model")
+        """A model by catalog name; None is the bundled one. A folder beside the catalog is found from anywhere."""
+        if name is None:
+            return ModelOptions()
+        found = _known(self.models, name, "model")
+        beside = self.base / found.model
+        return found.model_copy(update={"model": str(beside.absolute())}) if beside.is_dir() else found
 
     def output(self, name: str) -> str:
         """Where the map of a scene goes."""
@@ -182,14 +215,44 @@ class Catalog(_Entry):
 
 def _known(entries: dict[str, E], name: str, kind: str) -> E:
     if name not in entries:
-        raise CatalogError(f"the catalog has no {kind} {name!r}; it has: {', '.join(sorted(entries)) or 'none'}")
+        raise CatalogError(
+            f"the catalog has no {kind} {yamlfile.short(name)!r}; it has: {', '.join(sorted(entries)) or 'none'}"
+        )
     return entries[name]
 
 
 def glob(pattern: str) -> list[str]:
-    """Files that a pattern finds; `**` goes down any number of folders."""
-    root = Path(pattern).anchor or "."
-    return [str(p) for p in Path(root).glob(str(Path(pattern).relative_to(Path(pattern).anchor)))]
+    """Files and folders that a pattern finds, sorted; `**` goes down any number of folders, through links too.
+
+    Hidden ones (`.NAME`) are found only by patterns that begin with a dot.
+    """
+    head, deep, tail = pattern.partition("**/")
+    places = [pattern]
+    if deep:
+        places = [f"{globbing.escape(folder)}/{tail}" for root in _found(head or ".") for folder in _below(root)]
+    return sorted({str(Path(f)) for place in places for f in _found(place)})
+
+
+def _found(pattern: str) -> list[str]:
+    return globbing.glob(pattern, recursive=True)  # noqa: PTH207  (pathlib's takes no absolute patterns)
+
+
+def _below(root: str) -> Iterator[str]:
+    """A folder and all folders below it, each once, whatever links lead to it."""
+    seen: set[str] = set()
+    for folder, inner, _ in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        inner[:] = [] if real in seen else sorted(name for name in inner if not name.startswith("."))
+        if real not in seen:
+            yield folder
+        seen.add(real)
+
+
+def require_own_names(what: str, names: list[str]) -> None:
+    """Raise CatalogError where two files would give maps of one name."""
+    doubles = sorted({n for n in names if names.count(n) > 1})
+    if doubles:
+        raise CatalogError(f"{what}: several files are called {', '.join(doubles)}; their maps would collide")
 
 
 def load(path: Path) -> Catalog:
@@ -198,26 +261,21 @@ def load(path: Path) -> Catalog:
     Raises:
         CatalogError: Each fault with the line it stands in.
     """
-    if not path.is_file():
-        raise CatalogError(f"no catalog at {path}")
-    text = path.read_text("utf-8")
-    try:
-        data, lines = yaml.safe_load(text), _lines(yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise CatalogError(f"{path} is no valid YAML: {error}") from error
+    document = yamlfile.parse(yamlfile.read_text(path, CatalogError), str(path), CatalogError)
+    data = document.data
     if not isinstance(data, dict) or "base" in data:
         raise CatalogError(f"{path}: expected a mapping with version, scenes, vocabularies and outputs")
     faults: list[tuple[tuple[Any, ...], str]] = []
     data = _substituted(data, (), faults)
     if not faults:
         try:
-            catalog = Catalog.model_validate({**data, "base": path.parent})
+            catalog = Catalog.model_validate({**data, "base": path.parent}, context={"base": path.parent})
         except ValidationError as error:
-            faults = [(e["loc"], f"{'.'.join(map(str, e['loc']))}: {e['msg']}") for e in error.errors()]
+            faults = document.faults(error)
         else:
             faults = list(_broken_references(catalog))
     if faults:
-        raise CatalogError("\n".join(f"{path}:{_line(lines, at)}: {told}" for at, told in faults))
+        raise CatalogError(document.told(faults))
     return catalog
 
 
@@ -229,8 +287,10 @@ def schema() -> dict[str, Any]:
 
 
 def _substituted(value: Any, at: tuple[Any, ...], faults: list[tuple[tuple[Any, ...], str]]) -> Any:
-    """`value` with environment variables filled in, everywhere."""
+    """`value` with environment variables filled in, everywhere; what cannot be used is added to `faults`."""
     if isinstance(value, dict):
+        for key in value:
+            _check_characters(key, (*at, key), faults)
         return {k: _substituted(v, (*at, k), faults) for k, v in value.items()}
     if isinstance(value, list):
         return [_substituted(v, (*at, i), faults) for i, v in enumerate(value)]
@@ -246,20 +306,37 @@ def _substituted(value: Any, at: tuple[Any, ...], faults: list[tuple[tuple[Any, 
             )
         return found or ""
 
-    return _VARIABLE.sub(fill, value)
+    filled = _VARIABLE.sub(fill, value)
+    _check_characters(filled, at, faults)
+    return filled
+
+
+def _check_characters(text: str, at: tuple[Any, ...], faults: list[tuple[tuple[Any, ...], str]]) -> None:
+    try:
+        yamlfile.visible(text, allowed="\n")
+    except ValueError as error:
+        faults.append((at, f"{'.'.join(yamlfile.short(part) for part in at)}: {error}"))
 
 
 def _broken_references(catalog: Catalog) -> Iterator[tuple[tuple[Any, ...], str]]:
+    for name in catalog.vocabularies:
+        if fault := _vocabulary_fault(catalog, name):
+            yield ("vocabularies", name), f"vocabulary {name}: {fault}"
     for section, entries in (("scenes", catalog.scenes), ("collections", catalog.collections)):
         kind = section.removesuffix("s")
         for name, entry in entries.items():
-            if fault := _vocabulary_fault(catalog, entry.vocabulary):
+            own = entry.vocabulary in catalog.vocabularies
+            if not own and (fault := _vocabulary_fault(catalog, entry.vocabulary)):
                 yield (section, name, "vocabulary"), f"{kind} {name}: {fault}"
             if entry.model is not None and entry.model not in catalog.models:
                 known = ", ".join(sorted(catalog.models)) or "none"
-                yield (section, name, "model"), f"{kind} {name}: no model {entry.model!r}; the catalog has: {known}"
+                yield (
+                    (section, name, "model"),
+                    f"{kind} {name}: no model {yamlfile.short(entry.model)!r}; the catalog has: {known}",
+                )
     for name, data in catalog.datasets.items():
-        if data.vocabulary is not None and (fault := _vocabulary_fault(catalog, data.vocabulary)):
+        own = data.vocabulary is None or data.vocabulary in catalog.vocabularies
+        if not own and (fault := _vocabulary_fault(catalog, str(data.vocabulary))):
             yield ("datasets", name, "vocabulary"), f"data set {name}: {fault}"
 
 
@@ -269,22 +346,3 @@ def _vocabulary_fault(catalog: Catalog, name: str) -> str | None:
     except VocabularyError as error:
         return str(error)
     return None
-
-
-def _lines(node: Any, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
-    """Line number (from 1) of every key of a composed YAML document."""
-    found = {prefix: node.start_mark.line + 1} if node is not None else {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            found |= _lines(value, (*prefix, key.value))
-            found[(*prefix, key.value)] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            found |= _lines(value, (*prefix, index))
-    return found
-
-
-def _line(lines: dict[tuple[Any, ...], int], location: tuple[Any, ...]) -> int:
-    while location and location not in lines:
-        location = location[:-1]
-    return lines.get(location, 1)

@@ -125,6 +125,9 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
     spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
     segmenter = segmenters.build(spec)
+    if options.method.adaptation == "scene" and not isinstance(segmenter, SceneAdaptive):
+        method = segmenter.describe()["method"]
+        raise OptionError(f"method {method} does not adapt to a scene as a whole; use --adaptation tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
@@ -176,9 +179,7 @@ def _adapted_to_scene(job: Job) -> Job:
     """The job with what its segmenter learns from the scene as a whole; learned once per run."""
     file = job.run_dir.path / adaptation.STATE_FILE
     segmenter = segmenters.build(job.spec)
-    if not isinstance(segmenter, SceneAdaptive):
-        method = job.options.method.method
-        raise OptionError(f"method {method} does not adapt to a scene as a whole; use --adaptation tile")
+    assert isinstance(segmenter, SceneAdaptive)  # build_job has looked
     if not file.exists():
         with Lock(job.run_dir):
             adaptation.learn(segmenter, job.scene, job.plan, job.options.method.scene_tiles, file)

@@ -55,7 +55,7 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
     with _opened(uri) as source:
         channels = choose_channels(source, options)
         geobox, warp, coarser = _settle_grid(source, options)
-        geobox, aoi = _restrict(geobox, options)
+        geobox, aoi, aoi_note = _restrict(geobox, options)
         scene = RasterScene(
             uri=str(uri),
             geobox=geobox,
@@ -64,6 +64,7 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
             resampling="average" if coarser else "bilinear",
             stretch=None,
             aoi=aoi,
+            aoi_note=aoi_note,
             source=_facts(source, uri),
         )
         may_be_empty = aoi is not None or not channels.all_valid(source)
@@ -187,24 +188,16 @@ def _check_size(name: str, metres: float) -> None:
         log.warning("%s has pixels of %.3g m; the models know 0.1 to 1 m, expect little of the map", name, metres)
 
 
-def _restrict(geobox: GeoBox, options: SceneOptions) -> tuple[GeoBox, str | None]:
+def _restrict(geobox: GeoBox, options: SceneOptions) -> tuple[GeoBox, str | None, str]:
+    """The grid cut to box and area of interest, the area as WKT, and what to say about it."""
     if options.bbox is not None:
         geobox = crop_to_bounds(geobox, options.bbox)
     if options.aoi is None:
-        return geobox, None
-    import geopandas
+        return geobox, None, ""
+    from ovrs.aoi import restrict
 
-    if not options.aoi.exists():
-        raise OptionError(f"--aoi {options.aoi} does not exist")
-    if geobox.crs is None:
-        raise OptionError("--aoi needs a georeferenced scene")
-    frame = geopandas.read_file(options.aoi)
-    if frame.crs is None:
-        raise OptionError(f"--aoi {options.aoi} has no CRS; set one so that it can be placed on the scene")
-    shape = frame.to_crs(geobox.crs.to_wkt()).geometry.union_all()
-    if shape.is_empty:
-        raise OptionError(f"--aoi {options.aoi} holds no polygon")
-    return crop_to_bounds(geobox, shape.bounds), shape.wkt
+    area = restrict(geobox, options.aoi)
+    return area.geobox, area.wkt, area.note
 
 
 def _facts(source: Any, uri: str | Path) -> dict[str, Any]:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ovrs.errors import OptionError
 from ovrs.foreign import is_file, read_object
+from ovrs.yamlfile import STRICT, numbers_are_numbers
 
 SAM3_NAMES = ("sam3", "facebook/sam3", "sam3-tiny")
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, data: object) -> object:
+        return numbers_are_numbers(cls, data)
+
+
+def _absolute(value: Path | None, info: ValidationInfo) -> Path | None:
+    """A path from the working directory, or from the folder `base` of the validation's context (a catalog's)."""
+    base = (info.context or {}).get("base")
+    return None if value is None else (value if base is None else base / value).absolute()
+
+
+AbsolutePath = Annotated[Path | None, AfterValidator(_absolute)]
 
 
 class SceneOptions(_Options):
@@ -27,20 +42,15 @@ class SceneOptions(_Options):
     """Pixel size of the grid to work on, in metres on the ground at the scene's centre. Default: the source's own."""
     bbox: tuple[float, float, float, float] | None = None
     """left, bottom, right, top in the CRS of the scene: only this part is mapped."""
-    aoi: Path | None = None
-    """Vector file whose polygons restrict the work; pixels outside are no data. Made absolute, so that a run can be
-    resumed from any directory."""
+    aoi: AbsolutePath = None
+    """Vector file whose polygons restrict the work: pixels whose centre lies outside are no data. `FILE|layer=NAME` names a
+    layer. Made absolute, so that a run can be resumed from any directory; in a catalog, relative to the catalog."""
     stretch: tuple[float, float] | None = None
     """Percentiles that become 0 and 255. Default: none for uint8, (2, 98) for every other type."""
-    nodata: float | None = None
+    nodata: float | None = Field(default=None, allow_inf_nan=True)
     """Replaces the source's nodata values; its masks and alpha band still count."""
     allow_ungeoreferenced: bool = False
     """Map a raster without CRS or transform on its pixel grid."""
-
-    @field_validator("aoi")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.absolute()
 
 
 class ModelOptions(_Options):
@@ -141,9 +151,9 @@ class Sam3Options(_Options):
     prior_pretrained: str | None = None
     require_probe: bool = True
     """Keep λ at 0 until a verdict accepts the space; false is for ablations."""
-    probe: Path | None = None
+    probe: AbsolutePath = None
     """Verdict written by `ovrs sam3 probe`."""
-    alignment: Path | None = None
+    alignment: AbsolutePath = None
     """`aligned`: map written by `ovrs sam3 align`."""
     synonyms: int = Field(default=3, ge=0)
     """At most so many synonyms of a class; 0 is the paper's SEC row."""
@@ -152,11 +162,6 @@ class Sam3Options(_Options):
     prompt, others threshold."""
     prompt_chunk: int | None = Field(default=None, ge=1)
     """Phrases grounded at a time. Default: 2 on a CPU, 4 on a GPU (halved when its memory is short)."""
-
-    @field_validator("probe", "alignment")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.absolute()
 
 
 class MethodOptions(_Options):
@@ -179,13 +184,13 @@ class MethodOptions(_Options):
     """Variant of the last block. Default: *model* (`segearth`)."""
     proxy_model: str = "vit_base_patch8_224.dino"
     """`proxyclip` and `cass`: a timm ViT."""
-    proxy_weights: Path | None = None
+    proxy_weights: AbsolutePath = None
     """`proxyclip` and `cass`: a local checkpoint of it; without one, timm fetches the published weights."""
     upsampler: str | None = None
     """`bilinear`, `jbu_one` or `jbu_stack`. Default: *model* (bilinear)."""
     upsampler_rank: int = Field(default=64, ge=0)
     """Joint bilateral upsamplers: dimensions in which the lengths of pixel features are measured; 0 takes all (exact)."""
-    upsampler_weights: Path | None = None
+    upsampler_weights: AbsolutePath = None
     """Weights of a joint bilateral upsampler. Default: *model*."""
     cls_weight: float | None = Field(default=None, ge=-2, le=2)
     """SegEarth-OV's λ: weight of the global token's logits. Default: *model*; CASS 0.43, the LayerNorm methods 0."""
@@ -258,11 +263,6 @@ class MethodOptions(_Options):
     def scene_level(self) -> bool:
         """Whether something is learned from the scene as a whole before the first tile."""
         return (self.adaptation or ("scene" if self.method == "tmpa" else "tile")) == "scene"
-
-    @field_validator("proxy_weights", "upsampler_weights")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.absolute()
 
 
 class RunOptions(_Options):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from ovrs import yamlfile
 from ovrs.errors import OptionError
 from ovrs.options import MethodOptions, Sam3Options
 
@@ -15,7 +15,7 @@ from ovrs.options import MethodOptions, Sam3Options
 class Preset(BaseModel):
     """One file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = yamlfile.STRICT
 
     title: str
     source: str
@@ -41,7 +41,7 @@ def load(file: str) -> Preset:
     if file not in _files():
         raise OptionError(f"there is no preset {file!r}; choose one of {', '.join(_files())}")
     text = (resources.files("ovrs") / "presets" / f"{file}.yaml").read_text("utf-8")
-    return Preset.model_validate(yaml.safe_load(text))
+    return Preset.model_validate(yamlfile.parse(text, f"preset {file}", OptionError).data)
 
 
 def method_options(name: str) -> dict[str, Any]:
@@ -80,10 +80,11 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         fields |= {f"sam3.{name}" for name in Sam3Options.model_fields}
         if key not in fields:
             raise OptionError(f"--set {key}: no such option; choose one of {', '.join(sorted(fields))}")
+        meant = yamlfile.parse(value, f"--set {key}", OptionError).data
         if own:
-            found.setdefault(section, {})[own] = yaml.safe_load(value)
+            found.setdefault(section, {})[own] = meant
         else:
-            found[key] = yaml.safe_load(value)
+            found[key] = meant
     try:
         MethodOptions.model_validate(found)
     except ValidationError as error:

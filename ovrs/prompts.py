@@ -83,7 +83,7 @@ def write_prompts(
     """Ask for every class that has no descriptions of its own, and return the completed vocabulary.
 
     Args:
-        words: Classes; those with descriptions that are not composed stay as they are.
+        words: Classes; those with descriptions stay as they are, unless these are composed.
         model: Where to ask.
         context: What is known about the imagery: sensor, resolution, region, season.
         count: Descriptions per class.

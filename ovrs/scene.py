@@ -59,6 +59,8 @@ class RasterScene:
     """The area of interest as WKT in the CRS of the grid."""
     source: dict[str, Any]
     """Facts about the file for provenance and digest."""
+    aoi_note: str = ""
+    """Layer taken, geometries mended or left out; empty where there is nothing to say."""
 
     @property
     def bands(self) -> tuple[int, ...]:

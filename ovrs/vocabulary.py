@@ -5,47 +5,84 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import json
+import logging
+import os
+import re
+import unicodedata
+from collections import Counter
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from ovrs import yamlfile
 from ovrs.errors import VocabularyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-HexColour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+log = logging.getLogger(__name__)
 
 COMPOSED = "composed"
-"""Marks prompts that were put together from the bare name because no library entry exists."""
+"""Marks descriptions that were put together from the bare name because somebody asked for them (`composed`)."""
+
+BY_NAME = "name"
+"""Marks a class that no library knows: it is asked for by its name and synonyms alone."""
+
+LONGEST_NAME = 5000
+"""Characters of a class name."""
+
+
+def _visible(text: str) -> str:
+    """`text` without blanks around it; empty or invisible characters raise ValueError."""
+    text = yamlfile.visible(text.strip(" "))
+    if all(unicodedata.category(c) in ("Zs", "Mn", "Me", "Cf") for c in text):
+        raise ValueError("it is empty; write a word")
+    return text.strip()
+
+
+def _on_one_line(text: str) -> str:
+    """A sentence with single blanks instead of line breaks and tabs (errors as `_visible`)."""
+    return _visible(" ".join(text.split()))
+
+
+def _colour(text: str) -> str:
+    if not (len(text) == 7 and text[0] == "#" and all(c in "0123456789abcdefABCDEF" for c in text[1:])):
+        raise ValueError(f'{text[:20]!r} is no colour; write six hexadecimal digits in quotes, "#203a7a"')
+    return text
+
+
+Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_visible)]
+Sentence = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_on_one_line)]
+HexColour = Annotated[str, AfterValidator(_colour)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = yamlfile.STRICT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, data: object) -> object:
+        return yamlfile.numbers_are_numbers(cls, data)
 
 
 class ClassEntry(_Model):
     """One class of the map."""
 
-    name: str = Field(min_length=1)
+    name: Name
     """How the class is called in the legend; also its first text query."""
-    synonyms: tuple[str, ...] = ()
+    synonyms: tuple[Sentence, ...] = ()
     """Other words for the same ground; each is a query of its own."""
-    descriptions: tuple[str, ...] = ()
+    descriptions: tuple[Sentence, ...] = ()
     """One-sentence context prompts about what is visible from above."""
-    phrases: tuple[str, ...] = ()
+    phrases: tuple[Sentence, ...] = ()
     """Short singular nouns for detectors that are asked for concepts (SAM 3), the best first. Default: name and synonyms."""
     colour: HexColour | None = None
+    """`#RRGGBB`."""
     prompt_source: str = "library"
-    """`library`, `composed`, or the language model that wrote the descriptions."""
-
-    @field_validator("name")
-    @classmethod
-    def _strip(cls, value: str) -> str:
-        return value.strip()
+    """`library`, `name` (no library knows it), `composed`, or the language model that wrote the descriptions."""
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -61,16 +98,16 @@ class ClassEntry(_Model):
 class BackgroundRule(_Model):
     """Pixels whose best class probability stays below `threshold` become `class_name`."""
 
-    class_name: str
+    class_name: Name
     threshold: float = Field(ge=0, le=1)
 
 
 class Vocabulary(_Model):
     """The ordered classes of a map."""
 
-    name: str
-    title: str = ""
-    imagery: str = ""
+    name: Name
+    title: Sentence | Literal[""] = ""
+    imagery: Sentence | Literal[""] = ""
     """Sensor, region and resolution that the descriptions were written for."""
     provenance: dict[str, str] = {}
     background: BackgroundRule | None = None
@@ -78,9 +115,7 @@ class Vocabulary(_Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Vocabulary:
-        names = [c.name.lower() for c in self.classes]
-        doubles = sorted({n for n in names if names.count(n) > 1})
-        if doubles:
+        if doubles := sorted(_doubles(_same_word(n) for n in self.class_names)):
             raise ValueError(f"class names must differ, found twice: {', '.join(doubles)}")
         if self.background and self.background.class_name not in self.class_names:
             raise ValueError(
@@ -110,8 +145,13 @@ class Vocabulary(_Model):
 
     @property
     def composed_classes(self) -> tuple[str, ...]:
-        """Classes whose prompts are composed fallbacks."""
+        """Classes whose descriptions are composed from their names."""
         return tuple(c.name for c in self.classes if c.prompt_source == COMPOSED)
+
+    @property
+    def unknown_classes(self) -> tuple[str, ...]:
+        """Classes that no library knows and nobody described: names and synonyms are all that is asked."""
+        return tuple(c.name for c in self.classes if c.prompt_source == BY_NAME and not c.descriptions)
 
     @property
     def background_index(self) -> int | None:
@@ -138,32 +178,56 @@ def load(source: str | Path) -> Vocabulary:
     """Read a vocabulary by shipped name or from a YAML file.
 
     Raises:
-        VocabularyError: No such name or file, no valid YAML, or a field is wrong (the message names it).
+        VocabularyError: No such name or file, no valid YAML, or a field is wrong (the message names file and line).
     """
     text = str(source)
     if text in shipped():
         return parse(resources.files("ovrs.vocabularies").joinpath(f"{text}.yaml").read_text("utf-8"), text)
     path = Path(source)
-    if not path.is_file():
+    if not os.path.lexists(path):
+        told = yamlfile.short(text)
         raise VocabularyError(
-            f"no vocabulary {text!r}: neither a file nor one of the shipped ones ({', '.join(shipped())})"
+            f"no vocabulary {told!r}: neither a file nor one of the shipped ones ({', '.join(shipped())})"
         )
-    return parse(path.read_text("utf-8"), text)
+    return parse(yamlfile.read_text(path, VocabularyError), text)
 
 
 def parse(text: str, origin: str) -> Vocabulary:
-    """Build a vocabulary from YAML text; `origin` is named in errors."""
+    """Build a vocabulary from YAML text; `origin` is named in errors.
+
+    Raises:
+        VocabularyError: As for `load`.
+    """
+    document = yamlfile.parse(text, origin, VocabularyError)
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
+        raise VocabularyError(f"{origin} must hold a mapping with 'name' and 'classes', found {found}")
+    if lost := [place for place, word in document.words.items() if place[-1:] == ("colour",) and not word]:
+        told = 'no colour is given; `#` begins a comment, so write it in quotes, "#203a7a"'
+        raise VocabularyError(document.told([(place, told) for place in lost]))
     try:
-        data: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise VocabularyError(f"{origin} is no valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise VocabularyError(f"{origin} must hold a mapping with 'name' and 'classes', found {type(data).__name__}")
-    try:
-        return Vocabulary.model_validate(data)
+        words = Vocabulary.model_validate(document.data)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise VocabularyError(f"{origin}: {faults}") from error
+        raise VocabularyError(document.told(document.faults(error))) from error
+    if alike := sorted(_doubles(_same_question(n) for n in words.class_names)):
+        log.warning(
+            "%s: models cannot tell apart what differs by blanks, '-', '_', '/' only: %s", origin, ", ".join(alike)
+        )
+    return words
+
+
+def _same_word(name: str) -> str:
+    """Equal for names that readers take for one: case, blanks and composition of accents do not count."""
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
+
+
+def _same_question(name: str) -> str:
+    """Equal for names that become the same text query."""
+    return " ".join(re.sub(r"[-/_]", " ", _same_word(name)).rstrip(".").split())
+
+
+def _doubles(words: Iterable[str]) -> set[str]:
+    return {word for word, count in Counter(words).items() if count > 1}
 
 
 def dump(words: Vocabulary) -> str:
@@ -173,40 +237,50 @@ def dump(words: Vocabulary) -> str:
 
 
 def from_names(names: Sequence[str]) -> Vocabulary:
-    """A vocabulary from bare class names: entries of the shipped land-cover library where the name or a synonym is
-    known there, composed prompts elsewhere.
+    """A vocabulary from bare class names.
+
+    A name that the shipped land-cover library knows, as name or synonym, gets that entry's words and descriptions. Every
+    other name is asked for as it is, without descriptions (`prompt_source` is `name`).
 
     Raises:
-        VocabularyError: No names, or one twice.
+        VocabularyError: No names, one twice, or one with characters that cannot be seen.
     """
-    wanted = [n.strip() for n in names if n.strip()]
+    wanted = [n for n in names if n.strip(" \t")]
     if not wanted:
         raise VocabularyError(
             'no class names given; write them separated by commas, as in --classes "building, road, water"'
         )
-    library = {q.lower(): entry for entry in load("landcover").classes for q in (entry.name, *entry.synonyms)}
-    entries = []
-    for name in wanted:
-        known = library.get(name.lower())
-        if known is None:
-            entries.append(composed(name))
-        else:
-            others = tuple(q for q in (known.name, *known.synonyms) if q.lower() != name.lower())
-            entries.append(known.model_copy(update={"name": name, "synonyms": others}))
+    library = {_same_word(q): entry for entry in load("landcover").classes for q in (entry.name, *entry.synonyms)}
     try:
+        entries = [_entry(ClassEntry(name=name, prompt_source=BY_NAME), library) for name in wanted]
         return Vocabulary(name="command-line", classes=tuple(_without_borrowed(entries)))
     except ValidationError as error:
-        raise VocabularyError("; ".join(e["msg"] for e in error.errors())) from error
+        told = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
+        raise VocabularyError(f"--classes: {told}") from error
+
+
+def _entry(asked: ClassEntry, library: dict[str, ClassEntry]) -> ClassEntry:
+    """The library's entry under the name that was asked for, else the entry as asked."""
+    known = library.get(_same_word(asked.name))
+    if known is None:
+        return asked
+    others = tuple(q for q in (known.name, *known.synonyms) if _same_word(q) != _same_word(asked.name))
+    return known.model_copy(update={"name": asked.name, "synonyms": others})
 
 
 def _without_borrowed(entries: list[ClassEntry]) -> list[ClassEntry]:
     """Drop a library synonym that the user named as a class of its own ("tree" beside "forest")."""
-    names = {e.name.lower() for e in entries}
-    return [e.model_copy(update={"synonyms": tuple(s for s in e.synonyms if s.lower() not in names)}) for e in entries]
+    names = {_same_word(e.name) for e in entries}
+    return [
+        e.model_copy(update={"synonyms": tuple(s for s in e.synonyms if _same_word(s) not in names)}) for e in entries
+    ]
 
 
 def composed(name: str) -> ClassEntry:
-    """Fallback prompts for a class that no library knows. They carry no knowledge beyond the name."""
+    """Descriptions put together from a name, for those who ask for them.
+
+    They carry no knowledge beyond the name and cost accuracy with the bundled model.
+    """
     return ClassEntry(
         name=name,
         descriptions=(

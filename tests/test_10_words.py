@@ -35,10 +35,13 @@ def test_shipped_vocabularies_are_complete(name, classes):
     assert (words.background is not None) == (name in BENCHMARKS)
 
 
-def test_unknown_words_get_composed_prompts_and_known_ones_the_library():
+def test_unknown_words_are_asked_for_by_name_alone_and_known_ones_as_the_library_says():
     words = vocabulary.from_names(["house", "sausage stand", "tree"])
     assert words.class_names == ("house", "sausage stand", "tree")
-    assert words.composed_classes == ("sausage stand",)
+    assert words.unknown_classes == ("sausage stand",)
+    assert words.classes[1].queries == ("sausage stand",)
+    assert words.composed_classes == ()
+    assert vocabulary.from_names(["HOUSE"]).classes[0].descriptions == words.classes[0].descriptions
     assert "building" in words.classes[0].synonyms
     assert len(words.classes[0].descriptions) >= 5
 

@@ -124,11 +124,12 @@ def test_command_line_maps_reports_and_exports(noise_scene, tmp_path):
         "map", scene, "--classes", "building, road, sausage stand", "--model", "trivial", "-o", out, "--gsd", "1.0"
     )
     assert done.exit_code == 0, done.output
-    assert "composed prompts are used" in done.output
+    assert "no library knows sausage stand; asked for by name alone" in done.output
     assert "hectares" in done.output
     assert "200x150" not in done.output
     info = json.loads(ovrs("info", out, "--json").output)
-    assert info["composed_prompts"] == ["sausage stand"]
+    assert info["composed_prompts"] == []
+    assert info["asked_by_name"] == ["sausage stand"]
     assert info["grid"]["shape"] == [200, 150]
     assert ovrs("status", out).exit_code == 0
     assert "match" in ovrs("verify", out).output

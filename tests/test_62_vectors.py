@@ -268,11 +268,13 @@ def test_report_is_one_file_that_loads_nothing(world, tmp_path):
         **facts,
         "holes": ["00000_00000"],
         "composed_prompts": ["stand"],
+        "asked_by_name": ["booth"],
         "tile_events": {"adapted": 3, "no_prototype": 2},
     }
     told = " ".join(warnings_of(bad))
     assert "blocks are missing" in told
-    assert "composed: stand" in told
+    assert "composed from their names: stand" in told
+    assert "asked for by name: booth" in told
     assert "no_prototype (2)" in told
 
 

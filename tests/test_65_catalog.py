@@ -56,7 +56,7 @@ def test_environment_fills_in_and_defaults_hold(full, monkeypatch):
     [
         ("model: coarse\n", "model: corse\n", "c.yaml:10: scene many: no model 'corse'; the catalog has: coarse"),
         ("vocabulary: landcover}", "vocabulary: lndcover}", "c.yaml:13: collection drop: no vocabulary 'lndcover'"),
-        ('pattern: "incoming/**/*.tif", ', "", "c.yaml:13: collections.drop: Value error, a collection has either"),
+        ('pattern: "incoming/**/*.tif", ', "", "c.yaml:13: collections.drop: a collection has either"),
         ("collections: [naip]", "collections: []", "c.yaml:16: collections.api.stac.collections"),
         ("method: none", "method: none, stepps: 3", "c.yaml:11: scenes.many.method.stepps"),
     ],
@@ -66,6 +66,81 @@ def test_each_fault_has_its_line(full, old, new, told):
     with pytest.raises(CatalogError) as caught:
         catalog.load(full)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "scenes:\n  s: {path: a.tif, vocabulary: demo}\n  s: {path: b.tif, vocabulary: demo}",
+            "c.yaml:4: .*a second time",
+        ),
+        ("scenes:\n  ../up: {path: a.tif, vocabulary: demo}", "c.yaml:3: .*'../up' is no name for a map's file"),
+        ("scenes:\n  s: {path: '', vocabulary: demo}", "c.yaml:3: scenes.s.path: it is empty"),
+        (
+            'scenes:\n  s: {path: "a\\0b", vocabulary: demo}',
+            "c.yaml:3: scenes.s.path: character 2 is a control character",
+        ),
+        ("scenes:\n  s: {path: a.tif, vocabulary: demo, read: {gsd: true}}", "gsd: expected a number, found true"),
+        ("scenes:\n  s: {path: a.tif, vocabulary: demo, read: {gsd: .inf}}", "gsd: Input should be a finite number"),
+        ("vocabularies: {gone: gone.yaml}", "c.yaml:2: vocabulary gone: no vocabulary"),
+        (
+            "collections:\n  c: {vocabulary: demo, stac: {url: x, collections: [a], bbox: [6, 60, 7, 50]}}",
+            "south < north",
+        ),
+    ],
+)
+def test_what_would_go_wrong_later_is_refused_at_once(tmp_path, text, told):
+    (tmp_path / "c.yaml").write_text(f"version: 1\n{text}\n")
+    with pytest.raises(CatalogError, match=told):
+        catalog.load(tmp_path / "c.yaml")
+
+
+def test_paths_of_the_catalog_are_relative_to_it(tmp_path, monkeypatch):
+    (tmp_path / "net").mkdir()
+    text = "version: 1\nmodels: {n: {model: net}, t: {model: trivial}}\nscenes:\n  s: {path: a.tif, vocabulary: demo, "
+    text += "method: {upsampler_weights: w.pt, sam3: {probe: p.json}}, read: {aoi: area.gpkg|layer=x}}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    monkeypatch.chdir("/")
+    found = catalog.load(tmp_path / "c.yaml")
+    assert found.scene("s").read.aoi == tmp_path / "area.gpkg|layer=x"
+    assert found.scene("s").method.upsampler_weights == tmp_path / "w.pt"
+    assert found.scene("s").method.sam3.probe == tmp_path / "p.json"
+    assert found.model("n").model == str(tmp_path / "net")
+    assert found.model("t").model == "trivial"
+
+
+def test_patterns_go_through_links_once_and_refuse_equal_names(tmp_path, noise_scene):
+    from ovrs.imagery import images
+
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "in/deep/back").symlink_to(tmp_path / "in")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "in/disk").symlink_to(tmp_path / "disk")
+    noise_scene(20, 20, name="in/a.tif")
+    noise_scene(20, 20, name="disk/b.tif")
+    (tmp_path / "in/.c.tif").write_text("a part of an upload")
+    (tmp_path / "in/gone.tif").symlink_to("nowhere")
+    (tmp_path / "in/folder.tif").mkdir()
+    text = "version: 1\nscenes:\n  s: {path: in/**/*.tif, vocabulary: demo}\n"
+    (tmp_path / "c.yaml").write_text(text + "collections:\n  k: {pattern: in/**/*.tif, vocabulary: demo}\n")
+    found = catalog.load(tmp_path / "c.yaml")
+    assert [i.name for i in images(found, "k", settle=-1)] == ["a", "b"]
+    (tmp_path / "in/deep/a.tif").write_bytes((tmp_path / "in/a.tif").read_bytes())
+    with pytest.raises(CatalogError, match="several files are called a"):
+        found.uris("s")
+
+
+def test_answers_that_are_no_stac_are_told(tmp_path):
+    from ovrs.imagery import images
+
+    (tmp_path / "api.json").write_text('{"a": 1}')
+    text = (
+        f"version: 1\ncollections:\n  k: {{vocabulary: demo, stac: {{url: {tmp_path}/api.json, collections: [a]}}}}\n"
+    )
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(CatalogError, match="no STAC API"):
+        images(catalog.load(tmp_path / "c.yaml"), "k")
 
 
 def test_patterns_find_every_file_and_the_map_command_does_them_all(full, noise_scene):

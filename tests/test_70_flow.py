@@ -126,7 +126,7 @@ def test_export_flow_writes_products_of_a_finished_map(prefect_server, noise_sce
     assert "products" in asyncio.run(artifact_keys())
 
 
-def test_prompts_task_stops_or_composes_when_the_endpoint_is_down(prefect_server, noise_scene, trivial, tmp_path):
+def test_prompts_task_asks_by_name_without_a_model_and_stops_or_composes_when_it_is_down(prefect_server, noise_scene, trivial, tmp_path):
     from flows.map_scene import map_scene
     from ovrs.errors import PromptError
     from ovrs.prompts import LanguageModel
@@ -135,8 +135,8 @@ def test_prompts_task_stops_or_composes_when_the_endpoint_is_down(prefect_server
         str(noise_scene(200, 150)),
         LanguageModel(base_url="http://127.0.0.1:9/v1", name="m", retries=0, timeout=2),
     )
-    with pytest.raises(PromptError, match="no prompts for sausage stand"):
-        map_scene(scene, str(tmp_path / "a.zarr"), "water, sausage stand", options=trivial())
+    facts = map_scene(scene, str(tmp_path / "b.zarr"), "water, sausage stand", options=trivial(), products=False)
+    assert (facts["asked_by_name"], facts["composed_prompts"]) == (["sausage stand"], [])
     with pytest.raises(PromptError):
         map_scene(scene, str(tmp_path / "a.zarr"), "water, sausage stand", options=trivial(), llm=down)
     facts = map_scene(

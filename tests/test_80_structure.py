@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors", "allocator", "ground"}
-LOW = {"grid", "tiling", "radiometry", "decide", "evaluate", "provenance", "vocabulary", "contract", "synth"}
+LOW = {"grid", "tiling", "radiometry", "decide", "evaluate", "provenance", "vocabulary", "contract", "synth", "yamlfile"}
 
 
 def imports(file):

@@ -113,6 +113,8 @@ def _compose(
     ]
     if facts.get("composed_prompts"):
         lines.append("composed prompts: " + ", ".join(map(shown, facts["composed_prompts"])))
+    if facts.get("asked_by_name"):
+        lines.append("asked for by name alone: " + ", ".join(map(shown, facts["asked_by_name"])))
     if facts.get("holes"):
         lines.append(f"INCOMPLETE: {len(facts['holes'])} blocks missing")
     for i, line in enumerate(lines):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ovrs import store
-from ovrs.errors import OptionError, SceneReadError
+from ovrs.aoi import zones as polygons_on_grid
+from ovrs.errors import OptionError
 from ovrs.export import target
 from ovrs.export.cog import legend
 from ovrs.export.marks import PARQUET_KEY, TABLE_COLUMNS
@@ -21,7 +23,7 @@ from ovrs.pyramid import strips
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import geopandas
+log = logging.getLogger(__name__)
 
 BLOCK = 2048
 _NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?([eE][+-]?[0-9]+)?")
@@ -54,15 +56,13 @@ def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[d
 
     group = store.open_complete(path)
     geobox, label, names = store.geobox_of(group), store.array(group, "label"), legend(group)[0]
-    frame = _zones(zones, geobox.crs)
-    field = name_field or ("name" if "name" in frame.columns else None)
-    if field is not None and field not in frame.columns:
-        raise OptionError(
-            f"{zones} has no attribute {field!r}; it has: {', '.join(c for c in frame.columns if c != 'geometry')}"
-        )
-    titles = [str(i) for i in range(len(frame))] if field is None else [str(v) for v in frame[field]]
-    tree = STRtree(frame.geometry.values)
-    pixels, areas = np.zeros((len(frame), len(names)), np.int64), np.zeros((len(frame), len(names)))
+    shapes, attributes = polygons_on_grid(geobox, zones)
+    field = name_field or ("name" if "name" in attributes else None)
+    if field is not None and field not in attributes:
+        raise OptionError(f"{zones} has no attribute {field!r}; it has: {', '.join(attributes) or 'none'}")
+    titles = [str(i) for i in range(len(shapes))] if field is None else [str(v) for v in attributes[field]]
+    tree = STRtree(shapes)
+    pixels, areas = np.zeros((len(shapes), len(names)), np.int64), np.zeros((len(shapes), len(names)))
     for window in strips(label.shape, BLOCK):
         place = geobox.affine @ type(geobox.affine).translation(window.col_off, window.row_off)
         corners = [place @ c for c in ((0, 0), (window.width, window.height))]
@@ -72,12 +72,14 @@ def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[d
         part = np.asarray(label[window.row_off : window.row_end, window.col_off : window.col_end]).astype(np.int64)
         weight = np.broadcast_to(row_areas_m2(geobox, window)[:, None], part.shape)
         for zone in near.tolist():
-            inside = rasterize([frame.geometry.iloc[zone]], part.shape, transform=place, dtype="uint8").astype(bool)
+            inside = rasterize([shapes[zone]], part.shape, transform=place, dtype="uint8").astype(bool)
             inside &= part < len(names)
             pixels[zone] += np.bincount(part[inside], minlength=len(names))
             areas[zone] += np.bincount(part[inside], weight[inside], minlength=len(names))
     if not pixels.any():
         raise OptionError(f"no polygon of {zones} covers a pixel of {path.name}")
+    if empty := [title for title, count in zip(titles, pixels.sum(axis=1), strict=True) if not count]:
+        log.warning("%s: no pixel's centre of the map lies in the zones %s", zones, ", ".join(empty[:10]))
     total = np.maximum(areas.sum(axis=1, keepdims=True), 1e-9)
     return [
         {
@@ -148,18 +150,3 @@ def harmless(text: str) -> str:
     """Text for a cell of a CSV: one line, and no formula for a spreadsheet. Plain numbers such as −1 stay."""
     cell = shown(text)
     return f"'{cell}" if cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
-
-
-def _zones(path: Path, crs: Any) -> geopandas.GeoDataFrame:
-    import geopandas
-    from pyogrio.errors import DataSourceError
-
-    try:
-        frame = geopandas.read_file(path)
-    except (DataSourceError, OSError) as error:
-        raise SceneReadError(f"{path} cannot be read as vectors: {error}") from error
-    if crs is None:
-        return frame
-    if frame.crs is None:
-        raise SceneReadError(f"{path} has no CRS, so its polygons have no place on the map; give it one")
-    return frame.to_crs(crs.to_wkt())

@@ -55,8 +55,12 @@ def warnings_of(facts: dict[str, Any]) -> list[str]:
         found.append(f"{len(facts['holes'])} blocks are missing and shown as no data: {', '.join(facts['holes'][:10])}")
     if facts.get("composed_prompts"):
         found.append(
-            f"No library knows these classes, so their prompts are composed: {', '.join(facts['composed_prompts'])}"
+            f"The descriptions of these classes are composed from their names: {', '.join(facts['composed_prompts'])}"
         )
+    if facts.get("asked_by_name"):
+        found.append(f"No library knows these classes; they are asked for by name: {', '.join(facts['asked_by_name'])}")
+    if facts.get("aoi_note"):
+        found.append(str(facts["aoi_note"]))
     if "resampled" in str(facts.get("grid_note")):
         found.append(str(facts["grid_note"]))
     if facts["model"].get("model") == "sam3-tiny":

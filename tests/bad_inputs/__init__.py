@@ -1,0 +1,1 @@
+"""Generated bad inputs: seeded makers by kind, and the runner that judges what the command line does with them."""
