@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ovrs.errors import OptionError
-from ovrs.model import mlmp, pseudo, tmpa, tmpa_compat, tpt
+from ovrs.model import architecture, mlmp, pseudo, tmpa, tmpa_compat, tpt
 from ovrs.model.dense import DENSE_VARIANTS, LAST_BLOCK_VARIANTS, DenseVariant
 from ovrs.model.encoder import EXTERNAL_VARIANTS, Encoder
 from ovrs.model.loading import LoadedModel, hash_weights, load
@@ -270,7 +270,9 @@ def _norm_segmenter(parts: _Parts) -> NormSegmenter:
     if name in ("tent", "mlmp"):
         stack, bank = build_prompt_stack(model, queries, class_of, _templates(method))
         prompts = bank.vectors[None] if method.templates == "mean" else stack
-        settings = mlmp.MlmpSettings(**common, **parts.given("steps", "lr", "layers", "image_weight", "beta"))
+        settings = mlmp.MlmpSettings(
+            **common, **parts.given("steps", "lr", "layers", "image_weight", "beta", "templates")
+        )
         if name == "tent":
             settings = replace(settings, layers=1, image_weight=0.0)
         return NormSegmenter(
@@ -343,31 +345,20 @@ def _upsampler(method: MethodOptions, model: LoadedModel) -> Upsampler:
 
 
 def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[str, Any]:
-    """What decides the numbers, for digest and provenance."""
+    """What decides the numbers, for digest and provenance: all options after defaults, and what they led to."""
     model, method, settings = parts.model, parts.method, parts.settings
     return {
+        **parts.model_options.decisive(),
+        **method.decisive(),
         "model": model.name,
         "weights": model.weights_hash,
+        "architecture": architecture.describe(model),
         "device": model.device.type,
-        "dtype": parts.model_options.dtype,
-        "method": method.method,
-        "adaptation": method.adaptation or "tile",
-        "bias": method.bias,
-        "scene_tiles": method.scene_tiles if method.scene_level else None,
-        "dense": method.dense,
         "external": None if external is None else external.describe(),
-        "cls_weight": settings.cls_weight,
-        "logit_scale": settings.scale,
         "max_share": settings.max_share,
-        "balanced": method.balance,
-        "prompts": method.prompts,
-        "name_prefix": method.prefix,
-        "bare": method.bare,
-        "split_names": method.split_names,
-        "upsampler": method.upsampler,
-        "upsampler_rank": None if method.upsampler == "bilinear" else method.upsampler_rank,
-        "compiled": parts.model_options.compile,
         "crop_ramp": settings.ramp,
+        "crop": parts.views.geometry.crop,
+        "stride": parts.views.geometry.stride,
         "zoom": parts.views.zoom,
         "wide": list(parts.views.wide),
         "turned": parts.views.turned,

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from ovrs import files
 from ovrs.cache import cache_directory
+from ovrs.model import architecture
+from ovrs.provenance import NUMERICS, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -181,9 +183,8 @@ def _encode(clip: Any, tokens: Tensor) -> Tensor:
 
 
 def _cached(model: LoadedModel, queries: list[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:
-    key = hashlib.sha256(
-        "\n".join([model.weights_hash, *(t("*") for t in templates), "", *queries]).encode()
-    ).hexdigest()
+    network = canonical([NUMERICS, model.weights_hash, architecture.describe(model)["text"]])
+    key = hashlib.sha256("\n".join([network, *(t("*") for t in templates), "", *queries]).encode()).hexdigest()
     file = cache_directory() / "text" / f"{key}.npy"
     if file.is_file():
         return np.load(file, allow_pickle=False)
