@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import DATA, smooth
+from conftest import DATA, smooth, write_clip_directory
 from safetensors.torch import load_file, save_file
 
 from ovrs import job, options, segmenters, vocabulary
@@ -65,7 +65,7 @@ OTHER = {
         "dense": (CLIP_NONE, "segearth", "naclip"),
         "proxy_model": ({"model": CLIP, "method": PROXY}, "vit_tiny_patch16_224", "deit_tiny_patch16_224"),
         "proxy_weights": ({"model": CLIP, "method": PROXY}, "VIT", "OTHER_VIT"),
-        "upsampler": (method("none", upsampler_weights="JBU"), "bilinear", "jbu_one"),
+        "upsampler": (CLIP_NONE, "bilinear", "jbu_one"),
         "upsampler_rank": (method("none", **JBU), 64, 0),
         "upsampler_weights": (method("none", **JBU), "JBU", "OTHER_JBU"),
         "cls_weight": (CLIP_NONE, -0.3, 0.0),
@@ -160,10 +160,10 @@ SECTION = {SceneOptions: "scene", ModelOptions: "model", MethodOptions: "method"
 def places(tmp_path_factory, tiny_clip):
     """Name to path: models, weights and zones that the requests speak of."""
     root = tmp_path_factory.mktemp("places")
-    found = {name: root / name for name in ("CLIP", "OTHER_CLIP", "ASKS", "GELU", "MEAN", "MOVED")}
+    found = {name: root / name for name in ("CLIP", "OTHER_CLIP", "ASKS", "GELU", "MEAN")}
     for name, folder in found.items():
         folder.mkdir()
-        _write_clip(folder, tiny_clip, gelu=name == "GELU", mean=0.4 if name == "MEAN" else 0.5)
+        write_clip_directory(tiny_clip, folder, quick_gelu=name != "GELU", mean=0.4 if name == "MEAN" else 0.5)
     state = {**tiny_clip.state_dict(), "visual.ln_post.bias": tiny_clip.visual.ln_post.bias + 1}
     save_file(state, found["OTHER_CLIP"] / "open_clip_model.safetensors")
     (found["ASKS"] / "ovrs.json").write_text(json.dumps({"windows": {"zoom": 2, "pixel_sizes": [0.1, 0.2]}}))
@@ -176,6 +176,7 @@ def places(tmp_path_factory, tiny_clip):
     for name, shift in (("JBU", 0.0), ("OTHER_JBU", 1.0)):
         found[name] = root / f"{name}.safetensors"
         save_file({**jbu, first: jbu[first] + shift}, found[name])
+    shutil.copy(found["JBU"], found["CLIP"] / "jbu_one.safetensors")  # a model's own
     for name, side in (("AOI", 20), ("OTHER_AOI", 24)):
         found[name] = root / f"{name}.geojson"
         corners = [(500000, 5600000), (500000 + side, 5600000), (500000 + side, 5599980), (500000, 5599980)]
@@ -201,18 +202,6 @@ def _sam3_files(root):
         facts = {"weights": np.array(segmenter.backend.weights_hash), "layer": np.array(segmenter.backend.layer)}
         np.savez(found[name], **{k: v.astype(np.float32) for k, v in arrays.items()}, **facts)
     return found
-
-
-def _write_clip(folder, clip, *, gelu, mean):
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
-        "quick_gelu": not gelu,
-    }
-    preprocess = {"mean": [mean] * 3, "std": [0.25] * 3}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
-    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -304,7 +293,7 @@ def test_what_is_a_default_and_what_is_given_alike_are_the_same_run(digest):
 
 
 def test_a_network_is_more_than_its_weights(digest):
-    """Equal weights with another activation or normalisation score otherwise; a copy under another name does not, if asked by path."""
+    """Equal weights with another activation or normalisation score otherwise."""
     of = [digest({"model": {"model": name}})["model"] for name in ("CLIP", "GELU", "MEAN")]
     assert len(set(of)) == 3
 

@@ -106,6 +106,7 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     if method.bias == "entropy" and (unread := sorted(given & _DESCENT)):
         raise OptionError(f"{', '.join(unread)} belong to the learned bias; leave them out, or add --set bias=learned")
     _tell_unasked(method, vocabulary)
+    _refuse_unused(method, model_options, model)
     views = choose(model_options, model)
     if method.method == "tmpa_compat":
         if model_options.wide or model_options.turned:
@@ -178,6 +179,32 @@ def _check(method: MethodOptions, vocabulary: Vocabulary) -> None:
         raise OptionError(
             "a map needs at least two classes: with one, its probability is 1 everywhere. Add what else is there, "
             'for instance --classes "building, background"'
+        )
+
+
+def _refuse_unused(method: MethodOptions, model_options: ModelOptions, model: LoadedModel) -> None:
+    """Refuse options that nothing would read beside the others, so that none is silently ignored.
+
+    Raises:
+        OptionError: Names the option and what would use it.
+    """
+    fields = type(method).model_fields
+    rules = {
+        "dense proxyclip or cass": (("proxy_model", "proxy_weights"), method.dense in EXTERNAL_VARIANTS),
+        "upsampler jbu_one or jbu_stack": (("upsampler_rank", "upsampler_weights"), method.upsampler != "bilinear"),
+        "aggregate mixed": (("aggregate_weight",), method.aggregate == "mixed"),
+        "a method with a global term": (("cls_weight",), method.method not in NORM_METHODS or not method.cls_weight),
+    }
+    for user, (names, used) in rules.items():
+        given = [n for n in names if getattr(method, n) != fields[n].default]
+        if given and not used:
+            raise OptionError(
+                f"{' and '.join(given)} would be ignored: only {user} uses it; leave it out, or choose that"
+            )
+    if model_options.pretrained and model.directory is not None:
+        raise OptionError(
+            f"pretrained {model_options.pretrained!r} would be ignored: {model_options.model} brings its own weights; "
+            "it belongs to a model named by open_clip's name"
         )
 
 
