@@ -14,7 +14,7 @@ from ovrs.provenance import NUMERICS
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")
 OFF, SHARE = 1, 0.01
 """Machines differ in the last bit and optimisers blow that up: at most this share of scores (0 to 200) is off by more."""
-AGAIN = "raise NUMERICS in ovrs/provenance.py and record again: python tests/data/make_numerics.py"
+AGAIN = "raise NUMERICS in ovrs/provenance.py and record again: PYTHONPATH=.:tests python tests/data/make_numerics.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """Record what small requests score, so that a change of numbers does not go by unseen.
 
-    python tests/data/make_numerics.py
+    PYTHONPATH=.:tests python tests/data/make_numerics.py
 
 Run it after raising `ovrs.provenance.NUMERICS`, and look at what changed before committing `numerics.npz`.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,13 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
-
 from ovrs import adaptation, job, options, segmenters, vocabulary
 from ovrs.block import map_block
 from ovrs.model.dense import LAST_BLOCK_VARIANTS
 from ovrs.model.methods import METHOD_NAMES, SAM3_METHOD_NAMES
 from ovrs.provenance import NUMERICS
 
+HERE = Path(__file__).parent
 RECORD = HERE / "numerics.npz"
 WORDS = vocabulary.Vocabulary(
     name="numerics",
@@ -141,7 +137,6 @@ def main() -> None:
         write_clip_directory(_tiny(16), tiny)
         found = scores(Path(scratch), list(requests()), tiny)
     np.savez_compressed(RECORD, number=np.array(NUMERICS), **found)
-    print(json.dumps({"number": NUMERICS, "requests": len(found)}))
 
 
 if __name__ == "__main__":
