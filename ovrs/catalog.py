@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ovrs import vocabulary
 from ovrs.errors import CatalogError, VocabularyError
-from ovrs.options import MethodOptions, ModelOptions, SceneOptions
+from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +174,10 @@ class Catalog(_Entry):
     def model(self, name: str | None) -> ModelOptions:
         """A model by catalog name; None is the bundled one."""
         return ModelOptions() if name is None else _known(self.models, name, "model")
+
+    def options(self, entry: SceneEntry | CollectionEntry, run: RunOptions | None = None) -> MapOptions:
+        """What an entry tells a run; `run` says where and how the work runs."""
+        return MapOptions(scene=entry.read, model=self.model(entry.model), method=entry.method, run=run or RunOptions())
 
     def output(self, name: str) -> str:
         """Where the map of a scene goes."""
