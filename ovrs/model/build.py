@@ -349,13 +349,14 @@ def _tmpa_settings(parts: _Parts) -> tmpa.TmpaSettings:
 
 
 def _compat_settings(parts: _Parts) -> tmpa_compat.CompatSettings:
-    own, rule = parts.settings, parts.vocabulary.background
+    own, rule, given = parts.settings, parts.vocabulary.background, parts.method.threshold
+    threshold = 0.0 if rule is None else rule.threshold if given is None else given
     return tmpa_compat.CompatSettings(
         scale=own.scale,
         cls_weight=own.cls_weight,
         max_share=own.max_share,
         background=parts.vocabulary.background_index or 0,
-        threshold=rule.threshold if rule else 0.0,
+        threshold=threshold,
         **parts.given("steps", "alpha_init", lr="lr_shift"),
     )
 
