@@ -15,7 +15,7 @@ SAM3_NAMES = ("sam3", "facebook/sam3", "sam3-tiny")
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     APART: ClassVar[Mapping[str, str]] = {}
     """Fields that do not enter a run's digest as they are given, each with the reason. All other fields enter."""
@@ -49,7 +49,7 @@ class SceneOptions(_Options):
     resumed from any directory."""
     stretch: tuple[float, float] | None = None
     """Percentiles that become 0 and 255. Default: none for uint8, (2, 98) for every other type."""
-    nodata: float | None = None
+    nodata: float | None = Field(default=None, allow_inf_nan=True)
     """Replaces the source's nodata values; its masks and alpha band still count."""
     allow_ungeoreferenced: bool = False
     """Map a raster without CRS or transform on its pixel grid."""

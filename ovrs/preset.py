@@ -81,15 +81,32 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         if key not in fields:
             raise OptionError(f"--set {key}: no such option; choose one of {', '.join(sorted(fields))}")
         if own:
-            found.setdefault(section, {})[own] = yaml.safe_load(value)
+            found.setdefault(section, {})[own] = _value(key, value)
         else:
-            found[key] = yaml.safe_load(value)
+            found[key] = _value(key, value)
     try:
         MethodOptions.model_validate(found)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
         raise OptionError(f"--set: {faults}") from error
     return found
+
+
+def _value(key: str, text: str) -> Any:
+    """The value of a `KEY=VALUE` pair, read as YAML.
+
+    Raises:
+        OptionError: There is none, or it is no YAML.
+    """
+    if not text.strip():
+        raise OptionError(f"--set {key}= has no value; write {key}=null for the default")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise OptionError(
+            f"--set {key}={text}: the value cannot be read ({what}); quote text that has special signs"
+        ) from error
 
 
 def _files() -> list[str]:
