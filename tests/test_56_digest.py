@@ -36,7 +36,7 @@ def in_sam3(name="coco_sam3", *, space="none", **given):
     return {"model": TINY, "method": {"method": name, "sam3": {"prior_space": space, "require_probe": False, **given}}}
 
 
-CLIP_NONE, TMPA = method("none"), method("tmpa")
+CLIP_NONE, TMPA = method("none"), method("tmpa", adaptation="tile")
 OTHER = {
     SceneOptions: {
         "bands": (CLIP_NONE, (1, 2, 3), (3, 2, 1)),
@@ -61,6 +61,7 @@ OTHER = {
     MethodOptions: {
         "method": ({"model": CLIP}, "tmpa", "none"),
         "adaptation": (TMPA, "tile", "scene"),
+        "bias": (method("tmpa", adaptation="scene"), "entropy", "learned"),
         "scene_tiles": (method("tmpa", adaptation="scene"), 3, 4),
         "dense": (CLIP_NONE, "segearth", "naclip"),
         "proxy_model": ({"model": CLIP, "method": PROXY}, "vit_tiny_patch16_224", "deit_tiny_patch16_224"),
@@ -286,7 +287,9 @@ def test_options_enter_unless_a_reason_stands_beside_them():
 
 
 def test_what_is_a_default_and_what_is_given_alike_are_the_same_run(digest):
-    assert digest(method("tmpa")) == digest(method("tmpa", steps=3, lr=0.01, alpha_init=0.02, absent="text"))
+    descent = {"steps": 3, "lr": 0.01, "alpha_init": 0.02, "absent": "text"}
+    assert digest(TMPA) == digest(method("tmpa", adaptation="tile", bias="learned", **descent))
+    assert digest(method("tmpa")) == digest(method("tmpa", adaptation="scene", bias="entropy"))
     assert digest(method("mlmp")) == digest(method("mlmp", templates="separate", beta=1, image_weight=1, steps=10))
     assert digest(method("watt")) == digest(method("watt", rounds=5, lr=1e-4))
     assert digest({"model": {"model": "CLIP", "stride": 32}}) == digest({"model": CLIP})

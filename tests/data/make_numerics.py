@@ -45,7 +45,15 @@ def requests() -> dict[str, dict[str, Any]]:
     """
     own = {"prompts": "all", "prefix": True, "bare": False, "split_names": False, "upsampler": "bilinear"}
     own |= {"cls_weight": 0.0, "logit_scale": 50, "aggregate": "max", "dense": "segearth"}
-    tmpa = {"method": "tmpa", "alpha_init": 0.02, "absent": "text", "keep_shares": 0, "lr": 0.01}
+    tmpa = {
+        "method": "tmpa",
+        "adaptation": "tile",
+        "bias": "learned",
+        "alpha_init": 0.02,
+        "absent": "text",
+        "keep_shares": 0,
+        "lr": 0.01,
+    }
     frozen = {"method": "none"}
     found: dict[str, dict[str, Any]] = {"trivial": {"model": {"model": "trivial", "crop": 64}}}
 
@@ -66,6 +74,7 @@ def requests() -> dict[str, dict[str, Any]]:
     clip("tmpa shares", {**tmpa, "absent": "mean", "keep_shares": 100})
     clip("tmpa on several tiles", tmpa, crop=32, stride=16)
     clip("tmpa scene", {**tmpa, "adaptation": "scene"}, crop=32, stride=16)
+    clip("tmpa entropy", {"method": "tmpa", "adaptation": "scene", "bias": "entropy"}, crop=32, stride=16)
     clip("mlmp weights", {"method": "mlmp", "templates": "weights", "steps": 1})
     clip("watt parallel", {"method": "watt", "mode": "parallel", "rounds": 1, "inner_steps": 1})
     clip("bundled", {**frozen, "logit_scale": 28.8}, model="bundled", zoom=1)

@@ -51,6 +51,7 @@ def build_sam3_segmenter(
     facts = {
         **model.decisive(),
         **{name: value for name, value in method.decisive().items() if name in _SHARED},
+        "adaptation": method.adaptation or "tile",
         "model": backend.name,
         "weights": backend.weights_hash,
         "architecture": backend.architecture,
