@@ -23,7 +23,7 @@ from ovrs import catalog as room
 from ovrs.errors import IncompleteRunError
 from ovrs.imagery import images
 from ovrs.ledger import Image, Ledger
-from ovrs.options import MapOptions, RunOptions
+from ovrs.options import RunOptions
 from ovrs.publish import short
 
 AT_ONCE = 2
@@ -40,14 +40,13 @@ def map_image(
     if not ledger.claim(image):
         return "taken"
     out = known.output(f"{collection}/{image.name}")
-    options = MapOptions(scene=entry.read, model=known.model(entry.model), method=entry.method, run=run)
     words = known.vocabularies.get(entry.vocabulary)
     with ledger.working_on(image):
         facts = map_scene(
             image.uri,
             out,
             vocabulary_name=str(known.base / words) if words else entry.vocabulary,
-            options=options,
+            options=known.options(entry, run),
             gpu_pool=gpu_pool,
             allow_composed_prompts=allow_composed_prompts,
         )

@@ -172,7 +172,9 @@ def map_command(
             ),
         },
         method={
-            **merged(merged(own_method, method_options(preset) if preset else {}), parse_settings(settings or [])),
+            **merged(
+                merged(own_method, {} if preset is None else method_options(preset)), parse_settings(settings or [])
+            ),
             **given(
                 method=method,
                 dense=dense,

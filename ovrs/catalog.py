@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from ovrs import vocabulary, yamlfile
 from ovrs.errors import CatalogError, VocabularyError
-from ovrs.options import MethodOptions, ModelOptions, SceneOptions
+from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,6 +207,10 @@ class Catalog(_Entry):
         found = _known(self.models, name, "model")
         beside = self.base / found.model
         return found.model_copy(update={"model": str(beside.absolute())}) if beside.is_dir() else found
+
+    def options(self, entry: SceneEntry | CollectionEntry, run: RunOptions | None = None) -> MapOptions:
+        """What an entry tells a run; `run` says where and how the work runs."""
+        return MapOptions(scene=entry.read, model=self.model(entry.model), method=entry.method, run=run or RunOptions())
 
     def output(self, name: str) -> str:
         """Where the map of a scene goes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -18,10 +18,17 @@ SAM3_NAMES = ("sam3", "facebook/sam3", "sam3-tiny")
 class _Options(BaseModel):
     model_config = STRICT
 
+    APART: ClassVar[Mapping[str, str]] = {}
+    """Fields that do not enter a run's digest as they are given, each with the reason. All other fields enter."""
+
     @model_validator(mode="before")
     @classmethod
     def _numbers(cls, data: object) -> object:
         return numbers_are_numbers(cls, data)
+
+    def decisive(self) -> dict[str, Any]:
+        """The fields that enter a run's digest, as plain data: another value is another run."""
+        return self.model_dump(mode="json", exclude=set(self.APART))
 
 
 def _absolute(value: Path | None, info: ValidationInfo) -> Path | None:
@@ -35,6 +42,16 @@ AbsolutePath = Annotated[Path | None, AfterValidator(_absolute)]
 
 class SceneOptions(_Options):
     """How the raster is read."""
+
+    APART = {
+        "bands": "the bands that were chosen enter with the radiometry",
+        "stretch": "the limits that it gives enter with the radiometry",
+        "nodata": "the value in force enters with the radiometry",
+        "gsd": "the grid enters",
+        "bbox": "the grid enters",
+        "aoi": "its polygons enter with the grid: the same file may hold others tomorrow",
+        "allow_ungeoreferenced": "the grid enters, with or without a place on the ground",
+    }
 
     bands: tuple[int, ...] | None = None
     """One-based band numbers used as red, green, blue; one band is replicated. Default: the RGB bands, else the first three."""
@@ -55,6 +72,18 @@ class SceneOptions(_Options):
 
 class ModelOptions(_Options):
     """Which network gives the features."""
+
+    APART = {
+        "model": "name, weights, architecture and recommendations of the loaded network enter: a folder may be moved",
+        "pretrained": "as for model",
+        "device": "the kind of device enters; which of several alike changes nothing",
+        "crop": "the windows that it leads to enter",
+        "stride": "the windows that it leads to enter",
+        "zoom": "the windows that it leads to enter",
+        "wide": "the windows that it leads to enter",
+        "turned": "the windows that it leads to enter",
+        "pixel_size": "the windows that it leads to enter",
+    }
 
     model: str = "bundled"
     """`bundled`, an open_clip name such as `ViT-B-16`, a local directory in open_clip's format, `hf-hub:ORG/NAME` for a
@@ -122,6 +151,13 @@ class ModelOptions(_Options):
 class Sam3Options(_Options):
     """SAM 3's methods (`docs/sam3.md`); on the command line `--set sam3.NAME=VALUE`."""
 
+    APART = {
+        "probe": "the weight that the verdict allows enters, with its reason",
+        "alignment": "the arrays of the file enter",
+        "prior_model": "the description of the loaded CLIP enters",
+        "prior_pretrained": "as for prior_model",
+    }
+
     structure_head: Literal["both", "semantic", "instance"] = "both"
     """CoCo-SAM3: which masks are evidence."""
     structure_prompts: Literal["name", "all"] | None = None
@@ -169,6 +205,13 @@ class MethodOptions(_Options):
 
     Options that a method does not use are refused by `ovrs.model.build`, so that none is silently ignored.
     """
+
+    APART = {
+        "threshold": "the rule of decision enters",
+        "proxy_weights": "the weights in the file enter",
+        "upsampler_weights": "the weights in the file enter",
+        "sam3": "enters by itself where SAM 3 is used; the methods of CLIP refuse it",
+    }
 
     method: str = "tmpa"
     """One of `ovrs methods`."""
@@ -242,8 +285,9 @@ class MethodOptions(_Options):
     """MLMP: weight of the image-level entropy. Default: 1."""
     beta: float | None = Field(default=None, ge=0)
     """MLMP: sharpness of the uncertainty weights; 0 weighs all layers alike. Default: 1."""
-    templates: Literal["separate", "mean", "single"] | None = None
-    """MLMP: entropy of each of the seven prompts, of their mean, or of "a photo of a {}" alone. Default: separate."""
+    templates: Literal["separate", "mean", "weights", "single"] | None = None
+    """MLMP: the entropy of each of the seven prompts, or of their mean vector; `weights` adapts to each prompt alone and
+    averages the LayerNorm parameters; `single` takes "a photo of a {}" alone. Default: separate."""
     top: int | None = Field(default=None, ge=1)
     """CLIPArTT: classes joined in a prompt. Default: 3."""
     inner_steps: int | None = Field(default=None, ge=1)
@@ -267,6 +311,16 @@ class MethodOptions(_Options):
 
 class RunOptions(_Options):
     """Where and how the work runs. Nothing here changes a pixel except `block_pitches` through floating-point order."""
+
+    APART = {
+        "executor": "every executor computes the same blocks",
+        "workers": "as for executor",
+        "scheduler": "as for executor",
+        "resources": "as for executor",
+        "batch": "says which blocks travel together, not what is in them",
+        "pyramid": "overviews repeat the map's own pixels",
+        "allow_holes": "failed blocks are no data and stand in the map's record",
+    }
 
     block_pitches: int = Field(default=8, ge=1, le=64)
     """Side of a block in tile pitches."""
@@ -292,8 +346,17 @@ class MapOptions(_Options):
 
     scene: SceneOptions = SceneOptions()
     model: ModelOptions = ModelOptions()
-    method: MethodOptions = MethodOptions()
+    method: MethodOptions = Field(default=MethodOptions(), validate_default=True)
+    """Where its `method` is not given, the model's family decides: `tmpa` for CLIP, `coco_sam3` for SAM 3."""
     run: RunOptions = RunOptions()
+
+    @field_validator("method")
+    @classmethod
+    def _of_the_family(cls, value: MethodOptions, info: ValidationInfo) -> MethodOptions:
+        model = info.data.get("model")  # absent if it is invalid itself
+        if model is None or "method" in value.model_fields_set or model.family != "sam3":
+            return value
+        return value.model_copy(update={"method": "coco_sam3"})
 
 
 def build(**sections: Mapping[str, object]) -> MapOptions:
@@ -303,13 +366,9 @@ def build(**sections: Mapping[str, object]) -> MapOptions:
         OptionError: Names each wrong field, its value and the limit.
     """
     try:
-        options = MapOptions.model_validate(
+        return MapOptions.model_validate(
             {k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()}
         )
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
         raise OptionError(faults) from error
-    if options.model.family == "sam3" and "method" not in options.method.model_fields_set:
-        method = options.method.model_copy(update={"method": "coco_sam3"})
-        return options.model_copy(update={"method": method})
-    return options

@@ -80,7 +80,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         fields |= {f"sam3.{name}" for name in Sam3Options.model_fields}
         if key not in fields:
             raise OptionError(f"--set {key}: no such option; choose one of {', '.join(sorted(fields))}")
-        meant = yamlfile.parse(value, f"--set {key}", OptionError).data
+        meant = _value(key, value)
         if own:
             found.setdefault(section, {})[own] = meant
         else:
@@ -91,6 +91,17 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
         raise OptionError(f"--set: {faults}") from error
     return found
+
+
+def _value(key: str, text: str) -> Any:
+    """The value of a `KEY=VALUE` pair, read as YAML.
+
+    Raises:
+        OptionError: There is none, or it is no YAML.
+    """
+    if not text.strip():
+        raise OptionError(f"--set {key}= has no value; write {key}=null for the default")
+    return yamlfile.parse(text, f"--set {key}", OptionError).data
 
 
 def _files() -> list[str]:

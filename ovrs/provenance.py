@@ -10,6 +10,10 @@ from typing import Any
 
 from ovrs.errors import DigestMismatchError
 
+NUMERICS = 1
+"""Raised whenever the same options come to other scores. It enters every digest, so that no run is continued with other
+numbers, and no result of another number is taken for a present one. `tests/test_56_numerics.py` holds it to the maps."""
+
 _RECORDED = ("numpy", "torch", "open_clip_torch", "rasterio", "zarr", "odc-geo", "dask")
 
 

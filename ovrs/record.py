@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs import __version__
 from ovrs.adaptation import facts_of
 from ovrs.grid import has_ground, pixel_size_m
-from ovrs.provenance import canonical, digest, versions
+from ovrs.provenance import NUMERICS, canonical, digest, versions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,18 +37,16 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "stride": job.plan.geometry.stride,
         "crops_per_tile": job.plan.geometry.crops_per_tile,
         "block_pitches": job.plan.block_pitches,
-        "zarr_format": job.options.run.zarr_format,
-        "scores": job.options.run.store_scores,
     }
     parts = {
         "scene": scene.source,
         "grid": grid,
-        "radiometry": radiometry,
+        "radiometry": {**radiometry, **job.options.scene.decisive()},
         "vocabulary": vocabulary.digest(),
         "model": {k: v for k, v in model.items() if k != "threads"},
         "rule": vars(job.rule),
-        "plan": plan,
-        "code": __version__,
+        "plan": {**plan, **job.options.run.decisive()},
+        "code": NUMERICS,
     }
     own = scene.source["transform"]
     note = "pixels resampled onto a north-up grid" if scene.warp else "the source's own pixels"
@@ -72,6 +70,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "vocabulary": vocabulary.model_dump(mode="json"),
         "options": job.options.model_dump(mode="json"),
         "versions": versions(),
+        "numerics": NUMERICS,
         "digest": digest(parts),
     }
 

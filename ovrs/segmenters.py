@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovrs import adaptation
@@ -12,8 +13,6 @@ from ovrs.errors import OptionError
 from ovrs.provenance import canonical
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ovrs.contract import Segmenter
     from ovrs.options import MethodOptions, ModelOptions
     from ovrs.vocabulary import Vocabulary
@@ -34,10 +33,25 @@ class SegmenterSpec:
 
     @property
     def key(self) -> str:
+        """The same for segmenters that score alike, within one process and machine.
+
+        All options enter, and size and time of the files that they name: a process that lives long sees new weights.
+        """
         learned = None if self.state is None else adaptation.digest_of(self.state)
-        return canonical(
-            [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), self.vocabulary.digest(), learned]
-        )
+        model, method = self.model.model_dump(mode="json"), self.method.model_dump(mode="json")
+        return canonical([model, method, self.vocabulary.digest(), learned, _stamps(self.model, self.method)])
+
+
+def _stamps(model: ModelOptions, method: MethodOptions) -> list[tuple[str, int, int]]:
+    """Path, size in bytes and time in nanoseconds of every file that the options name, or that lies in a folder they name."""
+    named = [v for o in (method, method.sam3) for v in dict(o).values() if isinstance(v, Path)]
+    found = []
+    for path in [*named, Path(model.model), Path(method.sam3.prior_model)]:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                state = file.stat()
+                found.append((str(file), state.st_size, state.st_mtime_ns))
+    return found
 
 
 def build(spec: SegmenterSpec) -> Segmenter:

@@ -124,21 +124,25 @@ def tiny_clip():
     return _tiny(16)
 
 
-@pytest.fixture
-def directory(tiny_clip, tmp_path):
-    """The tiny CLIP as a local model directory."""
+def write_clip_directory(clip, folder: Path, *, quick_gelu: bool = True, mean: float = 0.5) -> None:
+    """The tiny CLIP of 16 pixels as a local model directory."""
     from safetensors.torch import save_file
 
     config = {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
-        "quick_gelu": True,
+        "quick_gelu": quick_gelu,
     }
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}})
-    )
-    save_file(tiny_clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    preprocess = {"mean": [mean] * 3, "std": [0.25] * 3}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+
+
+@pytest.fixture
+def directory(tiny_clip, tmp_path):
+    """The tiny CLIP as a local model directory."""
+    write_clip_directory(tiny_clip, tmp_path)
     return tmp_path
 
 

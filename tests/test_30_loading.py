@@ -222,11 +222,22 @@ def test_a_second_network_needs_its_weights(directory, tmp_path):
         ({"method": "mlmp", "anchors": 3}, "anchors belongs to tmpa"),
         ({"upsampler": "magic"}, "choose one of bilinear, jbu_one, jbu_stack"),
         ({"upsampler": "jbu_one", "upsampler_weights": "absent.ckpt"}, "there is no file"),
+        ({"upsampler_weights": "some.ckpt"}, "only upsampler jbu_one or jbu_stack uses it"),
+        ({"method": "none", "upsampler_rank": 8}, "upsampler_rank would be ignored"),
+        ({"proxy_weights": "some.pth"}, "only dense proxyclip or cass uses it"),
+        ({"aggregate_weight": 0.3}, "only aggregate mixed"),
+        ({"method": "mlmp", "cls_weight": -0.3}, "only a method with a global term"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(directory, options, told):
     with pytest.raises(OvrsError, match=told):
         build_clip_segmenter(ModelOptions(model=str(directory)), MethodOptions(**options), vocabulary.load("demo"))
+
+
+def test_a_tag_for_a_model_with_its_own_weights_is_refused(directory):
+    given = ModelOptions(model=str(directory), pretrained="openai")
+    with pytest.raises(OptionError, match="'openai' would be ignored"):
+        build_clip_segmenter(given, MethodOptions(method="none"), vocabulary.load("demo"))
 
 
 def test_upsampler_of_a_local_file(directory):

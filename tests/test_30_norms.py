@@ -1,6 +1,7 @@
 """TENT and MLMP: parity with the authors' code, and adaptation of many images at once equal to one by one."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -18,15 +19,21 @@ RUNS = {
     "mlmp_naclip_3": MlmpSettings(variant="naclip", layers=3, scale=SCALE, steps=3, joint=True),
     "mlmp_sclip_1": MlmpSettings(variant="sclip", layers=1, scale=SCALE, steps=2, joint=True),
     "mlmp_naclip_4": MlmpSettings(variant="naclip", layers=4, scale=SCALE, steps=10, joint=True),
+    "mlmp_text_2": MlmpSettings(
+        variant="naclip", layers=2, scale=SCALE, steps=2, joint=True, templates="mean", image_weight=0
+    ),
 }
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_parity_with_the_released_code(golden, tiny_visual_p8, run):
-    """Batch of two sharing one set of parameters, as released."""
+def test_parity_with_the_released_code(golden, tiny_visual_p8, tiny_clip, run):
+    """Batch of two sharing one set of parameters, as released; `text`: one vector per query, no image-level term."""
     text, images = torch.from_numpy(golden[f"{run}_text"]), torch.from_numpy(golden["norm_image"])
     prompts, mean = (text[:-1], text[-1]) if run.startswith("mlmp") else (text[None], text)
-    result = adapt(tiny_visual_p8, images, prompts, mean, RUNS[run])
+    if run == "mlmp_text_2":
+        result = adapt(tiny_clip.visual, images, mean[None], mean, RUNS[run])
+    else:
+        result = adapt(tiny_visual_p8, images, prompts, mean, RUNS[run])
     np.testing.assert_allclose(result.losses.mean(dim=1).numpy(), golden[f"{run}_losses"], atol=1e-4)
     logits = (SCALE * (result.patches @ mean.T)).transpose(1, 2).unflatten(-1, result.grid)
     logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")[:, :, ::4, ::4]
@@ -72,6 +79,26 @@ def test_each_image_lowers_its_own_entropy(tiny_visual_p8, words):
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     result = adapt(tiny_visual_p8, images, prompts, mean, MlmpSettings(layers=3, steps=6, scale=20.0))
     assert (result.losses[-1] < result.losses[0]).all()
+
+
+def test_averaged_weights_are_the_mean_of_what_each_prompt_alone_gives(tiny_visual_p8, words):
+    """The paper's way "Params": no state passes from one prompt to the next."""
+    prompts, mean = (w.float() for w in words)
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(4))
+    settings = MlmpSettings(layers=1, image_weight=0, steps=3, templates="weights", joint=True)
+    found = adapt(tiny_visual_p8, images, prompts, mean, settings)
+    alone = [
+        adapt(tiny_visual_p8, images, p[None], mean, dataclasses.replace(settings, templates="separate"))
+        for p in prompts
+    ]
+    for name, weight in found.norms.weights.items():
+        want = sum(a.norms.weights[name] for a in alone) / len(alone)
+        np.testing.assert_allclose(weight.numpy(), want.numpy(), atol=1e-6)
+    np.testing.assert_allclose(found.losses.numpy(), torch.stack([a.losses for a in alone]).mean(0).numpy(), atol=1e-6)
+    together = adapt(tiny_visual_p8, images, prompts, mean, dataclasses.replace(settings, templates="separate"))
+    assert not torch.allclose(found.norms.weights["ln_post"], together.norms.weights["ln_post"], atol=1e-5)
+    single = adapt(tiny_visual_p8, images, prompts[:1], mean, settings)
+    assert torch.equal(single.patches, alone[0].patches)
 
 
 def test_the_tower_is_never_changed(tiny_visual_p8, words):

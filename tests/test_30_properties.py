@@ -159,6 +159,13 @@ def test_every_preset_is_valid_and_names_its_source():
         (lambda: preset.parse_settings(["beta"]), "KEY=VALUE"),
         (lambda: preset.parse_settings(["magic=1"]), "no such option"),
         (lambda: preset.parse_settings(["beta=-1"]), "greater than or equal to 0"),
+        (lambda: preset.parse_settings(["beta=.inf"]), "finite number"),
+        (lambda: preset.parse_settings(["steps=[1"]), r"^--set steps=\[1: the value cannot be read \([^\n]*$"),
+        (lambda: preset.parse_settings(["steps=*a"]), "undefined alias"),
+        (lambda: preset.parse_settings(["logit_scale=!!python/object:os.system x"]), "cannot be read"),
+        (lambda: preset.parse_settings(["steps="]), "steps=null for the default"),
+        (lambda: preset.method_options(""), "there is no preset ''"),
+        (lambda: options.build(scene={"bbox": (0, 0, float("inf"), 1)}), "finite number"),
     ],
 )
 def test_wrong_presets_and_settings_are_named(call, told):

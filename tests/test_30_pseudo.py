@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ovrs.errors import OptionError
 from ovrs.model import tpt
 from ovrs.model.mlmp import MLMP_TEMPLATES
-from ovrs.model.pseudo import PseudoSettings, agreement, clipartt, watt
+from ovrs.model.pseudo import PseudoSettings, agreement, clipartt, released_choice, released_rows, watt
 from ovrs.model.text import encode_sentences
 from ovrs.model.tuning import forward, initial_norms, project
 
@@ -63,6 +63,51 @@ def test_watt_as_released(golden, tiny_clip_p8, stack, scale):
     np.testing.assert_allclose(found.norms.weights["ln_post"][0, 0], golden["watt_ln_post"], atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def two(golden, tiny_clip):
+    """The published batch size, patches of 16 pixels: images, encoder of sentences, scale."""
+    return (
+        torch.from_numpy(golden["norm_image"]),
+        lambda sentences: encode_sentences(tiny_clip, tokenize, sentences),
+        float(tiny_clip.logit_scale.exp()),
+    )
+
+
+def test_clipartt_as_released_with_two_images(golden, tiny_clip, two):
+    """The released reshapes mix the two images; both share one set of parameters."""
+    images, encode, scale = two
+    reference = encode([f"a photo of a {n}" for n in golden["classes"]])
+    found = run_clipartt(tiny_clip, images, reference, golden, encode, scale=scale, steps=3, compat=True, joint=True)
+    np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["clipartt_two_losses"], atol=5e-5)
+    np.testing.assert_allclose(pixels(found, reference, scale), golden["clipartt_two_logits"], atol=5e-4)
+    np.testing.assert_allclose(found.norms.weights["ln_post"][0, 0], golden["clipartt_two_ln_post"], atol=5e-5)
+
+
+def test_watt_as_released_with_two_images(golden, tiny_clip, two):
+    images, encode, scale = two
+    stack = torch.stack([encode([t.format(n) for n in golden["classes"]]) for t in MLMP_TEMPLATES])
+    found = watt(
+        tiny_clip.visual, images, stack, PseudoSettings(scale=scale, rounds=2, lr=1e-3, compat=True, joint=True)
+    )
+    np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["watt_two_losses"], atol=5e-5)
+    text = F.normalize(stack.mean(0), dim=-1)
+    np.testing.assert_allclose(pixels(found, text, scale), golden["watt_two_logits"], atol=5e-4)
+    np.testing.assert_allclose(found.norms.weights["ln_post"][0, 0], golden["watt_two_ln_post"], atol=5e-5)
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_released_layouts_against_the_shapes_of_the_released_arrays(images):
+    """Laid out as the released code has them, arrays are cut into rows by a reshape alone."""
+    each, ranks = 4, 3
+    n = images * each
+    choice = torch.arange(images * ranks * each).view(images, ranks, each)  # image, rank, patch
+    ours = choice.transpose(1, 2).reshape(1, n, ranks)
+    assert torch.equal(released_choice(ours, images)[0], choice.reshape(-1, ranks))
+    scores = torch.arange(images * n * each).view(images, n, each)  # image, text, patch
+    ours = scores.permute(1, 0, 2).reshape(1, n, n)
+    assert torch.equal(released_rows(ours, images)[0], scores.reshape(-1, n))
+
+
 def test_tpt_as_released(golden, tiny_clip_p8, scale):
     images = torch.from_numpy(golden["tpt_image"])
     norms = initial_norms(tiny_clip_p8.visual, len(images)).detached()
@@ -96,7 +141,7 @@ def test_agreement_is_the_cross_entropy_of_each_patch_over_texts():
     ]
     np.testing.assert_allclose(agreement(f[None], t[None], 10)[0], np.mean(over_texts), rtol=1e-9)
     over_patches = [-(target[k] * (logits[k] - np.log(np.exp(logits[k]).sum()))).sum() for k in range(5)]
-    np.testing.assert_allclose(agreement(f[None], t[None], 10, compat=True)[0], np.mean(over_patches), rtol=1e-9)
+    np.testing.assert_allclose(agreement(f[None], t[None], 10, released=1)[0], np.mean(over_patches), rtol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["clipartt", "watt", "watt_parallel"])

@@ -24,7 +24,7 @@ from ovrs.evaluate import Confusion
 from ovrs.grid import Window
 from ovrs.options import MethodOptions, ModelOptions, RunOptions
 from ovrs.options import build as build_options
-from ovrs.provenance import canonical
+from ovrs.provenance import NUMERICS, canonical
 from ovrs.segmenters import SegmenterSpec
 from ovrs.tiling import crop_starts
 
@@ -67,6 +67,7 @@ class Cell:
         method = self.options()
         return {
             "protocol": PROTOCOL,
+            "numerics": NUMERICS,
             "dataset": self.data.name,
             "split": self.data.split,
             "held_out": list(self.data.held_out),

@@ -106,6 +106,7 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     if method.bias == "entropy" and (unread := sorted(given & _DESCENT)):
         raise OptionError(f"{', '.join(unread)} belong to the learned bias; leave them out, or add --set bias=learned")
     _tell_unasked(method, vocabulary)
+    _refuse_unused(method, model_options, model)
     views = choose(model_options, model)
     if method.method == "tmpa_compat":
         if model_options.wide or model_options.turned:
@@ -178,6 +179,32 @@ def _check(method: MethodOptions, vocabulary: Vocabulary) -> None:
         raise OptionError(
             "a map needs at least two classes: with one, its probability is 1 everywhere. Add what else is there, "
             'for instance --classes "building, background"'
+        )
+
+
+def _refuse_unused(method: MethodOptions, model_options: ModelOptions, model: LoadedModel) -> None:
+    """Refuse options that nothing would read beside the others, so that none is silently ignored.
+
+    Raises:
+        OptionError: Names the option and what would use it.
+    """
+    fields = type(method).model_fields
+    rules = {
+        "dense proxyclip or cass": (("proxy_model", "proxy_weights"), method.dense in EXTERNAL_VARIANTS),
+        "upsampler jbu_one or jbu_stack": (("upsampler_rank", "upsampler_weights"), method.upsampler != "bilinear"),
+        "aggregate mixed": (("aggregate_weight",), method.aggregate == "mixed"),
+        "a method with a global term": (("cls_weight",), method.method not in NORM_METHODS or not method.cls_weight),
+    }
+    for user, (names, used) in rules.items():
+        given = [n for n in names if getattr(method, n) != fields[n].default]
+        if given and not used:
+            raise OptionError(
+                f"{' and '.join(given)} would be ignored: only {user} uses it; leave it out, or choose that"
+            )
+    if model_options.pretrained and model.directory is not None:
+        raise OptionError(
+            f"pretrained {model_options.pretrained!r} would be ignored: {model_options.model} brings its own weights; "
+            "it belongs to a model named by open_clip's name"
         )
 
 
@@ -270,7 +297,9 @@ def _norm_segmenter(parts: _Parts) -> NormSegmenter:
     if name in ("tent", "mlmp"):
         stack, bank = build_prompt_stack(model, queries, class_of, _templates(method))
         prompts = bank.vectors[None] if method.templates == "mean" else stack
-        settings = mlmp.MlmpSettings(**common, **parts.given("steps", "lr", "layers", "image_weight", "beta"))
+        settings = mlmp.MlmpSettings(
+            **common, **parts.given("steps", "lr", "layers", "image_weight", "beta", "templates")
+        )
         if name == "tent":
             settings = replace(settings, layers=1, image_weight=0.0)
         return NormSegmenter(
@@ -320,13 +349,14 @@ def _tmpa_settings(parts: _Parts) -> tmpa.TmpaSettings:
 
 
 def _compat_settings(parts: _Parts) -> tmpa_compat.CompatSettings:
-    own, rule = parts.settings, parts.vocabulary.background
+    own, rule, given = parts.settings, parts.vocabulary.background, parts.method.threshold
+    threshold = 0.0 if rule is None else rule.threshold if given is None else given
     return tmpa_compat.CompatSettings(
         scale=own.scale,
         cls_weight=own.cls_weight,
         max_share=own.max_share,
         background=parts.vocabulary.background_index or 0,
-        threshold=rule.threshold if rule else 0.0,
+        threshold=threshold,
         **parts.given("steps", "alpha_init", lr="lr_shift"),
     )
 
@@ -343,32 +373,20 @@ def _upsampler(method: MethodOptions, model: LoadedModel) -> Upsampler:
 
 
 def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[str, Any]:
-    """What decides the numbers, for digest and provenance."""
+    """What decides the numbers, for digest and provenance: all options after defaults, and what they led to."""
     model, method, settings = parts.model, parts.method, parts.settings
     return {
+        **parts.model_options.decisive(),
+        **method.decisive(),
         "model": model.name,
         "weights": model.weights_hash,
         **model.facts,
         "device": model.device.type,
-        "dtype": parts.model_options.dtype,
-        "method": method.method,
-        "adaptation": method.adaptation or "tile",
-        "bias": method.bias,
-        "scene_tiles": method.scene_tiles if method.scene_level else None,
-        "dense": method.dense,
         "external": None if external is None else external.describe(),
-        "cls_weight": settings.cls_weight,
-        "logit_scale": settings.scale,
         "max_share": settings.max_share,
-        "balanced": method.balance,
-        "prompts": method.prompts,
-        "name_prefix": method.prefix,
-        "bare": method.bare,
-        "split_names": method.split_names,
-        "upsampler": method.upsampler,
-        "upsampler_rank": None if method.upsampler == "bilinear" else method.upsampler_rank,
-        "compiled": parts.model_options.compile,
         "crop_ramp": settings.ramp,
+        "crop": parts.views.geometry.crop,
+        "stride": parts.views.geometry.stride,
         "zoom": parts.views.zoom,
         "wide": list(parts.views.wide),
         "turned": parts.views.turned,

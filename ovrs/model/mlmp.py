@@ -8,12 +8,12 @@ image-level term.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from ovrs.model.tuning import Branches, NormState, forward, initial_norms, project
+from ovrs.model.tuning import Branches, NormState, forward, initial_norms, mean_norms, project
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,10 @@ MLMP_TEMPLATES = (
     "a photo of the small {}.",
 )
 TENT_TEMPLATES = ("a photo of a {}",)
+
+Templates = Literal["separate", "mean", "weights", "single"]
+"""How several prompts are joined: by the mean of their entropies (the paper's "Loss"), by the mean of their text vectors
+("Text"), or by the mean of the LayerNorm parameters adapted to each alone ("Params"); `single` has one prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,8 @@ class MlmpSettings:
     lr: float = 1e-3
     joint: bool = False
     """Adapt one set of parameters to all images together, as the authors do with their batches of two."""
+    templates: Templates = "separate"
+    """`weights` adapts to each prompt alone, from the loaded parameters, and averages; the others take the prompts as given."""
 
     def depths(self, blocks: int) -> tuple[int, ...]:
         """0-based indices of the fused blocks, ascending."""
@@ -80,6 +86,21 @@ def adapt(visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, 
         mean_prompt: `(M, D)`, the renormalised mean over templates; weighs the layers at inference.
         settings: See there.
     """
+    groups = prompts.split(1) if settings.templates == "weights" else (prompts,)
+    tuned = [tune(visual, images, group, settings) for group in groups]
+    depths = settings.depths(len(visual.transformer.resblocks))
+    with torch.no_grad():
+        frozen = mean_norms([norms for norms, _ in tuned])
+        branches = forward(visual, images, frozen, settings.variant, depths)
+        weights = layer_weights(visual, branches, frozen, mean_prompt, settings)
+        fused = torch.einsum("lb,lbnd->bnd", weights, torch.stack(branches.layers))
+        patches = project(visual, fused, frozen)[:, 1:]
+    losses = torch.stack([each for _, each in tuned]).mean(dim=0)
+    return Adapted(patches, branches.grid, frozen, losses, weights)
+
+
+def tune(visual: Visual, images: Tensor, prompts: Tensor, settings: MlmpSettings) -> tuple[NormState, Tensor]:
+    """Adapt the loaded parameters to the prompts `(T, M, D)`; returns them and the losses `(steps, B)` before each step."""
     norms = initial_norms(visual, 1 if settings.joint else len(images), dtype=images.dtype)
     depths = settings.depths(len(visual.transformer.resblocks))
     optimiser = torch.optim.Adam(norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
@@ -94,15 +115,7 @@ def adapt(visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, 
             (each.mean() if settings.joint else each.sum()).backward()
             optimiser.step()
             losses.append(each.detach())
-    with torch.no_grad():
-        frozen = norms.detached()
-        branches = forward(visual, images, frozen, settings.variant, depths)
-        weights = layer_weights(visual, branches, frozen, mean_prompt, settings)
-        fused = torch.einsum("lb,lbnd->bnd", weights, torch.stack(branches.layers))
-        patches = project(visual, fused, frozen)[:, 1:]
-    return Adapted(
-        patches, branches.grid, frozen, torch.stack(losses) if losses else images.new_zeros(0, len(images)), weights
-    )
+    return norms.detached(), torch.stack(losses) if losses else images.new_zeros(0, len(images))
 
 
 def image_losses(

@@ -2,8 +2,8 @@
 
 Sources: CLIPArTT (arXiv 2405.00754, code dosowiechi/CLIPArTT@6f439ba), WATT (arXiv 2406.13875, code
 Mehrdad-Noori/WATT@40e3fae), both made for image classification, and their segmentation form in dosowiechi/MLMP@2a887de,
-where every patch is a sample. That form mixes up its axes; `compat` does the same, for comparison with published figures
-only (`docs/methods.md`).
+where every patch is a sample. That form mixes up its axes, and with several images in a batch it mixes images; `compat`
+does the same, for comparison with published figures only (`docs/methods.md`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class PseudoSettings:
     joint: bool = False
     """Adapt one set of parameters to all images together: their patches then form one set of samples."""
     compat: bool = False
-    """The released layout: ranks of neighbouring patches share a prompt, and the softmax runs over patches."""
+    """The released layout: in each image, ranks of neighbouring patches share a prompt; a softmax runs over the patches of
+    one image under as many texts as the batch has images (`released_rows`)."""
     steps: int = 10
     """CLIPArTT: optimisation steps."""
     top: int = 3
@@ -82,7 +83,8 @@ class _Tower:
 
     def step(self, features: Tensor, texts: Tensor) -> Tensor:
         """One update toward agreement; returns each group's loss before it."""
-        each = agreement(features, texts, self.settings.scale, compat=self.settings.compat)
+        images = (len(self.images) if self.settings.joint else 1) if self.settings.compat else None
+        each = agreement(features, texts, self.settings.scale, released=images)
         self.optimiser.zero_grad()
         each.sum().backward()  # a sum, not a mean: every group gets the gradient it would get alone
         self.optimiser.step()
@@ -95,20 +97,43 @@ class _Tower:
         return PseudoAdapted(patches, grid, frozen, torch.stack(losses))
 
 
-def agreement(features: Tensor, texts: Tensor, scale: float, *, compat: bool = False) -> Tensor:
+def agreement(features: Tensor, texts: Tensor, scale: float, *, released: int | None = None) -> Tensor:
     """Cross-entropy between the texts a patch is like and those that its relations ask for, `(groups,)`.
 
     Args:
-        features: `(G, n, D)`, unit rows.
+        features: `(G, n, D)`, unit rows: the patches of all images of a group, image after image.
         texts: `(G, n, D)`: the pseudo-label's text of every sample.
         scale: Inverse temperature of the prediction.
-        compat: Softmax over patches instead of texts, the target not transposed.
+        released: Number of images in a group: take the logits as the released code lays them out (`released_rows`) and
+            leave the target untransposed. None: the softmax runs over texts.
     """
     relations = (features @ features.transpose(1, 2) + texts @ texts.transpose(1, 2)) / 2
     target = (relations / TARGET_TEMPERATURE).softmax(dim=-1)  # gradients flow through it, as in the sources
-    logits = scale * texts @ features.transpose(1, 2)
-    axis = 2 if compat else 1  # texts are rows, patches columns
-    return -(target * logits.log_softmax(dim=axis)).sum(dim=axis).mean(dim=-1)
+    logits = scale * texts @ features.transpose(1, 2)  # texts are rows, patches columns
+    if released is not None:
+        return -(target * released_rows(logits, released).log_softmax(dim=2)).sum(dim=2).mean(dim=-1)
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean(dim=-1)
+
+
+def released_rows(logits: Tensor, images: int) -> Tensor:
+    """Logits `(G, n, n)`, texts by patches, in the order of the released code: same shape, other entries in a row.
+
+    The released code holds one map of scores per image and text, `(images, n, n / images)`, and cuts that array into rows
+    of n. A row then holds `images` consecutive texts against the patches of one image; with one image nothing moves.
+    """
+    groups, texts, patches = logits.shape
+    each = logits.view(groups, texts, images, patches // images)
+    return each.transpose(1, 2).reshape(groups, texts, patches)
+
+
+def released_choice(chosen: Tensor, images: int) -> Tensor:
+    """Most likely classes `(G, n, K)` in the order of the released code: same shape, other entries in a row.
+
+    The released code holds, per image, one map per rank, `(images, K, n / images)`, and cuts that array into rows of K.
+    """
+    groups, samples, ranks = chosen.shape
+    each = chosen.view(groups, images, samples // images, ranks)
+    return each.transpose(2, 3).reshape(groups, samples, ranks)
 
 
 def clipartt(
@@ -137,8 +162,8 @@ def clipartt(
         for _ in range(settings.steps):
             features = tower.samples()
             chosen = (features.detach() @ reference.T).topk(count, dim=-1).indices
-            if settings.compat:  # ranks first, then positions, read as if positions came first
-                chosen = chosen.transpose(1, 2).reshape(chosen.shape)
+            if settings.compat:
+                chosen = released_choice(chosen, len(images) if settings.joint else 1)
             combinations = [tuple(row) for row in chosen.flatten(0, 1).tolist()]
             new = sorted(set(combinations) - known.keys())
             if new:

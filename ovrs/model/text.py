@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ovrs import files
 from ovrs.cache import cache_directory
 from ovrs.model.tokenizer import clip_bpe
-from ovrs.provenance import canonical
+from ovrs.provenance import NUMERICS, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -187,8 +187,8 @@ def _ends_at_argmax(clip: Any) -> bool:
 
 
 def _cached(model: LoadedModel, queries: list[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:
-    network = [model.weights_hash, canonical(model.facts)]  # equal weights give other vectors with another activation
-    key = hashlib.sha256("\n".join([*network, *(t("*") for t in templates), "", *queries]).encode()).hexdigest()
+    network = canonical([NUMERICS, model.weights_hash, model.facts])  # equal weights differ with another activation
+    key = hashlib.sha256("\n".join([network, *(t("*") for t in templates), "", *queries]).encode()).hexdigest()
     file = cache_directory() / "text" / f"{key}.npy"
     if file.is_file():
         return np.load(file, allow_pickle=False)

@@ -48,6 +48,15 @@ def initial_norms(visual: Visual, batch: int, *, dtype: torch.dtype = torch.floa
     return NormState({n: repeat(m.weight) for n, m in modules.items()}, {n: repeat(m.bias) for n, m in modules.items()})
 
 
+def mean_norms(states: list[NormState]) -> NormState:
+    """The mean of several states of the same tower and batch."""
+
+    def mean(each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([tensors[name] for tensors in each]).mean(dim=0) for name in each[0]}
+
+    return NormState(mean([s.weights for s in states]), mean([s.biases for s in states]))
+
+
 class Branches(NamedTuple):
     """Intermediate results of one forward pass."""
 

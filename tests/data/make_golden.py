@@ -71,6 +71,7 @@ def main(golden: Path) -> None:  # noqa: C901
         "mlmp_naclip_3": "mlmp/p8_naclip_L3_alpha1_loss_s3",
         "mlmp_sclip_1": "mlmp/p8_sclip_L1_alpha1_loss_s2",
         "mlmp_naclip_4": "mlmp/p8_naclip_L4_alpha1_loss_s10",
+        "mlmp_text_2": "mlmp/p16_naclip_L2_alpha1_text_s2",
     }
     for tag, name in norm_runs.items():
         run = np.load(golden / f"{name}.npz")
@@ -92,6 +93,10 @@ def main(golden: Path) -> None:  # noqa: C901
             arrays |= {"tpt_context": run["ctx_after"], "tpt_text": run["text_after"]}
         else:
             arrays[f"{tag}_ln_post"] = run["ln_after/visual.ln_post.weight"]
+    for tag, name in {"clipartt": "p16_naclip_k3_s3", "watt": "p16_naclip_l2_m2"}.items():  # two images, as published
+        run = np.load(golden / f"{tag}/{name}.npz")
+        arrays |= {f"{tag}_two_losses": run["losses"], f"{tag}_two_logits": run["logits_after"][:, :, ::4, ::4]}
+        arrays[f"{tag}_two_ln_post"] = run["ln_after/visual.ln_post.weight"]
     for name in ("p16_depth4_iter2_tempNone", "p8_depth3_iter1_tempNone", "p8_depth4_iter1_temp4.0"):
         arrays[f"gem_{name}"] = np.load(golden / f"gem/{name}.npz")["gem_img80x112"]
     for name in ("kk", "nonly", "vanilla"):

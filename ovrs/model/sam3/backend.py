@@ -21,6 +21,7 @@ from ovrs import files
 from ovrs.cache import cache_directory
 from ovrs.model.loading import hash_weights
 from ovrs.model.sam3.tiny import END
+from ovrs.provenance import NUMERICS, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PRESENCE_LIMIT = 10.0
 """Presence logits are clamped to ±10, as the authors mean to (their `.clamp` has no effect)."""
+_HOUSEKEEPING = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures", "name_or_path"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,17 @@ class Detection:
     """`(b,)` logits within ±10."""
 
 
+def _architecture(config: Any) -> str:
+    """SHA-256 of the configuration without its housekeeping: what of a network its weights do not tell."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: kept(v) for k, v in value.items() if not str(k).startswith("_") and k not in _HOUSEKEEPING}
+        return value
+
+    return hashlib.sha256(canonical(kept(config.to_dict())).encode()).hexdigest()[:16]
+
+
 class Sam3Backend:
     """A loaded network. `prompt_chunk` phrases are grounded at a time; halved when a GPU runs out of memory."""
 
@@ -96,6 +109,7 @@ class Sam3Backend:
         self.layer = _default_layer(vision) if layer is None else layer
         self.prompt_chunk = prompt_chunk or (4 if device.type == "cuda" else 2)
         self.weights_hash = hash_weights(network)
+        self.architecture = _architecture(network.config)
         self._tokenize = SimpleTokenizer(context_length=self.context)
 
     def encode_image(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> ImageState:
@@ -122,8 +136,9 @@ class Sam3Backend:
         return ImageState(tuple(neck), tuple(position), seen[0][0].float())
 
     def encode_text(self, phrases: Sequence[str]) -> PhraseBank:
-        """Encode phrases, or read them from the cache (by weights, arithmetic and words)."""
-        key = hashlib.sha256("\n".join([self.weights_hash, str(self.dtype), *phrases]).encode()).hexdigest()
+        """Encode phrases, or read them from the cache (by network, arithmetic and words)."""
+        network = canonical([NUMERICS, self.weights_hash, self.architecture, str(self.dtype)])
+        key = hashlib.sha256("\n".join([network, *phrases]).encode()).hexdigest()
         file = cache_directory() / "sam3" / f"{key}.npz"
         if file.is_file():
             with np.load(file) as kept:

@@ -49,15 +49,16 @@ def build_sam3_segmenter(
     crop = model.crop or backend.image_size
     geometry = TileGeometry(crop=crop, stride=model.stride or crop * 3 // 4, crops_per_tile=1)
     facts = {
+        **model.decisive(),
+        **{name: value for name, value in method.decisive().items() if name in _SHARED},
+        "adaptation": method.adaptation or "tile",
         "model": backend.name,
         "weights": backend.weights_hash,
+        "architecture": backend.architecture,
         "device": device.type,
-        "dtype": model.dtype,
-        "method": method.method,
-        "adaptation": method.adaptation or "tile",
-        "scene_tiles": method.scene_tiles if method.adaptation == "scene" else None,
-        "sam3": {**options.model_dump(mode="json"), "prompt_chunk": backend.prompt_chunk},
-        "layer": backend.layer,
+        "sam3": {**options.decisive(), "prompt_chunk": backend.prompt_chunk, "prior_layer": backend.layer},
+        "crop": crop,
+        "stride": geometry.stride,
         "queries": len(phrases.bank.vectors),
         "threads": torch.get_num_threads(),
     }
@@ -65,6 +66,7 @@ def build_sam3_segmenter(
     if method.method != "coco_sam3":
         return MaskSegmenter(*parts, method=method.method)
     space = None if options.prior_space == "none" else prior_space(options.prior_space, backend, options, vocabulary)
+    facts["prior"] = None if space is None else space.describe()
     verdict = None if options.probe is None else read_verdict(options.probe)
     return CocoSegmenter(*parts, space=space, verdict=verdict)
 

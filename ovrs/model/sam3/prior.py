@@ -6,8 +6,9 @@ Every space gives cosines `(m_c, h, w)` float32 per class, for the class's phras
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -54,6 +55,10 @@ class PriorSpace(Protocol):
         """Cosines of every phrase of every class with the pixels of a view."""
         ...
 
+    def describe(self) -> dict[str, Any]:
+        """What decides its numbers beside SAM 3 and the options, for the digest."""
+        ...
+
 
 def standardised(features: Tensor) -> Tensor:
     """Layer norm per token without affine, minus the spatial mean: takes out the direction all states share."""
@@ -80,6 +85,9 @@ class Sam3Space:
 
     def cosines(self, view: View, bank: PhraseBank, groups: Sequence[Sequence[int]]) -> list[Tensor]:
         return self._compare(view.state.layer, bank.vectors, groups)
+
+    def describe(self) -> dict[str, Any]:
+        return {"space": self.name}
 
     def _compare(self, features: Tensor, vectors: Tensor, groups: Sequence[Sequence[int]]) -> list[Tensor]:
         if features.shape[-1] != vectors.shape[-1]:
@@ -119,6 +127,9 @@ class PrototypeSpace:
         u = torch.where(found[:, None, None], u, u[found].mean(dim=0)) if found.any() else torch.zeros_like(u)
         return [row[None] for row in u]
 
+    def describe(self) -> dict[str, Any]:
+        return {"space": self.name}
+
 
 @dataclass(frozen=True, eq=False)
 class AlignedSpace:
@@ -132,6 +143,12 @@ class AlignedSpace:
     def cosines(self, view: View, bank: PhraseBank, groups: Sequence[Sequence[int]]) -> list[Tensor]:
         features = F.layer_norm(view.state.layer, view.state.layer.shape[-1:]) - self.vision_mean
         return _cosines(features, (bank.vectors - self.text_mean) @ self.matrix.T, groups)
+
+    def describe(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for array in (self.matrix, self.text_mean, self.vision_mean):
+            digest.update(array.cpu().contiguous().numpy().tobytes())
+        return {"space": self.name, "alignment": digest.hexdigest()[:16]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +165,9 @@ class ClipSpace:
         size = (view.evidence.shape[-2], view.evidence.shape[-1])
         u = F.adaptive_avg_pool2d(mean[None], size)[0] if mean.shape[-1] >= size[1] else resize(mean, size)
         return [u[list(g)] for g in groups]
+
+    def describe(self) -> dict[str, Any]:
+        return {"space": self.name, "clip": {k: v for k, v in self.clip.describe().items() if k != "threads"}}
 
 
 def _windows(shape: tuple[int, ...], geometry: TileGeometry) -> tuple[Window, ...]:

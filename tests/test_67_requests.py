@@ -1,0 +1,138 @@
+"""One request is one value: command line, Python, catalog and flow come to equal options."""
+
+import importlib
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from ovrs import catalog, job, options, pipeline, preset
+from ovrs.__main__ import app
+from ovrs.errors import OptionError
+from ovrs.ledger import Image
+from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Prefect and its dependencies
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+]
+REQUESTS = {
+    "plain": ({}, {}, {}, "tmpa"),
+    "read and told": (
+        {"bands": (3, 2, 1), "gsd": 1.0, "stretch": (1.0, 99.0)},
+        {"model": "ViT-B-16", "pretrained": "openai", "wide": (2, 3)},
+        {"method": "mlmp", "dense": "naclip", "steps": 2, "templates": "weights"},
+        "mlmp",
+    ),
+    "sam3": ({}, {"model": "sam3", "dtype": "bfloat16"}, {}, "coco_sam3"),
+    "sam3 by its hub name": ({}, {"model": "facebook/sam3"}, {"threshold": 0.2}, "coco_sam3"),
+    "sam3 with a method": ({}, {"model": "sam3-tiny"}, {"method": "segearth_ov3"}, "segearth_ov3"),
+    "sam3 with options": ({}, {"model": "sam3-tiny"}, {"sam3": {"synonyms": 1, "prior_space": "none"}}, "coco_sam3"),
+}
+
+
+def _flags(sections):
+    """The same as arguments of the command line."""
+    found = []
+    for section in sections:
+        for name, value in section.items():
+            if name == "sam3":
+                found += [word for k, v in value.items() for word in ("--set", f"sam3.{k}={v}")]
+            elif name == "templates":
+                found += ["--set", f"{name}={value}"]
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                found += [f"--{name.replace('_', '-')}", text]
+    return found
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What `ovrs map` and the flow hand on, instead of a map."""
+    seen = []
+
+    def take(*args, **kwargs):
+        seen.append(next(v for v in (*args, *kwargs.values()) if isinstance(v, MapOptions)))
+        return {"classes": [], "holes": [], "digest": {}, "valid_pixels": 0}
+
+    monkeypatch.setattr(pipeline, "map_to", take)
+    monkeypatch.setattr(importlib.import_module("flows.imagery"), "map_scene", take)
+    monkeypatch.setattr("ovrs.__main__._print_areas", lambda facts: None)
+    return seen
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_one_request_is_one_value(name, told, tmp_path):
+    scene, model, method, chosen = REQUESTS[name]
+    work = {"vocabulary": "demo", "read": _plain(scene), "method": method, **({"model": "it"} if model else {})}
+    file = tmp_path / "c.yaml"
+    entries = {"scenes": {"one": {"path": "a.tif", **work}}, "collections": {"all": {"pattern": "*.tif", **work}}}
+    file.write_text(yaml.safe_dump({"version": 1, "models": {"it": model} if model else {}, **entries}))
+    known = catalog.load(file)
+
+    python = options.build(scene=scene, model=model, method=method)
+    assert python.method.method == chosen
+    ways = {
+        "value": MapOptions(scene=SceneOptions(**scene), model=ModelOptions(**model), method=MethodOptions(**method)),
+        "json": MapOptions.model_validate_json(python.model_dump_json()),
+        "scene of a catalog": known.options(known.scene("one")),
+        "collection": known.options(known.collection("all"), RunOptions()),
+    }
+    command = ["map", "a.tif", "-o", str(tmp_path / "m.zarr"), "--vocabulary", "demo"]
+    for words in ([*command, *_flags((scene, model, method))], ["map", "one", "--catalog", str(file)]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.exception or result.output
+        ways[" ".join(words[-2:])] = told.pop()
+    flow = importlib.import_module("flows.imagery")
+    flow.map_image.fn(file, "all", Image("a", "a.tif", "1"), RunOptions(), None, False)
+    ways["flow"] = told.pop()
+    for way, found in ways.items():
+        assert found == python, way
+        assert found.model_dump_json() == python.model_dump_json(), way
+
+
+def _plain(section):
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in section.items()}
+
+
+def test_the_catalogs_own_sam3_maps_from_python_and_resumes(noise_scene, words, tmp_path):
+    """Any value of the options chooses the method of its model's family, and a kept run says which."""
+    out = tmp_path / "m.zarr"
+    chosen = MapOptions(model={"model": "sam3-tiny"}, method={"sam3": {"prior_space": "none"}})
+    job.prepare(noise_scene(64, 64), words, out, chosen)
+    kept = job.RunDir(out).description()["options"]
+    assert kept["method"]["method"] == "coco_sam3"
+    assert MapOptions.model_validate(kept) == chosen
+    assert job.resume(out).options == chosen
+
+
+def test_a_method_that_was_asked_for_is_never_replaced(noise_scene, words, tmp_path):
+    asked = MapOptions(model={"model": "sam3-tiny"}, method={"method": "tmpa"})
+    assert asked.method.method == "tmpa"
+    with pytest.raises(OptionError, match="'tmpa' is for CLIP models"):
+        job.prepare(noise_scene(64, 64), words, tmp_path / "m.zarr", asked)
+
+
+def test_a_broken_config_of_a_model_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(OptionError, match=r"config\.json cannot be read as JSON"):
+        options.build(model={"model": str(tmp_path)})
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(OptionError, match="holds no JSON object"):
+        options.build(model={"model": str(tmp_path)})
+
+
+@pytest.mark.parametrize("name", preset.names())
+def test_presets_reach_the_options_whole(name, told):
+    """From the command line and from Python, with every value of the file."""
+    given = preset.method_options(name)
+    model = {"model": "sam3-tiny"} if "sam3" in given["method"] or given["method"] == "segearth_ov3" else {}
+    command = ["map", "a.tif", "-o", "m.zarr", "--vocabulary", "demo", "--preset", name]
+    CliRunner().invoke(app, [*command, *_flags((model,))], catch_exceptions=False)
+    found = told.pop()
+    assert found == options.build(model=model, method=given)
+    for key, value in given.items():
+        kept = getattr(found.method, key)
+        assert kept == value or all(getattr(kept, k) == v for k, v in value.items())
