@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from ovrs import adaptation, allocator, files, pyramid, segmenters, store
+from ovrs import adaptation, allocator, files, identity, pyramid, segmenters, store
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
-from ovrs.errors import IncompleteRunError, OptionError, StoreError, told
+from ovrs.errors import IncompleteRunError, OptionError, OvrsError, SceneChangedError, StoreError, told
 from ovrs.grid import pixel_size_m, row_areas_m2
 from ovrs.limits import check_blocks
-from ovrs.opening import open_scene
+from ovrs.opening import open_scene, require_whole
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
 from ovrs.record import describe, summarise
+from ovrs.redact import guard_logs, redacted
 from ovrs.rundir import BlockRecord, Lock, RunDir
 from ovrs.segmenters import SegmenterSpec
 from ovrs.tiling import Plan, TileGeometry
@@ -58,6 +59,9 @@ class Job:
     out: Path
     options: MapOptions
 
+    def __repr__(self) -> str:
+        return f"Job({self.out.name!r})"
+
     @property
     def run_dir(self) -> RunDir:
         return RunDir(self.out)
@@ -73,10 +77,12 @@ class Job:
         return [name for name in self.plan.block_names() if name not in records or not records[name].finished]
 
     def __call__(self, names: list[str]) -> list[BlockRecord]:
+        identity.refuse_changed(self.scene.origin)  # before any work: Dask tries a failed piece again
         return list(run_blocks(self, names))
 
     def warm(self) -> None:
-        """Load the model in this process."""
+        """Make this process, a worker, ready: no secret in its logs, the model loaded."""
+        guard_logs()
         segmenters.build(self.spec)
 
     def lost(self, names: list[str], error: Exception) -> list[BlockRecord]:
@@ -107,7 +113,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     out = out.absolute()  # workers may stand in another folder
     files.require_possible(out)
     if files.exists(uri):
-        uri = Path(uri).resolve()  # so that `ovrs resume` works from any directory
+        uri = Path(uri).absolute()  # for `ovrs resume` from any directory; links stay, as files may lie beside them
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(pixel_size_m(scene.geobox))
     spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
@@ -139,6 +145,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
             discard(out)
     if run.exists:
         require_same(run.description()["digest"], description["digest"], str(out))
+        identity.warn_if_sampled(run.description()["scene"], description["scene"])
     elif out.exists():
         raise StoreError(
             f"{out} exists and has no run directory {run.path.name} beside it; "
@@ -161,6 +168,11 @@ def _adapted_to_scene(job: Job) -> Job:
     if not file.exists():
         with Lock(job.run_dir):
             adaptation.learn(segmenter, job.scene, job.plan, job.options.method.scene_tiles, file)
+            try:
+                job.scene.require_unchanged()
+            except OvrsError:
+                file.unlink()
+                raise
     return replace(job, spec=replace(job.spec, state=file))
 
 
@@ -195,6 +207,7 @@ def resume(out: Path) -> Job:
         DigestMismatchError: Scene, weights or code are no longer what they were.
     """
     description = RunDir(out).description()
+    require_whole(description["uri"], description["options"]["run"]["scheduler"])
     options = MapOptions.model_validate(description["options"])
     vocabulary = Vocabulary.model_validate(description["vocabulary"])
     return prepare(description["uri"], vocabulary, out, options)
@@ -264,13 +277,16 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
     before = job.run_dir.record_of(name)
     attempt = before.attempt + 1 if before else 1
     try:
+        job.scene.require_unchanged()  # also where reading failed: a scene cut short is another one
         if isinstance(result, Exception):
             raise result
         block, partial = job.block(name), store.partial_path(job.out)
         store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
         record = _record(job, block, result)
+    except SceneChangedError:
+        raise
     except Exception as error:
-        record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {told(error)}")
+        record = BlockRecord(name=name, status="failed", reason=redacted(f"{type(error).__name__}: {told(error)}"))
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
@@ -313,6 +329,7 @@ def finish(job: Job) -> dict[str, Any]:
     """
     if job.out.exists():
         return store.facts(store.open_complete(job.out))
+    identity.refuse_changed(job.scene.origin)
     records = job.run_dir.records()
     holes = job.missing()
     if holes and not job.options.run.allow_holes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,12 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
+from ovrs import identity, vsi
 from ovrs.errors import OptionError, SceneReadError, told
 from ovrs.grid import crop_to_bounds, pixel_size_m, regrid
 from ovrs.limits import check_claims
 from ovrs.radiometry import measure_stretch
+from ovrs.redact import is_redacted, redacted
 from ovrs.scene import GDAL_SETTINGS, RasterScene, decimated_shape, ground_points_vrt, read_valid
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
         SceneReadError: Not readable, or no georeference (the message names the way out).
         OptionError: Bands, bounds or area of interest do not fit the raster.
     """
+    require_whole(uri)
+    identity.forget_cached(str(uri))
     with _opened(uri) as source:
+        origin = identity.origin_of(str(uri))
         bands, alpha = _choose_bands(source, options.bands)
         nodata = options.nodata if options.nodata is not None else source.nodata
         geobox, warp = _settle_grid(source, options)
@@ -62,7 +66,8 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
             nodata_override=options.nodata is not None and options.nodata != source.nodata,
             stretch=None,
             aoi=aoi,
-            source=_facts(source, uri),
+            source=_facts(source, uri) | origin.facts(),
+            origin=origin,
         )
         needs_stretch = options.stretch or any(source.dtypes[b - 1] != "uint8" for b in bands)
     return _with_stretch(scene, options.stretch or (2.0, 98.0)) if needs_stretch else scene
@@ -90,7 +95,8 @@ def _opened(uri: str | Path) -> Iterator[Any]:
             warnings.simplefilter(
                 "ignore", NotGeoreferencedWarning
             )  # we report it ourselves, as an error with a way out
-            source = rasterio.open(uri)
+            with vsi.alone_if_remote(str(uri)):
+                source = rasterio.open(uri)
     except RasterioError as error:
         raise SceneReadError(f"cannot open {uri} as a raster: {told(error)}") from error
     with source:
@@ -192,8 +198,8 @@ def _is_coarser(source: Any, geobox: GeoBox) -> bool:
 
 
 def _facts(source: Any, uri: str | Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "name": Path(str(uri)).name,
+    return {
+        "name": redacted(Path(str(uri)).name.partition("?")[0] or str(uri)),
         "driver": source.driver,
         "height": source.height,
         "width": source.width,
@@ -203,13 +209,17 @@ def _facts(source: Any, uri: str | Path) -> dict[str, Any]:
         "transform": list(source.transform)[:6],
         "nodata": None if source.nodata is None else repr(source.nodata),
     }
-    path = Path(str(uri))
-    if path.is_file():
-        stat = path.stat()
-        facts |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "head_sha256": _head_hash(path)}
-    return facts
 
 
-def _head_hash(path: Path, size: int = 1 << 20) -> str:
-    with path.open("rb") as stream:
-        return hashlib.sha256(stream.read(size)).hexdigest()
+def require_whole(*addresses: str | Path | None) -> None:
+    """Refuse the kept address of a scene or scheduler whose secret was not kept.
+
+    Raises:
+        SceneReadError: Says what to do.
+    """
+    for address in addresses:
+        if is_redacted(str(address)):
+            raise SceneReadError(
+                f"{address} held a signature, token or password, and secrets are not kept. Repeat the first `ovrs map` command "
+                f"with the whole address (a renewed signature is the same scene); what is done is kept"
+            )

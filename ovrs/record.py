@@ -9,12 +9,17 @@ from ovrs import __version__
 from ovrs.adaptation import facts_of
 from ovrs.grid import pixel_size_m
 from ovrs.provenance import digest, versions
+from ovrs.redact import cleaned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ovrs.job import Job
     from ovrs.rundir import BlockRecord
+
+
+_HINTS = ("name", "version")
+"""Facts about the file that do not make another scene of it: what it is called, and its time of change or tag."""
 
 
 def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "scores": job.options.run.store_scores,
     }
     parts = {
-        "scene": scene.source,
+        "scene": {k: v for k, v in scene.source.items() if k not in _HINTS},
         "grid": grid,
         "radiometry": radiometry,
         "vocabulary": vocabulary.digest(),
@@ -52,7 +57,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
     }
     own = scene.source["transform"]
     note = "pixels resampled onto a north-up grid" if scene.warp else "the source's own pixels"
-    return {
+    description = {
         "version": __version__,
         "uri": str(uri),
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -71,6 +76,8 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "versions": versions(),
         "digest": digest(parts),
     }
+    found: dict[str, Any] = cleaned(description)
+    return found
 
 
 def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> dict[str, Any]:

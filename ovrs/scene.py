@@ -14,14 +14,17 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
+from ovrs import identity
 from ovrs.errors import SceneReadError, told
 from ovrs.radiometry import Stretch, to_rgb
+from ovrs.redact import redacted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
 
     from ovrs.grid import Window
+    from ovrs.identity import Origin
 
 
 GDAL_SETTINGS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": 64 << 20, "GDAL_NUM_THREADS": "1"}
@@ -64,6 +67,16 @@ class RasterScene:
     """The area of interest as WKT in the CRS of the grid."""
     source: dict[str, Any]
     """Facts about the file for provenance and digest."""
+    origin: Origin | None = None
+    """What the file's bytes were when the scene was opened."""
+
+    def __repr__(self) -> str:
+        return f"RasterScene({redacted(self.uri)!r})"
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on with a file that is no longer the one that was opened (errors as `Origin.require_unchanged`)."""
+        if self.origin is not None:
+            self.origin.require_unchanged()
 
     @cached_property
     def _local(self) -> threading.local:
@@ -99,6 +112,7 @@ class RasterScene:
     def handle(self) -> Any:
         handle = getattr(self._local, "handle", None)
         if handle is None:
+            identity.forget_cached(self.uri)  # another job of this process may have read another scene there
             source = rasterio.open(self.uri)
             base = ground_points_vrt(source, self.nodata) or source
             handle = base
