@@ -24,7 +24,7 @@ from ovrs import adaptation, allocator, files, identity, pyramid, segmenters, st
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
-from ovrs.errors import IncompleteRunError, OptionError, OvrsError, SceneChangedError, StoreError, told
+from ovrs.errors import IncompleteRunError, OptionError, SceneChangedError, StoreError, told
 from ovrs.grid import pixel_size_m, row_areas_m2
 from ovrs.limits import check_blocks
 from ovrs.opening import open_scene, require_whole
@@ -167,12 +167,8 @@ def _adapted_to_scene(job: Job) -> Job:
         raise OptionError(f"method {method} does not adapt to a scene as a whole; use --adaptation tile")
     if not file.exists():
         with Lock(job.run_dir):
-            adaptation.learn(segmenter, job.scene, job.plan, job.options.method.scene_tiles, file)
-            try:
-                job.scene.require_unchanged()
-            except OvrsError:
-                file.unlink()
-                raise
+            count = job.options.method.scene_tiles
+            adaptation.learn(segmenter, job.scene, job.plan, count, file, job.scene.require_unchanged)
     return replace(job, spec=replace(job.spec, state=file))
 
 
