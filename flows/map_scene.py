@@ -24,6 +24,7 @@ from ovrs import job, pipeline, vocabulary
 from ovrs import publish as publishing
 from ovrs.options import MapOptions
 from ovrs.prompts import LanguageModel
+from ovrs.redact import guard_logs, redacted
 from ovrs.rundir import Lock
 
 BATCHES = 16
@@ -61,6 +62,7 @@ def map_scene(
         allow_composed_prompts: Use descriptions composed from the name where it fails; the map says so.
         gpu_pool: Name of a Prefect concurrency limit: so many scenes at a time use the GPUs.
     """
+    guard_logs()
     words = vocabulary.load(vocabulary_name) if vocabulary_name else vocabulary.from_names(classes.split(","))
     words = prompts(words, llm, scene_context, allow_composed_prompts)
     remote = publishing.is_remote(out)
@@ -70,14 +72,16 @@ def map_scene(
     with concurrency(gpu_pool, occupy=1) if gpu_pool else nullcontext():
         this = job.prepare(scene, words, store, options or MapOptions(), overwrite=overwrite)
         with Lock(this.run_dir):
-            progress = report(create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {out}")
+            progress = report(
+                create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {redacted(out)}"
+            )
             runs = [map_blocks.submit(this, names, progress) for names in pipeline.batches(this.missing(), batches)]
             wait(runs)
             facts: dict[str, Any] = finish(this)  # refuses while a block is missing, whatever Prefect believes
     if remote:
         publishing.publish(store, out, overwrite=overwrite)
         job.discard(store)
-        publish(facts, None, [out])
+        publish(facts, None, [redacted(out)])
         return facts
     paths = export(store) if products else []
     publish(facts, paths[-1] if paths else None, [out, *paths])

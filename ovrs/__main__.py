@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs import cli_bench, cli_catalog, cli_products, cli_sam3, cli_words, edge
+from ovrs import cli_bench, cli_catalog, cli_products, cli_sam3, cli_words, edge, redact
 from ovrs.errors import EXIT_CODES, OptionError
 
 if TYPE_CHECKING:
@@ -321,7 +321,8 @@ def _progress() -> Any:
 
 def main() -> None:
     """Entry point: every error becomes one message and its exit code (`ovrs.errors.EXIT_CODES`)."""
-    sys.exit(edge.run(app))
+    with redact.guarded_output():
+        sys.exit(edge.run(app))
 
 
 if __name__ == "__main__":

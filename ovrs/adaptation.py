@@ -18,7 +18,7 @@ from ovrs import files
 from ovrs.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -63,11 +63,22 @@ def spread(rows: int, cols: int, count: int) -> list[tuple[int, int]]:
     return [*cells.values(), *(tile for tile in order if tile not in first)]
 
 
-def learn(segmenter: SceneAdaptive, scene: SceneSource, plan: Plan, count: int, file: Path) -> None:
-    """Adapt to a sample of the scene and write the result, unless an earlier attempt did."""
+def learn(
+    segmenter: SceneAdaptive,
+    scene: SceneSource,
+    plan: Plan,
+    count: int,
+    file: Path,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Adapt to a sample of the scene and write the result, unless an earlier attempt did.
+
+    `check` is called before anything is written; it raises if the scene changed meanwhile.
+    """
     if file.exists():
         return
     state = segmenter.adapt_scene(sample_tiles(scene, plan, count))
+    check()
     log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
     with files.atomic(file) as temporary:
         np.savez(temporary, allow_pickle=False, **state)

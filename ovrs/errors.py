@@ -9,6 +9,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from ovrs.redact import redacted
+
 if TYPE_CHECKING:
     from ovrs.vocabulary import Vocabulary
 
@@ -53,6 +55,9 @@ class OvrsError(Exception):
     """Base class. A message says what was asked, what was found, and what to do."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(a) if isinstance(a, str) else a for a in args))
 
 
 class OptionError(OvrsError, ValueError):
@@ -125,6 +130,10 @@ class SchedulerLostError(StoreError):
 
 class DigestMismatchError(StoreError):
     """The store was begun by a run with other inputs or options."""
+
+
+class SceneChangedError(StoreError):
+    """The scene became another one during a run; the blocks that are done belong to the first."""
 
 
 class StoreLockedError(StoreError):

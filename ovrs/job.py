@@ -20,18 +20,19 @@ import numpy as np
 import zarr
 from pydantic import ValidationError
 
-from ovrs import adaptation, allocator, files, pyramid, segmenters, store, verify
+from ovrs import adaptation, allocator, files, identity, pyramid, segmenters, store, verify
 from ovrs import overwrite as clearing
 from ovrs.block import BlockMap, Overhang, map_block
 from ovrs.contract import SceneAdaptive
 from ovrs.decide import CONFIDENCE_NODATA, DecisionRule
-from ovrs.errors import IncompleteRunError, OptionError, StoreError, told
+from ovrs.errors import IncompleteRunError, OptionError, SceneChangedError, StoreError, told
 from ovrs.grid import nominal_size_m, row_areas_m2
 from ovrs.limits import check_blocks
-from ovrs.opening import open_scene
+from ovrs.opening import open_scene, require_whole
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
 from ovrs.record import describe, settled, summarise
+from ovrs.redact import guard_logs, redacted
 from ovrs.rundir import BlockRecord, Lock, RunDir
 from ovrs.segmenters import SegmenterSpec
 from ovrs.tiling import Plan
@@ -56,6 +57,9 @@ class Job:
     rule: DecisionRule
     out: Path
     options: MapOptions
+
+    def __repr__(self) -> str:
+        return f"Job({self.out.name!r})"
 
     @property
     def run_dir(self) -> RunDir:
@@ -86,10 +90,12 @@ class Job:
         return [name for name in self.plan.block_names() if name not in records or not records[name].finished]
 
     def __call__(self, names: list[str]) -> list[BlockRecord]:
+        identity.refuse_changed(self.scene.origin)  # before any work: Dask tries a failed piece again
         return list(run_blocks(self, names))
 
     def warm(self) -> None:
-        """Load the model in this process."""
+        """Make this process, a worker, ready: no secret in its logs, the model loaded."""
+        guard_logs()
         segmenters.build(self.spec)
 
     def lost(self, names: list[str], error: Exception) -> list[BlockRecord]:
@@ -158,6 +164,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
             discard(out)
     if run.exists:
         require_same(run.description()["digest"], description["digest"], str(out))
+        identity.warn_if_sampled(run.description()["scene"], description["scene"])
     elif out.exists():
         clearing.require_ours(out)
         raise StoreError(
@@ -182,7 +189,8 @@ def _adapted_to_scene(job: Job) -> Job:
     assert isinstance(segmenter, SceneAdaptive)  # build_job has looked
     if not file.exists():
         with Lock(job.run_dir):
-            adaptation.learn(segmenter, job.scene, job.plan, job.options.method.scene_tiles, file)
+            count = job.options.method.scene_tiles
+            adaptation.learn(segmenter, job.scene, job.plan, count, file, job.scene.require_unchanged)
     return replace(job, spec=replace(job.spec, state=file))
 
 
@@ -226,6 +234,7 @@ def resume(out: Path) -> Job:
             f"{RunDir(out).path / 'run.json'} is damaged ({where}: {error.errors()[0]['msg']}); "
             "put back a copy of it, or begin anew with --overwrite"
         ) from error
+    require_whole(description["uri"], options.run.scheduler)
     return prepare(description["uri"], vocabulary, out, options)
 
 
@@ -299,13 +308,16 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
     before = job.run_dir.record_of(name)
     attempt = before.attempt + 1 if before else 1
     try:
+        job.scene.require_unchanged()  # also where reading failed: a scene cut short is another one
         if isinstance(result, Exception):
             raise result
         block, partial = job.block(name), store.partial_path(job.out)
         store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
         record = _record(job, block, result)
+    except SceneChangedError:
+        raise
     except Exception as error:
-        record = BlockRecord(name=name, status="failed", reason=f"{type(error).__name__}: {told(error)}")
+        record = BlockRecord(name=name, status="failed", reason=redacted(f"{type(error).__name__}: {told(error)}"))
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
@@ -342,6 +354,7 @@ def finish(job: Job) -> dict[str, Any]:
     """
     if job.out.exists():
         return store.facts(store.open_complete(job.out))
+    identity.refuse_changed(job.scene.origin)
     partial, run = store.partial_path(job.out), job.run_dir
     put_back_schema(job)
     verify.require_whole(job.out, run, job.plan)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovrs.errors import StoreError
 from ovrs.files import write_text
+from ovrs.redact import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +45,7 @@ class Image:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(f"{self.uri}\n{self.fingerprint}".encode()).hexdigest()[:24]
+        return hashlib.sha256(f"{redacted(self.uri)}\n{self.fingerprint}".encode()).hexdigest()[:24]
 
 
 class Ledger:
@@ -113,7 +114,7 @@ class Ledger:
         except BaseException as error:
             stop.set()
             thread.join()
-            self._write(image, "failed", attempt=attempt, reason=f"{type(error).__name__}: {error}"[:2000])
+            self._write(image, "failed", attempt=attempt, reason=redacted(f"{type(error).__name__}: {error}")[:2000])
             raise
         stop.set()
         thread.join()
@@ -127,7 +128,7 @@ class Ledger:
         return posixpath.join(self.folder, f"{image.key}{suffix}")
 
     def _content(self, image: Image, status: str, **facts: Any) -> bytes:
-        entry = {"status": status, "name": image.name, "uri": image.uri, "fingerprint": image.fingerprint}
+        entry = {"status": status, "name": image.name, "uri": redacted(image.uri), "fingerprint": image.fingerprint}
         return json.dumps({**entry, "owner": self.owner, "time": time.time(), **facts}, indent=1).encode()
 
     def _write(self, image: Image, status: str, **facts: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,12 +16,14 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
+from ovrs import identity
 from ovrs.channels import choose_channels, differs
 from ovrs.errors import OptionError, SceneReadError, told
 from ovrs.grid import Window, crop_to_bounds, nominal_size_m, regrid
 from ovrs.limits import check_claims
 from ovrs.radiometry import DEFAULT_PERCENTILES, fixed_stretch, measure_stretch, suspected_nodata
 from ovrs.raster import environment, place_by_points, quiet
+from ovrs.redact import is_redacted, redacted
 from ovrs.scene import RasterScene
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
         SceneReadError: Not readable, without one valid pixel, or no georeference (the message names the way out).
         OptionError: Bands, bounds or area of interest do not fit the raster.
     """
+    require_whole(uri)
+    identity.forget_cached(str(uri))
     with _opened(uri) as source:
+        origin = identity.origin_of(str(uri))
         channels = choose_channels(source, options)
         geobox, warp, coarser = _settle_grid(source, options)
         geobox, aoi, aoi_note = _restrict(geobox, options)
@@ -65,7 +69,8 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
             stretch=None,
             aoi=aoi,
             aoi_note=aoi_note,
-            source=_facts(source, uri),
+            source=_facts(source, uri) | origin.facts(),
+            origin=origin,
         )
         may_be_empty = aoi is not None or not channels.all_valid(source)
     if options.stretch or channels.shown_dtype != "uint8":
@@ -201,8 +206,8 @@ def _restrict(geobox: GeoBox, options: SceneOptions) -> tuple[GeoBox, str | None
 
 
 def _facts(source: Any, uri: str | Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "name": Path(str(uri)).name,
+    return {
+        "name": redacted(Path(str(uri)).name.partition("?")[0] or str(uri)),
         "driver": source.driver,
         "height": source.height,
         "width": source.width,
@@ -212,13 +217,17 @@ def _facts(source: Any, uri: str | Path) -> dict[str, Any]:
         "transform": list(source.transform)[:6],
         "nodata": None if source.nodata is None else repr(source.nodata),
     }
-    path = Path(str(uri))
-    if path.is_file():
-        stat = path.stat()
-        facts |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "head_sha256": _head_hash(path)}
-    return facts
 
 
-def _head_hash(path: Path, size: int = 1 << 20) -> str:
-    with path.open("rb") as stream:
-        return hashlib.sha256(stream.read(size)).hexdigest()
+def require_whole(*addresses: str | Path | None) -> None:
+    """Refuse the kept address of a scene or scheduler whose secret was not kept.
+
+    Raises:
+        SceneReadError: Says what to do.
+    """
+    for address in addresses:
+        if is_redacted(str(address)):
+            raise SceneReadError(
+                f"{address} held a signature, token or password, and secrets are not kept. Repeat the first `ovrs map` command "
+                f"with the whole address (a renewed signature is the same scene); what is done is kept"
+            )

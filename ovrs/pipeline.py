@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs import execute, files, job, publish
 from ovrs.errors import DamagedBlocksError, OutputError
 from ovrs.provenance import require_same
+from ovrs.redact import redacted
 from ovrs.rundir import Lock, RunDir
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def map_to(
     if there is not None:
         _, description = job.build_job(uri, vocabulary, local, options)
         require_same(there["digest"], description["digest"], url)
-        log.info("%s is complete already", url)
+        log.info("%s is complete already", redacted(url))
         return there
     local.parent.mkdir(parents=True, exist_ok=True)
     facts = map_scene(uri, vocabulary, local, options, overwrite=overwrite, progress=progress)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs import store, verify
 from ovrs.errors import OptionError, OutputError, OvrsError, StoreError, told
 from ovrs.provenance import canonical
+from ovrs.redact import redacted
 from ovrs.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def published_facts(url: str) -> dict[str, Any] | None:
 def staging_path(url: str, folder: Path) -> Path:
     """Where a map for `url` is made before it is published; the same for the same URL."""
     name = posixpath.basename(url.rstrip("/")).removesuffix(".zarr")
-    return folder / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.zarr"
+    return folder / f"{name}-{hashlib.sha256(redacted(url).encode()).hexdigest()[:8]}.zarr"
 
 
 def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:

@@ -9,12 +9,17 @@ from ovrs import __version__
 from ovrs.adaptation import facts_of
 from ovrs.grid import has_ground, pixel_size_m
 from ovrs.provenance import NUMERICS, canonical, digest, versions
+from ovrs.redact import cleaned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ovrs.job import Job
     from ovrs.rundir import BlockRecord
+
+
+_HINTS = ("name", "version")
+"""Facts about the file that do not make another scene of it: what it is called, and its time of change or tag."""
 
 
 def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "block_pitches": job.plan.block_pitches,
     }
     parts = {
-        "scene": scene.source,
+        "scene": {k: v for k, v in scene.source.items() if k not in _HINTS},
         "grid": grid,
         "radiometry": {**radiometry, **job.options.scene.decisive()},
         "vocabulary": vocabulary.digest(),
@@ -50,7 +55,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
     }
     own = scene.source["transform"]
     note = "pixels resampled onto a north-up grid" if scene.warp else "the source's own pixels"
-    return {
+    description = {
         "version": __version__,
         "uri": str(uri),
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,6 +78,8 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "numerics": NUMERICS,
         "digest": digest(parts),
     }
+    found: dict[str, Any] = cleaned(description)
+    return found
 
 
 def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import numpy as np
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
+from ovrs import identity
 from ovrs.errors import SceneReadError, told
 from ovrs.radiometry import Stretch, to_rgb
 from ovrs.raster import environment, open_reader
+from ovrs.redact import redacted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from ovrs.channels import Channels
     from ovrs.grid import Window
+    from ovrs.identity import Origin
     from ovrs.raster import Reader, Values
 
 
@@ -61,6 +64,16 @@ class RasterScene:
     """Facts about the file for provenance and digest."""
     aoi_note: str = ""
     """Layer taken, geometries mended or left out; empty where there is nothing to say."""
+    origin: Origin | None = None
+    """What the file's bytes were when the scene was opened."""
+
+    def __repr__(self) -> str:
+        return f"RasterScene({redacted(self.uri)!r})"
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on with a file that is no longer the one that was opened (errors as `Origin.require_unchanged`)."""
+        if self.origin is not None:
+            self.origin.require_unchanged()
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -104,6 +117,7 @@ class RasterScene:
     def _reader(self) -> Reader:
         reader: Reader | None = getattr(self._local, "reader", None)
         if reader is None:
+            identity.forget_cached(self.uri)  # another job of this process may have read another scene there
             reader = open_reader(self.uri, self.channels, self.geobox, self.resampling if self.warp else None)
             self._local.reader = reader
         return reader

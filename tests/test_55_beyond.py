@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 from ovrs import catalog, job, pipeline, publish
-from ovrs.errors import CatalogError, DigestMismatchError, SchedulerLostError, StoreError
+from ovrs.errors import CatalogError, DigestMismatchError, SceneChangedError, SchedulerLostError, StoreError
 from ovrs.imagery import images
 from ovrs.ledger import Image, Ledger
 
@@ -81,6 +81,20 @@ def test_a_scene_goes_from_s3_to_s3(bucket, noise_scene, words, trivial, tmp_pat
     assert again["digest"] == facts["digest"]
     with pytest.raises(DigestMismatchError):
         pipeline.map_to("s3://maps/in/scene.tif", words, url, trivial(block_pitches=3))
+
+
+def test_another_scene_under_the_same_key_is_noticed(bucket, noise_scene, words, trivial, tmp_path):
+    scene, uri, out = noise_scene(400, 300), "s3://maps/in/again.tif", tmp_path / "m.zarr"
+    bucket.put_file(str(scene), "maps/in/again.tif")
+    this = job.prepare(uri, words, out, trivial())
+    assert all(r.finished for r in job.run_blocks(this, this.missing()[:1]))
+    bucket.put_file(str(scene), "maps/in/again.tif")  # the same bytes: the same scene
+    assert all(r.finished for r in job.run_blocks(this, this.missing()[:1]))
+    bucket.put_file(str(noise_scene(400, 300, seed=1)), "maps/in/again.tif")
+    with pytest.raises(SceneChangedError):
+        pipeline.run(this)
+    with pytest.raises(DigestMismatchError, match="another scene"):
+        pipeline.map_scene(uri, words, out, trivial())
 
 
 @pytest.mark.parametrize("remote", [True, False])

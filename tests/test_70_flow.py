@@ -126,7 +126,9 @@ def test_export_flow_writes_products_of_a_finished_map(prefect_server, noise_sce
     assert "products" in asyncio.run(artifact_keys())
 
 
-def test_prompts_task_asks_by_name_without_a_model_and_stops_or_composes_when_it_is_down(prefect_server, noise_scene, trivial, tmp_path):
+def test_prompts_task_asks_by_name_without_a_model_and_stops_or_composes_when_it_is_down(
+    prefect_server, noise_scene, trivial, tmp_path
+):
     from flows.map_scene import map_scene
     from ovrs.errors import PromptError
     from ovrs.prompts import LanguageModel
