@@ -120,7 +120,7 @@ class Stopwatch:
 
 def per_tile(this: Job, blocks: int = 3) -> tuple[dict[str, float], float]:
     """Seconds per tile of the steps of some blocks in the middle, and of the segmenter's part of computing."""
-    from ovrs import job, segmenters
+    from ovrs import segmenters, work
     from ovrs.block import map_block
 
     watch = Stopwatch(segmenters.build(this.spec))
@@ -135,7 +135,7 @@ def per_tile(this: Job, blocks: int = 3) -> tuple[dict[str, float], float]:
         read, clock = time.perf_counter() - clock, time.perf_counter()
         result = map_block(this.scene, watch, this.plan, block, this.rule, pixels=pixels)
         compute, clock = time.perf_counter() - clock, time.perf_counter()
-        job._commit(this, name, result, clock)
+        work._commit(this, name, result, clock)
         for key, value in {"read": read, "compute": compute, "write": time.perf_counter() - clock}.items():
             spent[key] += value
         tiles += result.tiles
@@ -146,7 +146,7 @@ def measure(side: int, work: Path) -> tuple[Costs, list[tuple[int, float, float]
     """Costs of one worker; then (workers, predicted, measured) seconds of runs with local Dask workers of one thread."""
     import torch
 
-    from ovrs import job, options, pipeline, vocabulary
+    from ovrs import begin, options, pipeline, vocabulary
     from ovrs.execute import run
     from ovrs.options import RunOptions
     from ovrs.synth import World, write_scene
@@ -159,7 +159,7 @@ def measure(side: int, work: Path) -> tuple[Costs, list[tuple[int, float, float]
 
     def prepared(method: str) -> Job:
         given = options.build(method={"method": method}, run=RUN)
-        return job.prepare(scene, words, work / f"{method}.zarr", given, overwrite=True)
+        return begin.prepare(scene, words, work / f"{method}.zarr", given, overwrite=True)
 
     def timed(source: Path, workers: int) -> float:
         given = options.build(run={**RUN, "executor": "dask", "workers": workers})

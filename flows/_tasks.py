@@ -20,7 +20,8 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from ovrs import job, pipeline
+from ovrs import finish as finishing
+from ovrs import pipeline
 from ovrs.cache import cache_directory
 from ovrs.errors import IncompleteRunError, PromptError
 from ovrs.export import target
@@ -96,7 +97,7 @@ def map_blocks(this: Job, names: list[str], progress_artifact: Any = None) -> in
     return len(names)
 
 
-finish = task(name="finish", cache_policy=NO_CACHE)(job.finish)
+finish = task(name="finish", cache_policy=NO_CACHE)(finishing.finish)
 
 
 @task(name="prompts", cache_policy=NO_CACHE)

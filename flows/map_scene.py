@@ -20,7 +20,7 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows._tasks import export, finish, map_blocks, prompts, publish, report
-from ovrs import job, pipeline, vocabulary
+from ovrs import begin, pipeline, vocabulary
 from ovrs import publish as publishing
 from ovrs.options import MapOptions
 from ovrs.prompts import LanguageModel
@@ -70,7 +70,7 @@ def map_scene(
     store = publishing.staging_path(out, staging) if remote else Path(out)
     store.parent.mkdir(parents=True, exist_ok=True)
     with concurrency(gpu_pool, occupy=1) if gpu_pool else nullcontext():
-        this = job.prepare(scene, words, store, options or MapOptions(), overwrite=overwrite)
+        this = begin.prepare(scene, words, store, options or MapOptions(), overwrite=overwrite)
         with Lock(this.run_dir):
             progress = report(
                 create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {redacted(out)}"
@@ -80,7 +80,7 @@ def map_scene(
             facts: dict[str, Any] = finish(this)  # refuses while a block is missing, whatever Prefect believes
     if remote:
         publishing.publish(store, out, overwrite=overwrite)
-        job.discard(store)
+        begin.discard(store)
         publish(facts, None, [redacted(out)])
         return facts
     paths = export(store) if products else []

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs import execute, files, job, publish
+from ovrs import begin, execute, files, finish, publish, work
 from ovrs.errors import DamagedBlocksError, OutputError
 from ovrs.provenance import require_same
 from ovrs.redact import redacted
@@ -62,7 +62,7 @@ def map_scene(
     if options.run.executor == "dask" and options.run.scheduler is not None:
         execute.reach(options.run.scheduler)
     with _told_what_is_kept(out):
-        return run(job.prepare(uri, vocabulary, out, options, overwrite=overwrite), progress=progress)
+        return run(begin.prepare(uri, vocabulary, out, options, overwrite=overwrite), progress=progress)
 
 
 @contextmanager
@@ -115,40 +115,40 @@ def map_to(
     local = publish.staging_path(url, staging or Path(os.environ.get("OVRS_STAGING", "ovrs-staging")))
     there = None if overwrite else publish.published_facts(url)
     if there is not None:
-        _, description = job.build_job(uri, vocabulary, local, options)
+        _, description = begin.build_job(uri, vocabulary, local, options)
         require_same(there["digest"], description["digest"], url)
         log.info("%s is complete already", redacted(url))
         return there
     local.parent.mkdir(parents=True, exist_ok=True)
     facts = map_scene(uri, vocabulary, local, options, overwrite=overwrite, progress=progress)
     publish.publish(local, url, overwrite=overwrite)
-    job.discard(local)
+    begin.discard(local)
     return facts
 
 
 def resume(out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map_scene`)."""
     with _told_what_is_kept(out):
-        return run(job.resume(out), progress=progress)
+        return run(begin.resume(out), progress=progress)
 
 
 def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
     """Compute the missing blocks of a prepared job and commit the store."""
     if this.out.exists():
         log.info("%s is complete already", this.out)
-        return job.finish(this)
+        return finish.finish(this)
     with Lock(this.run_dir):
         for folder in (this.run_dir.path, this.run_dir.blocks):
             files.sweep_folder(folder)
         compute(this, this.missing(), progress=progress)
         with files.writing(this.out):
             try:
-                return job.finish(this)
+                return finish.finish(this)
             except DamagedBlocksError as error:
                 damaged = error.names
         compute(this, damaged, progress=progress)
         with files.writing(this.out):
-            return job.finish(this)
+            return finish.finish(this)
 
 
 def compute(this: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:
@@ -169,18 +169,18 @@ def _records(this: Job, names: list[str]) -> Generator[BlockRecord]:
     """Block records as they come, from whichever executor; closing it ends the work."""
     run = this.options.run
     if run.executor == "serial":
-        yield from job.run_blocks(this, names)
+        yield from work.run_blocks(this, names)
         return
     size = run.batch if run.scheduler else min(run.batch, max(1, len(names) // run.workers))  # nobody stays idle
     groups = [names[i : i + size] for i in range(0, len(names), size)]
     if run.executor == "threads":
         stop = threading.Event()
-        with closing(execute.run(run, partial(job.run_in_turn, this, stop), groups, stop=stop)) as found:
+        with closing(execute.run(run, partial(work.run_in_turn, this, stop), groups, stop=stop)) as found:
             for records in found:
                 yield from records
         return
-    killers = []
-    with closing(execute.run(run, this, groups, warm=this.warm, lost=this.lost)) as found:
+    worker, killers = work.Worker(this), []
+    with closing(execute.run(run, worker, groups, warm=worker.warm, lost=worker.lost)) as found:
         for records in found:
             if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
                 killers += [r.name for r in records if not r.finished]  # one of them did it: each gets its own chance
@@ -188,7 +188,7 @@ def _records(this: Job, names: list[str]) -> Generator[BlockRecord]:
             yield from records
     if killers:
         alone = [[n] for n in killers]
-        with closing(execute.run(run, this, alone, warm=this.warm, lost=this.lost)) as found:
+        with closing(execute.run(run, worker, alone, warm=worker.warm, lost=worker.lost)) as found:
             for records in found:
                 yield from records
 

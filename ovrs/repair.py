@@ -9,7 +9,7 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from ovrs import adaptation, job, pipeline, store, verify
+from ovrs import adaptation, begin, job, pipeline, store, verify
 from ovrs.errors import StoreError
 from ovrs.rundir import Lock, RunDir, write_sealed
 
@@ -48,13 +48,13 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
         What was wrong; empty when nothing was, or when the store was unfinished.
 
     Raises:
-        OvrsError: As `ovrs.job.resume` and `ovrs.pipeline.run`.
+        OvrsError: As `ovrs.begin.resume` and `ovrs.pipeline.run`.
     """
     _restore_description(out)
     found: tuple[Problem, ...] = ()
     wanted: dict[str, list[Any]] = {}
     learned = _forget_damaged_state(out)
-    this = job.resume(out)
+    this = begin.resume(out)
     if learned and adaptation.digest_of(RunDir(out).path / adaptation.STATE_FILE) != learned:
         raise StoreError(
             f"{out}: what was learned from the scene cannot be learned again alike; begin anew with --overwrite"
@@ -106,7 +106,7 @@ def _take_apart(this: job.Job, found: tuple[Problem, ...]) -> None:
 
 def _demote(this: job.Job) -> None:
     """Remove the markers of blocks whose pixels are not whole."""
-    job.put_back_schema(this)
+    begin.put_back_schema(this)
     records = {name: r for name, r in this.run_dir.records().items() if r.finished}
     for name, problem in verify.damaged_blocks(store.partial_path(this.out), this.plan, records):
         log.info("block %s is computed again: %s", name, problem)

@@ -125,7 +125,7 @@ def test_grids_without_a_place_on_the_ground_say_so(caplog):
 def test_gsd_is_met_on_the_ground_and_the_model_is_told_it(noise_scene, words, trivial, tmp_path, monkeypatch):
     from rasterio.transform import from_origin
 
-    from ovrs import job
+    from ovrs import begin
     from ovrs.opening import open_scene
     from ovrs.options import ModelOptions, SceneOptions
 
@@ -136,7 +136,7 @@ def test_gsd_is_met_on_the_ground_and_the_model_is_told_it(noise_scene, words, t
     assert open_scene(path, SceneOptions(gsd=0.385)).warp is False
     told, tell = [], ModelOptions.told
     monkeypatch.setattr(ModelOptions, "told", lambda self, size: told.append(size) or tell(self, size))
-    _, description = job.build_job(path, words, tmp_path / "o.zarr", trivial())
+    _, description = begin.build_job(path, words, tmp_path / "o.zarr", trivial())
     assert told == [pytest.approx(0.385, rel=5e-3)]
     assert description["pixel_size_m"] == pytest.approx([0.385, 0.385], rel=5e-3)
     assert description["metres_on_ground"] is True

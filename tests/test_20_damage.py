@@ -11,7 +11,7 @@ import rasterio
 import zarr
 from rasterio.transform import from_origin
 
-from ovrs import adaptation, job, pipeline, repair, store, verify, vocabulary
+from ovrs import adaptation, begin, finish, pipeline, repair, store, verify, vocabulary
 from ovrs.__main__ import main
 from ovrs.errors import OptionError, StoreError, StoreLockedError
 from ovrs.options import build
@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     for form in (3, 2):
         chosen = options(store_scores=True, zarr_format=form)
         pipeline.map_scene(folder / "s.tif", words, folder / f"done{form}/o.zarr", chosen)
-        begun = job.prepare(folder / "s.tif", words, folder / f"begun{form}/o.zarr", chosen)
+        begun = begin.prepare(folder / "s.tif", words, folder / f"begun{form}/o.zarr", chosen)
         pipeline.compute(begun, begun.missing()[:4])
     return folder
 
@@ -217,11 +217,11 @@ def test_resume_after_damage_gives_the_pixels_of_an_undamaged_run(work, made):
 
 def test_holes_that_were_allowed_are_no_damage(work):
     out = work("begun3")
-    this = job.resume(out)
+    this = begin.resume(out)
     this = replace(
         this, options=this.options.model_copy(update={"run": options(allow_holes=True, store_scores=True).run})
     )
-    assert len(job.finish(this)["holes"]) == 2
+    assert len(finish.finish(this)["holes"]) == 2
     assert verify.check(out).problems == ()
     assert (np.asarray(store.array(store.open_complete(out), "label")[330:]) == 255).all()
 
@@ -254,7 +254,7 @@ def test_a_damaged_marker_counts_as_not_done(work, content, caplog):
     else:
         marker.write_text(content)
     assert run.damaged() == ["00000_00000"]
-    assert "00000_00000" in job.resume(out).missing()
+    assert "00000_00000" in begin.resume(out).missing()
     assert "marker of block 00000_00000 is damaged" in caplog.text
 
 

@@ -15,7 +15,7 @@ import zarr
 from conftest import smooth
 from webserver import Web
 
-from ovrs import contents, job, pipeline, vsi
+from ovrs import contents, finish, pipeline, vsi, work
 from ovrs.errors import DigestMismatchError, SceneChangedError, SceneReadError
 from ovrs.opening import open_scene
 from ovrs.options import SceneOptions
@@ -55,8 +55,8 @@ def in_place_with_the_old_time(scene, content):
 
 def begin(scene, words, out, options):
     """A run whose first two blocks are done, with the scene open."""
-    this = job.prepare(scene, words, out, options)
-    done = list(job.run_blocks(this, this.missing()[:2]))
+    this = begin.prepare(scene, words, out, options)
+    done = list(work.run_blocks(this, this.missing()[:2]))
     assert all(r.finished for r in done)
     return this
 
@@ -68,7 +68,7 @@ def test_a_scene_that_changes_in_mid_run_is_refused(pair, words, trivial, tmp_pa
     first = scene.read_bytes()
     this = begin(scene, words, out, trivial(executor="serial" if executor == "worker" else executor))
     how(scene, content)
-    elsewhere = pickle.loads(pickle.dumps(this))  # as a worker gets it, which opens the scene itself
+    elsewhere = pickle.loads(pickle.dumps(work.Worker(this)))  # as a worker gets it, which opens the scene itself
     go_on = partial(elsewhere, this.missing()) if executor == "worker" else partial(pipeline.run, this)
     with pytest.raises(SceneChangedError, match=r"scene\.tif changed while it was being mapped"):
         go_on()
@@ -88,11 +88,11 @@ def test_a_scene_that_changes_in_mid_run_is_refused(pair, words, trivial, tmp_pa
 
 def test_a_scene_that_changes_after_its_last_block_is_refused(pair, words, trivial, tmp_path):
     scene, content = pair
-    this = job.prepare(scene, words, tmp_path / "map.zarr", trivial())
-    list(job.run_blocks(this, this.missing()))
+    this = begin.prepare(scene, words, tmp_path / "map.zarr", trivial())
+    list(work.run_blocks(this, this.missing()))
     by_rename(scene, content)
     with pytest.raises(SceneChangedError):
-        job.finish(this)
+        finish.finish(this)
     assert not (tmp_path / "map.zarr").exists()
 
 
@@ -101,7 +101,7 @@ def test_the_same_bytes_are_the_same_scene(pair, words, trivial, tmp_path):
     scene, out = pair[0], tmp_path / "map.zarr"
     this = begin(scene, words, out, trivial())
     os.utime(scene, (1, 1))
-    list(job.run_blocks(this, this.missing()[:1]))
+    list(work.run_blocks(this, this.missing()[:1]))
     by_rename(scene, scene.read_bytes())
     pipeline.resume(out)
     (tmp_path / "elsewhere").mkdir()
@@ -217,7 +217,7 @@ def test_another_picture_at_the_same_address_is_another_scene(web, pair, words, 
     assert digest(web.url) == digest(pair[0])
     this = begin(web.url, words, out, trivial())
     web.set(says={k: '"2"' if k == "ETag" else formatdate(1.1e9, usegmt=True) for k in says})
-    list(job.run_blocks(this, this.missing()[:1]))  # uploaded again: the same bytes
+    list(work.run_blocks(this, this.missing()[:1]))  # uploaded again: the same bytes
     by_rename(there, pair[1])
     web.set(says={k: '"3"' if k == "ETag" else formatdate(usegmt=True) for k in says})
     with pytest.raises(SceneChangedError):

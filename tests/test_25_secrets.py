@@ -10,7 +10,7 @@ import pytest
 from conftest import environment, smooth
 from webserver import Web
 
-from ovrs import execute, job, pipeline, publish
+from ovrs import begin, execute, pipeline, publish, work
 from ovrs.__main__ import main
 from ovrs.errors import SceneReadError
 from ovrs.ledger import Image, Ledger
@@ -174,13 +174,13 @@ def test_tracebacks_and_debug_logs_hold_no_secret(web, tmp_path):
 
 def test_a_worker_gets_the_secret_and_its_names_do_not(web, words, trivial, tmp_path, monkeypatch):
     """Dask names a piece of work by its function, and logs the function and the error when it fails."""
-    this = job.prepare(f"{web.url}?sig={S}", words, tmp_path / "m.zarr", trivial())
+    this = begin.prepare(f"{web.url}?sig={S}", words, tmp_path / "m.zarr", trivial())
     assert S not in repr(this) + str(this) + repr(this.scene) + repr(this.scene.origin)
-    worker = pickle.loads(pickle.dumps(this))
+    worker = pickle.loads(pickle.dumps(work.Worker(this)))
     assert all(r.finished for r in worker(this.missing()[:1]))
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
     web.set(signature="nobody has this")
-    failed = job._commit(worker, this.missing()[0], OSError(f"https://u:{S}@h"), 0)
+    failed = work._commit(worker.job, this.missing()[0], OSError(f"https://u:{S}@h"), 0)
     assert "SceneReadError" in failed.reason
     web.set(signature=S)
     with pytest.raises(SceneReadError, match="renewed signature"):

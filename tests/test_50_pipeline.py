@@ -13,7 +13,7 @@ import rasterio
 import zarr
 from conftest import environment, rotated, smooth
 
-from ovrs import job, options, pipeline, segmenters, store, verify, vocabulary
+from ovrs import begin, job, options, pipeline, segmenters, store, verify, vocabulary
 from ovrs.errors import DigestMismatchError, IncompleteRunError, OptionError, SceneChangedError, StoreError
 from ovrs.report import info_of, status_of
 from ovrs.rundir import RunDir
@@ -99,7 +99,7 @@ def test_rotated_scene_contains_its_footprint(write_raster, words, trivial, tmp_
 
 def test_the_same_command_continues_and_another_is_refused(noise_scene, words, trivial, tmp_path):
     scene, out = noise_scene(700, 500), tmp_path / "map.zarr"
-    this = job.prepare(scene, words, out, trivial())
+    this = begin.prepare(scene, words, out, trivial())
     pipeline.compute(this, this.missing()[:2])
     assert "2/6 blocks" in status_of(out).text
     with pytest.raises(DigestMismatchError, match="another model, vocabulary"):
@@ -116,7 +116,7 @@ def test_the_same_command_continues_and_another_is_refused(noise_scene, words, t
 
 def test_a_changed_scene_is_noticed(write_raster, words, trivial, tmp_path):
     scene, out = write_raster(smooth(200, 200)), tmp_path / "map.zarr"
-    job.prepare(scene, words, out, trivial())
+    begin.prepare(scene, words, out, trivial())
     with rasterio.open(scene, "r+") as target:
         target.write(smooth(200, 200, 5))
     with pytest.raises(DigestMismatchError, match="scene"):
@@ -137,7 +137,7 @@ def test_failed_blocks_are_recorded_and_the_rest_goes_on(write_raster, words, tr
     scene, out = write_raster(smooth(700, 500), tiled=True, blockxsize=128, blockysize=128), tmp_path / "map.zarr"
     with scene.open("r+b") as stream:  # the last rows of the raster are lost
         stream.truncate(scene.stat().st_size * 7 // 10)
-    this = job.prepare(scene, words, out, trivial())
+    this = begin.prepare(scene, words, out, trivial())
     with pytest.raises(IncompleteRunError, match=r"SceneReadError.*scene\.tif") as caught:
         pipeline.run(this)
     assert caught.value.exit_code == 4
@@ -154,7 +154,7 @@ def test_failed_blocks_are_recorded_and_the_rest_goes_on(write_raster, words, tr
 def test_a_healed_scene_is_finished_by_resume(write_raster, words, trivial, tmp_path):
     scene, out = write_raster(smooth(700, 500), tiled=True, blockxsize=128, blockysize=128), tmp_path / "map.zarr"
     whole = scene.read_bytes()
-    this = job.prepare(scene, words, out, trivial())
+    this = begin.prepare(scene, words, out, trivial())
     scene.write_bytes(whole[: len(whole) * 7 // 10])
     with pytest.raises(SceneChangedError, match="changed while it was being mapped"):
         pipeline.run(this)
@@ -289,11 +289,11 @@ def test_scene_level_adaptation_is_learned_once_and_leaves_no_seams(tmp_path):
     np.testing.assert_array_equal(*maps)
     learned = tmp_path / "a.run/adaptation.npz"
     before = learned.stat().st_mtime_ns
-    job.resume(tmp_path / "a.zarr")
+    begin.resume(tmp_path / "a.zarr")
     assert learned.stat().st_mtime_ns == before
     learned.unlink()
     with pytest.raises(StoreError, match="begin anew"):
-        segmenters.build(replace(job.build_job(scene, words, tmp_path / "c.zarr", chosen)[0].spec, state=learned))
+        segmenters.build(replace(begin.build_job(scene, words, tmp_path / "c.zarr", chosen)[0].spec, state=learned))
     wrong = options.build(method={"method": "none", "adaptation": "scene"})
     with pytest.raises(OptionError, match="adaptation belongs to tmpa"):
         pipeline.map_scene(scene, words, tmp_path / "d.zarr", wrong)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from ovrs import catalog, job, pipeline, publish
+from ovrs import begin, catalog, pipeline, publish, work
 from ovrs.errors import CatalogError, DigestMismatchError, SceneChangedError, SchedulerLostError, StoreError
 from ovrs.imagery import images
 from ovrs.ledger import Image, Ledger
@@ -86,10 +86,10 @@ def test_a_scene_goes_from_s3_to_s3(bucket, noise_scene, words, trivial, tmp_pat
 def test_another_scene_under_the_same_key_is_noticed(bucket, noise_scene, words, trivial, tmp_path):
     scene, uri, out = noise_scene(400, 300), "s3://maps/in/again.tif", tmp_path / "m.zarr"
     bucket.put_file(str(scene), "maps/in/again.tif")
-    this = job.prepare(uri, words, out, trivial())
-    assert all(r.finished for r in job.run_blocks(this, this.missing()[:1]))
+    this = begin.prepare(uri, words, out, trivial())
+    assert all(r.finished for r in work.run_blocks(this, this.missing()[:1]))
     bucket.put_file(str(scene), "maps/in/again.tif")  # the same bytes: the same scene
-    assert all(r.finished for r in job.run_blocks(this, this.missing()[:1]))
+    assert all(r.finished for r in work.run_blocks(this, this.missing()[:1]))
     bucket.put_file(str(noise_scene(400, 300, seed=1)), "maps/in/again.tif")
     with pytest.raises(SceneChangedError):
         pipeline.run(this)
@@ -368,7 +368,7 @@ def test_a_restarted_scheduler_is_waited_for(processes, noise_scene, words, triv
     wait_workers(address, 1)
     scene, out = noise_scene(900, 700), tmp_path / "m.zarr"
     options = trivial(executor="dask", scheduler=address, resources={"GPU": 1}, batch=1)
-    this = job.prepare(scene, words, out, options)
+    this = begin.prepare(scene, words, out, options)
     seen = []
 
     def progress(record, done, total):
@@ -399,7 +399,7 @@ def test_a_scheduler_that_stays_away_is_named(processes, noise_scene, words, tri
     ]
     wait_workers(address, 1)
     out = tmp_path / "m.zarr"
-    this = job.prepare(noise_scene(900, 700), words, out, trivial(executor="dask", scheduler=address, batch=1))
+    this = begin.prepare(noise_scene(900, 700), words, out, trivial(executor="dask", scheduler=address, batch=1))
 
     def progress(record, done, total):
         if done == 1:
@@ -491,7 +491,7 @@ def test_a_hanging_server_times_out_and_the_run_goes_on_later(noise_scene, words
     threading.Thread(target=server.serve_forever, daemon=True).start()
     uri, out = f"/vsicurl/http://127.0.0.1:{server.server_port}/scene.tif", tmp_path / "m.zarr"
     try:
-        this = job.prepare(uri, words, out, trivial())
+        this = begin.prepare(uri, words, out, trivial())
         server.hang = True
         with pytest.raises(StoreError, match="SceneReadError"):
             pipeline.run(this)

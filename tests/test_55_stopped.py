@@ -15,7 +15,7 @@ import pytest
 import zarr
 from conftest import environment, smooth
 
-from ovrs import edge, execute, files, job, limits, pipeline, pyramid, store
+from ovrs import begin, edge, execute, files, limits, pipeline, pyramid, store
 from ovrs.__main__ import app
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
 from ovrs.opening import open_scene
@@ -190,7 +190,7 @@ def test_stopped_before_anything_was_begun(noise_scene, tmp_path):
     noise_scene(64, 64)
     code = (
         "import os, signal; from ovrs import edge, pipeline, __main__ as m\n"
-        "pipeline.job.build_job = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nm.main()"
+        "pipeline.begin.build_job = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nm.main()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "map", str(tmp_path / "scene.tif"), *WORDS, "-o", str(tmp_path / "m.zarr")],
@@ -228,7 +228,7 @@ def test_threads_end_between_two_blocks_of_a_piece(noise_scene, words, trivial, 
             noise_scene(900, 900), words, out, trivial(executor="threads", workers=1, batch=2), progress=stop
         )
     assert "ovrs resume" in caught.value.__notes__[0]
-    assert 0 < len(RunDir(out).records()) < job.resume(out).plan.block_count
+    assert 0 < len(RunDir(out).records()) < begin.resume(out).plan.block_count
 
 
 # ---- schedulers -----------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_an_error_of_the_system_in_a_worker_is_not_a_lost_scheduler(monkeypatch)
 
 def test_a_relative_output_means_the_same_folder_for_every_worker(noise_scene, words, trivial, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    prepared = job.prepare(noise_scene(64, 64), words, Path("m.zarr"), trivial())
+    prepared = begin.prepare(noise_scene(64, 64), words, Path("m.zarr"), trivial())
     assert prepared.out == tmp_path / "m.zarr"
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import DATA, smooth, write_clip_directory
 from safetensors.torch import load_file, save_file
 
-from ovrs import job, options, segmenters, vocabulary
+from ovrs import begin, options, segmenters, vocabulary
 from ovrs.errors import DigestMismatchError
 from ovrs.model import build as clip_build
 from ovrs.model import loading
@@ -229,7 +229,7 @@ def digest(places, write_raster, tmp_path):
 
     def digest(sections):
         chosen = options.build(**_placed(sections, places))
-        return job.build_job(scene, WORDS, tmp_path / "m.zarr", chosen)[1]["digest"]
+        return begin.build_job(scene, WORDS, tmp_path / "m.zarr", chosen)[1]["digest"]
 
     return digest
 
@@ -326,10 +326,10 @@ def test_a_second_run_with_other_templates_is_refused(places, write_raster, tmp_
         options.build(model={"model": str(places["CLIP"])}, method={**given, "templates": name})
         for name in ("single", "mean")
     )
-    job.prepare(scene, WORDS, out, first)
-    job.prepare(scene, WORDS, out, first)
+    begin.prepare(scene, WORDS, out, first)
+    begin.prepare(scene, WORDS, out, first)
     with pytest.raises(DigestMismatchError, match="another model"):
-        job.prepare(scene, WORDS, out, second)
+        begin.prepare(scene, WORDS, out, second)
 
 
 def test_numbers_of_other_code_are_another_run(places, write_raster, tmp_path, monkeypatch):
@@ -337,10 +337,10 @@ def test_numbers_of_other_code_are_another_run(places, write_raster, tmp_path, m
 
     scene, out = write_raster(smooth(64, 64)), tmp_path / "m.zarr"
     chosen = options.build(model={"model": str(places["CLIP"])}, method={"method": "none"})
-    job.prepare(scene, WORDS, out, chosen)
+    begin.prepare(scene, WORDS, out, chosen)
     monkeypatch.setattr(record, "NUMERICS", record.NUMERICS + 1)
     with pytest.raises(DigestMismatchError, match="another code"):
-        job.prepare(scene, WORDS, out, chosen)
+        begin.prepare(scene, WORDS, out, chosen)
 
 
 def test_a_process_that_lives_long_sees_replaced_files(places, tmp_path):

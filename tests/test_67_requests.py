@@ -6,7 +6,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ovrs import catalog, job, options, pipeline, preset
+from ovrs import begin, catalog, job, options, pipeline, preset
 from ovrs.__main__ import app
 from ovrs.errors import OptionError
 from ovrs.ledger import Image
@@ -101,18 +101,18 @@ def test_the_catalogs_own_sam3_maps_from_python_and_resumes(noise_scene, words, 
     """Any value of the options chooses the method of its model's family, and a kept run says which."""
     out = tmp_path / "m.zarr"
     chosen = MapOptions(model={"model": "sam3-tiny"}, method={"sam3": {"prior_space": "none"}})
-    job.prepare(noise_scene(64, 64), words, out, chosen)
+    begin.prepare(noise_scene(64, 64), words, out, chosen)
     kept = job.RunDir(out).description()["options"]
     assert kept["method"]["method"] == "coco_sam3"
     assert MapOptions.model_validate(kept) == chosen
-    assert job.resume(out).options == chosen
+    assert begin.resume(out).options == chosen
 
 
 def test_a_method_that_was_asked_for_is_never_replaced(noise_scene, words, tmp_path):
     asked = MapOptions(model={"model": "sam3-tiny"}, method={"method": "tmpa"})
     assert asked.method.method == "tmpa"
     with pytest.raises(OptionError, match="'tmpa' is for CLIP models"):
-        job.prepare(noise_scene(64, 64), words, tmp_path / "m.zarr", asked)
+        begin.prepare(noise_scene(64, 64), words, tmp_path / "m.zarr", asked)
 
 
 def test_a_broken_config_of_a_model_is_named(tmp_path):

@@ -33,14 +33,14 @@ def make_material(folder: Path) -> Path:
 
 def make_maps(folder: Path) -> Path:
     """`maps/finished` and `maps/begun` hold `map.zarr` or its parts, `maps/net` a tiny model directory."""
-    from ovrs import job, pipeline, vocabulary
+    from ovrs import begin, pipeline, vocabulary
     from ovrs.options import build
 
     words = vocabulary.from_names(["water", "road"])
     options = build(model={"model": "trivial"}, run={"block_pitches": 1})
     for name in ("finished", "begun"):
         (folder / "maps" / name).mkdir(parents=True)
-        begun = job.prepare(folder / "scene/scene.tif", words, folder / "maps" / name / "map.zarr", options)
+        begun = begin.prepare(folder / "scene/scene.tif", words, folder / "maps" / name / "map.zarr", options)
         if name == "finished":
             pipeline.run(begun)
         else:

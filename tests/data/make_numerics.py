@@ -16,7 +16,7 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 
-from ovrs import adaptation, job, options, segmenters, vocabulary
+from ovrs import adaptation, begin, options, segmenters, vocabulary
 from ovrs.block import map_block
 from ovrs.model.dense import LAST_BLOCK_VARIANTS
 from ovrs.model.methods import METHOD_NAMES, SAM3_METHOD_NAMES
@@ -102,7 +102,7 @@ def scores(folder: Path, names: list[str], tiny: Path) -> dict[str, Any]:
         if "proxy_model" in sections.get("method", {}):
             sections["method"]["proxy_weights"] = _external(folder / "vit.pth")
         chosen = options.build(**sections, run={"block_pitches": 64})
-        run, _ = job.build_job(scene, WORDS, folder / "map.zarr", chosen)
+        run, _ = begin.build_job(scene, WORDS, folder / "map.zarr", chosen)
         segmenter = segmenters.build(run.spec)
         if chosen.method.adaptation == "scene":
             segmenter = segmenter.with_state(segmenter.adapt_scene(adaptation.sample_tiles(run.scene, run.plan, 3)))
