@@ -131,7 +131,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
     spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
     segmenter = segmenters.build(spec)
-    if options.method.adaptation == "scene" and not isinstance(segmenter, SceneAdaptive):
+    if _adapts_to_scene(options) and not isinstance(segmenter, SceneAdaptive):
         method = segmenter.describe()["method"]
         raise OptionError(f"method {method} does not adapt to a scene as a whole; use --adaptation tile")
     plan = Plan(
@@ -178,8 +178,11 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     elif not out.exists():
         with Lock(run):
             put_back_schema(job)
-    adapts = options.method.scene_level and options.model.family != "trivial"  # which has nothing to adapt
-    return _adapted_to_scene(job) if adapts else job
+    return _adapted_to_scene(job) if _adapts_to_scene(options) else job
+
+
+def _adapts_to_scene(options: MapOptions) -> bool:
+    return options.method.scene_level and options.model.family != "trivial"  # which has nothing to adapt
 
 
 def _adapted_to_scene(job: Job) -> Job:
