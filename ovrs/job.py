@@ -14,7 +14,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import zarr
@@ -131,9 +131,8 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
     spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
     segmenter = segmenters.build(spec)
-    if _adapts_to_scene(options) and not isinstance(segmenter, SceneAdaptive):
-        method = segmenter.describe()["method"]
-        raise OptionError(f"method {method} does not adapt to a scene as a whole; use --adaptation tile")
+    if options.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
+        raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --adaptation tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
@@ -178,18 +177,13 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     elif not out.exists():
         with Lock(run):
             put_back_schema(job)
-    return _adapted_to_scene(job) if _adapts_to_scene(options) else job
-
-
-def _adapts_to_scene(options: MapOptions) -> bool:
-    return options.method.scene_level and options.model.family != "trivial"  # which has nothing to adapt
+    return _adapted_to_scene(job) if options.adapts_to_scene else job
 
 
 def _adapted_to_scene(job: Job) -> Job:
     """The job with what its segmenter learns from the scene as a whole; learned once per run."""
     file = job.run_dir.path / adaptation.STATE_FILE
-    segmenter = segmenters.build(job.spec)
-    assert isinstance(segmenter, SceneAdaptive)  # build_job has looked
+    segmenter = cast("SceneAdaptive", segmenters.build(job.spec))  # build_job has looked
     if not file.exists():
         with Lock(job.run_dir):
             count = job.options.method.scene_tiles
