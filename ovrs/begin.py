@@ -6,7 +6,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -46,9 +46,8 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
     spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
     segmenter = segmenters.build(spec)
-    if options.method.adaptation == "scene" and not isinstance(segmenter, SceneAdaptive):
-        method = segmenter.describe()["method"]
-        raise OptionError(f"method {method} does not adapt to a scene as a whole; use --adaptation tile")
+    if options.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
+        raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --adaptation tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
@@ -93,15 +92,13 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     elif not out.exists():
         with Lock(run):
             put_back_schema(job)
-    adapts = options.method.scene_level and options.model.family != "trivial"  # which has nothing to adapt
-    return _adapted_to_scene(job) if adapts else job
+    return _adapted_to_scene(job) if options.adapts_to_scene else job
 
 
 def _adapted_to_scene(job: Job) -> Job:
     """The job with what its segmenter learns from the scene as a whole; learned once per run."""
     file = job.run_dir.path / adaptation.STATE_FILE
-    segmenter = segmenters.build(job.spec)
-    assert isinstance(segmenter, SceneAdaptive)  # build_job has looked
+    segmenter = cast("SceneAdaptive", segmenters.build(job.spec))  # build_job has looked
     if not file.exists():
         with Lock(job.run_dir):
             count = job.options.method.scene_tiles

@@ -358,6 +358,11 @@ class MapOptions(_Options):
             return value
         return value.model_copy(update={"method": "coco_sam3"})
 
+    @property
+    def adapts_to_scene(self) -> bool:
+        """Whether a run learns from the scene as a whole; `trivial` has nothing to learn."""
+        return self.method.scene_level and self.model.family != "trivial"
+
 
 def build(**sections: Mapping[str, object]) -> MapOptions:
     """Validate nested dictionaries into options.

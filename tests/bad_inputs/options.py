@@ -143,7 +143,7 @@ CALLS: list[list[str]] = [
     ["map", "scene.tif", "-o", "out.zarr"],
     ["map", "scene.tif", "-o", "out.zarr", "--classes", "a", "--vocabulary", "demo"],
     [*MAP, "-o", "out.zarr", "--threshold", "0.5"],
-    [*MAP, "-o", "out.zarr", "--adaptation", "scene"],
+    [*MAP, "-o", "out.zarr", "--adaptation", "planet"],
     [*MAP, "-o", "out.zarr", "--scheduler", "tcp://nowhere"],
     [*MAP, "-o", "out.zarr", "--scheduler", "nonsense"],
     ["info"],
