@@ -375,5 +375,12 @@ def build(**sections: Mapping[str, object]) -> MapOptions:
             {k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()}
         )
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-        raise OptionError(faults) from error
+        raise OptionError(
+            "; ".join(_told(fault["loc"], fault["msg"], fault["input"]) for fault in error.errors())
+        ) from error
+
+
+def _told(place: tuple[int | str, ...], what: str, given: object) -> str:
+    """One fault in words; a section of options is no value that anybody typed."""
+    got = "" if isinstance(given, BaseModel) else f" (got {given!r})"
+    return f"{'.'.join(map(str, place))}: {what}{got}"

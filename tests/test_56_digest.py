@@ -1,5 +1,6 @@
 """A law over all options: where two values can give other scores, they give another digest; where they cannot, the same."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -209,14 +210,18 @@ def _sam3_files(root):
 def networks_loaded_once(places, tiny_clip):
     """Each network once, and published tags without a download: `one` is the tiny CLIP, `another` has other weights."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(clip_build, "load", functools.cache(loading.load))
-    patch.setattr(sam3_build, "load", functools.cache(sam3_build.load))
+    once = functools.cache(loading.load)
 
     def tagged(given):
+        if given.pretrained is None:
+            return once(given)
         path = places["CLIP" if given.pretrained == "one" else "OTHER_CLIP"]
-        return loading._from_directory(path)
+        own = once(ModelOptions(**{**dict(given), "model": str(path), "pretrained": None}))
+        return dataclasses.replace(own, name=given.model, directory=None)
 
-    patch.setattr(loading, "_from_name", tagged)
+    patch.setattr(clip_build, "load", tagged)
+    patch.setattr(sam3_build, "load", functools.cache(sam3_build.load))
+
     patch.setattr(torch.nn.Module, "compile", lambda *args, **kwargs: None)  # takes seconds, changes no fact
     yield
     patch.undo()

@@ -117,10 +117,7 @@ def test_a_method_that_was_asked_for_is_never_replaced(noise_scene, words, tmp_p
 
 def test_a_broken_config_of_a_model_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{broken")
-    with pytest.raises(OptionError, match=r"config\.json cannot be read as JSON"):
-        options.build(model={"model": str(tmp_path)})
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(OptionError, match="holds no JSON object"):
+    with pytest.raises(OptionError, match=r"config\.json is no JSON[^\n(]*$"):
         options.build(model={"model": str(tmp_path)})
 
 
