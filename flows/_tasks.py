@@ -23,11 +23,11 @@ from prefect.cache_policies import NO_CACHE
 from ovrs import finish as finishing
 from ovrs import pipeline
 from ovrs.cache import cache_directory
-from ovrs.errors import IncompleteRunError, PromptError
+from ovrs.errors import IncompleteRunError
 from ovrs.export import target
 from ovrs.export.cog import write_cog
 from ovrs.export.quicklook import write_quicklook
-from ovrs.prompts import LanguageModel, write_prompts
+from ovrs.prompts import LanguageModel, PromptError, write_prompts
 from ovrs.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
 
 if TYPE_CHECKING:

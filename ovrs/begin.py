@@ -17,14 +17,13 @@ from ovrs.decide import DecisionRule
 from ovrs.errors import OptionError, StoreError
 from ovrs.grid import nominal_size_m
 from ovrs.job import Job
-from ovrs.limits import check_blocks
 from ovrs.opening import open_scene, require_whole
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
 from ovrs.record import describe
 from ovrs.rundir import Lock, RunDir
 from ovrs.segmenters import SegmenterSpec
-from ovrs.tiling import Plan
+from ovrs.tiling import Plan, check_blocks
 from ovrs.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

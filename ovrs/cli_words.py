@@ -49,8 +49,7 @@ def prompts(
     """Let a language model write context prompts, or check a prompt file. The key comes from OPENAI_API_KEY."""
     from ovrs import vocabulary as room
     from ovrs.cache import cache_directory
-    from ovrs.errors import PromptError
-    from ovrs.prompts import LanguageModel, write_prompts
+    from ovrs.prompts import LanguageModel, PromptError, write_prompts
 
     given = room.load(words)
     if check:

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from ovrs.redact import redacted
-
-if TYPE_CHECKING:
-    from ovrs.vocabulary import Vocabulary
 
 EXIT_CODES = {
     0: "done",
@@ -76,14 +72,6 @@ class VocabularyError(OvrsError, ValueError):
     """A class list or prompt file cannot be used."""
 
     exit_code = 2
-
-
-class PromptError(OvrsError):
-    """A language model could not be made to write prompts; what was good is kept."""
-
-    exit_code = 3
-    partial: Vocabulary | None = None
-    """The vocabulary with the classes that could be written."""
 
 
 class SceneReadError(OvrsError, OSError):

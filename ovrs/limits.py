@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ovrs.errors import OptionError, SceneReadError
-
-if TYPE_CHECKING:
-    from ovrs.tiling import Plan
+from ovrs.errors import SceneReadError
 
 MOST_PIXELS_PER_SIDE = 1 << 24
 """Side of a scene in pixels; the coordinates of a longer side alone take 128 MiB and more."""
-MOST_BLOCKS = 1 << 21
-"""Blocks of a run; each has a marker file of its own."""
 MOST_BYTES_PER_PIECE = 2 << 30
 """Bytes of one strip or tile of a band, which GDAL holds in memory as a whole."""
 
@@ -37,16 +32,3 @@ def check_claims(source: Any) -> None:
                 f"{source.name} is stored in pieces of {cols} x {rows} pixels, too large to read at once. Store it in tiles "
                 "(gdal_translate -co TILED=YES), or is its header damaged?"
             )
-
-
-def check_blocks(plan: Plan) -> None:
-    """Refuse a run of more blocks than files can be kept for.
-
-    Raises:
-        OptionError: Too many blocks.
-    """
-    if plan.block_count > MOST_BLOCKS:
-        raise OptionError(
-            f"{plan.width} x {plan.height} pixels are {plan.block_count} blocks, more than {MOST_BLOCKS}; map a part with "
-            "--bbox, a coarser grid with --gsd, or larger blocks with --block"
-        )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ovrs import files
-from ovrs.errors import PromptError
+from ovrs.errors import OvrsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from ovrs.vocabulary import ClassEntry, Vocabulary
 
 log = logging.getLogger(__name__)
+
+
+class PromptError(OvrsError):
+    """A language model could not be made to write prompts; what was good is kept."""
+
+    exit_code = 3
+    partial: Vocabulary | None = None
+    """The vocabulary with the classes that could be written."""
+
 
 ATTEMPTS = 3
 TASK = """You write prompts for a vision-language model that labels remote sensing images seen from above.

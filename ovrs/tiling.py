@@ -18,6 +18,9 @@ from ovrs.grid import Window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MOST_BLOCKS = 1 << 21
+"""Blocks of a run; each has a marker file of its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TileGeometry:
@@ -193,3 +196,16 @@ def _ramp(length: int, ramp: int) -> NDArray[np.float64]:
     weight[:ramp] = rise
     weight[length - ramp :] = rise[::-1]
     return np.maximum(weight, 1e-3)
+
+
+def check_blocks(plan: Plan) -> None:
+    """Refuse a run of more blocks than files can be kept for.
+
+    Raises:
+        OptionError: Too many blocks.
+    """
+    if plan.block_count > MOST_BLOCKS:
+        raise OptionError(
+            f"{plan.width} x {plan.height} pixels are {plan.block_count} blocks, more than {MOST_BLOCKS}; map a part with "
+            "--bbox, a coarser grid with --gsd, or larger blocks with --block"
+        )

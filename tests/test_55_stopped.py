@@ -15,7 +15,7 @@ import pytest
 import zarr
 from conftest import environment, smooth
 
-from ovrs import begin, edge, execute, files, limits, pipeline, pyramid, store
+from ovrs import begin, edge, execute, files, pipeline, pyramid, store, tiling
 from ovrs.__main__ import app
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
 from ovrs.opening import open_scene
@@ -317,7 +317,7 @@ def test_enormous_claims_are_refused(tag, value, write_raster):
 
 
 def test_a_plan_of_too_many_blocks_is_refused(noise_scene, words, trivial, tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "MOST_BLOCKS", 3)
+    monkeypatch.setattr(tiling, "MOST_BLOCKS", 3)
     with pytest.raises(OptionError, match="--bbox"):
         pipeline.map_scene(noise_scene(900, 900), words, tmp_path / "m.zarr", trivial())
     assert [p.name for p in tmp_path.iterdir()] == ["scene.tif"]

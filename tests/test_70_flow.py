@@ -130,8 +130,7 @@ def test_prompts_task_asks_by_name_without_a_model_and_stops_or_composes_when_it
     prefect_server, noise_scene, trivial, tmp_path
 ):
     from flows.map_scene import map_scene
-    from ovrs.errors import PromptError
-    from ovrs.prompts import LanguageModel
+    from ovrs.prompts import LanguageModel, PromptError
 
     scene, down = (
         str(noise_scene(200, 150)),
