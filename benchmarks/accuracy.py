@@ -21,12 +21,14 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 from benchmarks.sets import SETS
-from ovrs import options, pipeline, store, vocabulary
-from ovrs.demo import write_demo_scene
-from ovrs.evaluate import Confusion
+from ovrs import options, pipeline
+from ovrs.bench.evaluate import Confusion
+from ovrs.demo.run import write_demo_scene
+from ovrs.store import layout as store
+from ovrs.words import vocabulary
 
 if TYPE_CHECKING:
-    from ovrs.vocabulary import Vocabulary
+    from ovrs.words.vocabulary import Vocabulary
 
 ROWS = {
     "names only, no adaptation": {"method": "none", "prompts": "names"},

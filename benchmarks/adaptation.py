@@ -21,18 +21,18 @@ import torch
 from PIL import Image
 
 from benchmarks.sets import SETS, LabelledSet, renamed
-from ovrs.corruptions import CORRUPTIONS, corrupt
-from ovrs.evaluate import Confusion
-from ovrs.grid import Window
-from ovrs.model import tmpa
-from ovrs.model.build import build_clip_segmenter
-from ovrs.model.segmenter import ClipSegmenter, TmpaSegmenter
+from ovrs.bench.corruptions import CORRUPTIONS, corrupt
+from ovrs.bench.evaluate import Confusion
+from ovrs.engine.tiling import crop_starts
+from ovrs.model.adapt import tmpa
+from ovrs.model.clip.build import build_clip_segmenter
+from ovrs.model.clip.segmenter import ClipSegmenter, TmpaSegmenter
 from ovrs.options import MethodOptions, ModelOptions
-from ovrs.tiling import crop_starts
+from ovrs.scene.grid import Window
 
 if TYPE_CHECKING:
-    from ovrs.model.features import TileFeatures
-    from ovrs.vocabulary import Vocabulary
+    from ovrs.model.clip.features import TileFeatures
+    from ovrs.words.vocabulary import Vocabulary
 
 TEXT_ROWS: dict[str, dict[str, Any]] = {
     "names": {"method": "none", "prompts": "names"},
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV to append to")
     args = parser.parse_args()
     torch.manual_seed(0)
-    from ovrs.preset import parse_settings
+    from ovrs.methods.preset import parse_settings
 
     common = parse_settings(args.set)
     names = list(CORRUPTIONS) if args.corruption == ["all"] else args.corruption

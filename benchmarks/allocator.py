@@ -15,7 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from ovrs.allocator import ENVIRONMENT
+from ovrs.engine.allocator import ENVIRONMENT
 
 SETTINGS: dict[str, dict[str, str]] = {
     "glibc's own": {},
@@ -27,8 +27,8 @@ SETTINGS: dict[str, dict[str, str]] = {
 def rate(seconds: float) -> float:
     import torch
 
-    from ovrs.model.dense import dense_tokens
-    from ovrs.model.loading import load
+    from ovrs.model.clip.dense import dense_tokens
+    from ovrs.model.clip.loading import load
     from ovrs.options import ModelOptions
 
     torch.set_num_threads(1)

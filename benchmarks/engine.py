@@ -112,7 +112,7 @@ class ConvSegmenter:
     class_count = channels = CLASSES
 
     def __init__(self) -> None:
-        from ovrs.tiling import TileGeometry
+        from ovrs.engine.tiling import TileGeometry
 
         self.geometry = TileGeometry(crop=TILE + 2 * HALO, stride=TILE, crops_per_tile=1)
         self.net = model()
@@ -126,7 +126,7 @@ class ConvSegmenter:
         return values, weight
 
     def finish(self, evidence):
-        from ovrs.contract import TileScores
+        from ovrs.engine.contract import TileScores
 
         return TileScores(evidence)
 
@@ -139,7 +139,9 @@ class ConvSegmenter:
 
 
 def ours(source: Path, out: Path, executor: str = "serial") -> None:
-    from ovrs import options, pipeline, segmenters, vocabulary
+    from ovrs import options, pipeline
+    from ovrs.run import segmenters
+    from ovrs.words import vocabulary
 
     segmenter = ConvSegmenter()
     segmenters.build = lambda _: segmenter
@@ -161,7 +163,7 @@ def one(name: str, folder: Path) -> None:
     import torch  # noqa: F401
     import zarr  # noqa: F401
 
-    import ovrs.job  # noqa: F401
+    import ovrs.run.job  # noqa: F401
 
     print(json.dumps(measured(WAYS[name][0], folder, folder / WAYS[name][1])))
 

@@ -21,17 +21,17 @@ from PIL import Image
 
 from benchmarks.adaptation import windows
 from benchmarks.sets import UNSEEN, LabelledSet
-from ovrs.evaluate import Confusion
-from ovrs.model import tmpa
-from ovrs.model.build import build_clip_segmenter
-from ovrs.model.scene_text import calibrate_scene
+from ovrs.bench.evaluate import Confusion
+from ovrs.methods.preset import parse_settings
+from ovrs.model.adapt import tmpa
+from ovrs.model.adapt.scene_text import calibrate_scene
+from ovrs.model.clip.build import build_clip_segmenter
 from ovrs.options import MethodOptions, ModelOptions
-from ovrs.preset import parse_settings
 
 if TYPE_CHECKING:
-    from ovrs.model.features import TileFeatures
-    from ovrs.model.scene_segmenter import SceneTmpaSegmenter
-    from ovrs.model.segmenter import ClipSegmenter, TmpaSegmenter
+    from ovrs.model.adapt.scene_segmenter import SceneTmpaSegmenter
+    from ovrs.model.clip.features import TileFeatures
+    from ovrs.model.clip.segmenter import ClipSegmenter, TmpaSegmenter
 
 ROWS = ("names", "TMPA per image", "scene rule per image", "scene rule")
 

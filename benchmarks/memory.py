@@ -22,11 +22,11 @@ import rasterio
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from ovrs.synth import World, windows
+from ovrs.demo.synth import World, windows
 
 RUNNER = """
 import sys
-from ovrs.__main__ import app
+from ovrs.cli.app import app
 app(sys.argv[1:], standalone_mode=False)
 line = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))  # getrusage would count the parent before exec
 print("PEAK", int(line.split()[1]) / 1024)

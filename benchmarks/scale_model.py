@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ovrs.job import Job
+    from ovrs.run.job import Job
 
 KEPT = Path(__file__).parent / "scale_costs.json"
 RUN = {"block_pitches": 2, "batch": 2, "pyramid": False}
@@ -120,8 +120,8 @@ class Stopwatch:
 
 def per_tile(this: Job, blocks: int = 3) -> tuple[dict[str, float], float]:
     """Seconds per tile of the steps of some blocks in the middle, and of the segmenter's part of computing."""
-    from ovrs import segmenters, work
-    from ovrs.block import map_block
+    from ovrs.engine.block import map_block
+    from ovrs.run import segmenters, work
 
     watch = Stopwatch(segmenters.build(this.spec))
     names = this.plan.block_names()
@@ -146,10 +146,12 @@ def measure(side: int, work: Path) -> tuple[Costs, list[tuple[int, float, float]
     """Costs of one worker; then (workers, predicted, measured) seconds of runs with local Dask workers of one thread."""
     import torch
 
-    from ovrs import begin, options, pipeline, vocabulary
-    from ovrs.execute import run
+    from ovrs import options, pipeline
+    from ovrs.demo.synth import World, write_scene
+    from ovrs.engine.execute import run
     from ovrs.options import RunOptions
-    from ovrs.synth import World, write_scene
+    from ovrs.run import begin
+    from ovrs.words import vocabulary
 
     torch.set_num_threads(1)  # as Dask's workers have
     work.mkdir(parents=True, exist_ok=True)

@@ -19,11 +19,13 @@ import numpy as np
 import rasterio
 
 from benchmarks.seams import measure
-from ovrs import options, pipeline, store, vocabulary
-from ovrs.evaluate import Confusion
-from ovrs.rundir import RunDir
-from ovrs.synth import World, write_scene
-from ovrs.verify import plan_of
+from ovrs import options, pipeline
+from ovrs.bench.evaluate import Confusion
+from ovrs.demo.synth import World, write_scene
+from ovrs.run.rundir import RunDir
+from ovrs.run.verify import plan_of
+from ovrs.store import layout as store
+from ovrs.words import vocabulary
 
 ROWS = {
     "none": {"method": "none"},

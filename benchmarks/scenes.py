@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ovrs.model.dense import encode_prelude, last_block
-from ovrs.model.loading import load
-from ovrs.model.text import embed, imagenet_templates
+from ovrs.model.clip.dense import encode_prelude, last_block
+from ovrs.model.clip.loading import load
+from ovrs.model.clip.text import embed, imagenet_templates
 from ovrs.options import ModelOptions
 from training.phrases import class_name
 from training.prepare import held_scene

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ovrs import options, pipeline, store, vocabulary
-from ovrs.rundir import RunDir
-from ovrs.synth import World, write_scene
-from ovrs.tiling import Plan, crop_starts
-from ovrs.verify import plan_of
+from ovrs import options, pipeline
+from ovrs.demo.synth import World, write_scene
+from ovrs.engine.tiling import Plan, crop_starts
+from ovrs.run.rundir import RunDir
+from ovrs.run.verify import plan_of
+from ovrs.store import layout as store
+from ovrs.words import vocabulary
 
 
 @dataclass(frozen=True)

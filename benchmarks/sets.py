@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ovrs import vocabulary
-from ovrs.vocabulary import ClassEntry, Vocabulary
+from ovrs.words import vocabulary
+from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
 IGNORE = 255
 

@@ -48,11 +48,11 @@ def to_pixels(scores: torch.Tensor) -> torch.Tensor:
 
 
 def ours(method: str, steps: int, device: str) -> float:
-    from ovrs.model import mlmp, pseudo, tmpa, tpt
-    from ovrs.model.dense import dense_tokens
-    from ovrs.model.jbu import Jbu
-    from ovrs.model.text import TextBank, encode_sentences
-    from ovrs.model.upsample import JointBilateral
+    from ovrs.model.adapt import mlmp, pseudo, tmpa, tpt
+    from ovrs.model.clip.dense import dense_tokens
+    from ovrs.model.clip.jbu import Jbu
+    from ovrs.model.clip.text import TextBank, encode_sentences
+    from ovrs.model.clip.upsample import JointBilateral
 
     clip, images, text = model()
     clip.requires_grad_(False)
@@ -91,8 +91,8 @@ def ours(method: str, steps: int, device: str) -> float:
 
 
 def crop_inputs_of(images: torch.Tensor):
-    from ovrs.grid import Window
-    from ovrs.model.inputs import CropInputs
+    from ovrs.model.clip.inputs import CropInputs
+    from ovrs.scene.grid import Window
 
     crops = tuple(Window(y, x, CROP, CROP) for y in (0, CROP) for x in (0, CROP))
     everywhere = torch.ones(SIDE, SIDE, dtype=torch.bool, device=images.device)
@@ -233,7 +233,7 @@ def plain_tmpa(visual, image, text):
 @torch.no_grad()
 def plain_jbu(visual, image, text):
     """All 512 channels, one neighbour after the other."""
-    from ovrs.model.jbu import Jbu
+    from ovrs.model.clip.jbu import Jbu
 
     net = Jbu("jbu_one", 512).eval().to(image.device)
     x = plain_tokens(visual, image)[0].transpose(1, 2).unflatten(-1, (14, 14))

@@ -60,8 +60,8 @@ def main() -> None:
 
 def towers(name: str) -> dict[str, Callable[[list[str]], np.ndarray]]:
     """The model asked in bare words, and in CLIP's templates (lists of more than `TEMPLATED` phrases stay bare)."""
-    from ovrs.model.loading import load
-    from ovrs.model.text import embed, imagenet_templates
+    from ovrs.model.clip.loading import load
+    from ovrs.model.clip.text import embed, imagenet_templates
     from ovrs.options import ModelOptions
 
     model = load(ModelOptions(model=name))

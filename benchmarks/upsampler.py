@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.speed import NAMES
-from ovrs.grid import Window
-from ovrs.model.inputs import CropInputs
-from ovrs.model.jbu import Jbu
-from ovrs.model.upsample import JointBilateral
+from ovrs.model.clip.inputs import CropInputs
+from ovrs.model.clip.jbu import Jbu
+from ovrs.model.clip.upsample import JointBilateral
+from ovrs.scene.grid import Window
 
 
 def material() -> tuple:

@@ -20,7 +20,7 @@ def make(path: Path, side: int) -> None:
     from odc.geo.geobox import GeoBox
     from rasterio.transform import from_origin
 
-    from ovrs import store
+    from ovrs.store import layout as store
 
     words = ["ground", "field", "forest", "water"]
     box = GeoBox((side, side), from_origin(5e5, 5.6e6, 0.5, 0.5), "EPSG:32633")

@@ -20,22 +20,22 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from ovrs import finish as finishing
 from ovrs import pipeline
 from ovrs.cache import cache_directory
 from ovrs.errors import IncompleteRunError
 from ovrs.export import target
 from ovrs.export.cog import write_cog
 from ovrs.export.quicklook import write_quicklook
-from ovrs.prompts import LanguageModel, PromptError, write_prompts
-from ovrs.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
+from ovrs.run import finish as finishing
+from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
+from ovrs.words.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefect.client.schemas.objects import State, TaskRun
 
-    from ovrs.job import Job
+    from ovrs.run.job import Job
 
 log = logging.getLogger(__name__)
 

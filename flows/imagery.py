@@ -19,12 +19,12 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.map_scene import map_scene
-from ovrs import catalog as room
+from ovrs.collection import catalog as room
+from ovrs.collection.imagery import images
+from ovrs.collection.ledger import Image, Ledger
 from ovrs.errors import IncompleteRunError
-from ovrs.imagery import images
-from ovrs.ledger import Image, Ledger
 from ovrs.options import RunOptions
-from ovrs.publish import short
+from ovrs.run.publish import short
 
 AT_ONCE = 2
 """Scenes under way at a time in one flow run; `gpu_pool` limits them over all flow runs."""

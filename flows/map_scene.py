@@ -20,12 +20,14 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows._tasks import export, finish, map_blocks, prompts, publish, report
-from ovrs import begin, pipeline, vocabulary
-from ovrs import publish as publishing
+from ovrs import pipeline
 from ovrs.options import MapOptions
-from ovrs.prompts import LanguageModel
 from ovrs.redact import guard_logs, redacted
-from ovrs.rundir import Lock
+from ovrs.run import begin
+from ovrs.run import publish as publishing
+from ovrs.run.rundir import Lock
+from ovrs.words import vocabulary
+from ovrs.words.prompts import LanguageModel
 
 BATCHES = 16
 """Task runs per scene: bookkeeping stays at seconds however large the scene is."""

@@ -14,7 +14,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows._tasks import export, publish
-from ovrs import store as stores
+from ovrs.store import layout as stores
 
 
 @flow(name="export-products")

@@ -10,13 +10,13 @@ __version__ = "0.1.0"
 _LAZY = {
     "map_scene": "ovrs.pipeline",
     "resume": "ovrs.pipeline",
-    "load_vocabulary": "ovrs.vocabulary",
-    "Vocabulary": "ovrs.vocabulary",
+    "load_vocabulary": "ovrs.words.vocabulary",
+    "Vocabulary": "ovrs.words.vocabulary",
     "MapOptions": "ovrs.options",
-    "open_complete": "ovrs.store",
+    "open_complete": "ovrs.store.layout",
     "OvrsError": "ovrs.errors",
-    "Segmenter": "ovrs.contract",
-    "TileScores": "ovrs.contract",
+    "Segmenter": "ovrs.engine.contract",
+    "TileScores": "ovrs.engine.contract",
 }
 _RENAMED = {"load_vocabulary": "load"}
 

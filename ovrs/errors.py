@@ -1,6 +1,6 @@
 """Every error `ovrs` raises on purpose, the words for errors of others, and the exit code of each.
 
-Library code raises leaves of `OvrsError`; `ovrs.edge` prints the message and ends with the exit code.
+Library code raises leaves of `OvrsError`; `ovrs.cli.edge` prints the message and ends with the exit code.
 """
 
 from __future__ import annotations

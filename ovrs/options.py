@@ -203,7 +203,7 @@ class Sam3Options(_Options):
 class MethodOptions(_Options):
     """How features and text become scores. Defaults marked *model* come from the model's own metadata.
 
-    Options that a method does not use are refused by `ovrs.model.build`, so that none is silently ignored.
+    Options that a method does not use are refused by `ovrs.model.clip.build`, so that none is silently ignored.
     """
 
     APART = {

@@ -12,19 +12,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs import begin, execute, files, finish, publish, work
+from ovrs import files
+from ovrs.engine import execute
 from ovrs.errors import DamagedBlocksError, OutputError
 from ovrs.provenance import require_same
 from ovrs.redact import redacted
-from ovrs.rundir import Lock, RunDir
+from ovrs.run import begin, finish, publish, work
+from ovrs.run.rundir import Lock, RunDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from ovrs.job import Job
     from ovrs.options import MapOptions
-    from ovrs.rundir import BlockRecord
-    from ovrs.vocabulary import Vocabulary
+    from ovrs.run.job import Job
+    from ovrs.run.rundir import BlockRecord
+    from ovrs.words.vocabulary import Vocabulary
 
     Progress = Callable[[BlockRecord, int, int], None]
 
@@ -107,7 +109,7 @@ def map_to(
         staging: Folder for unpublished maps; all workers must see it. Default: `$OVRS_STAGING`, else `ovrs-staging`.
 
     Raises:
-        OvrsError: See `map_scene` and `ovrs.publish.publish`. What is computed stays in `staging`.
+        OvrsError: See `map_scene` and `ovrs.run.publish.publish`. What is computed stays in `staging`.
     """
     if not publish.is_remote(target):
         return map_scene(uri, vocabulary, Path(target), options, overwrite=overwrite, progress=progress)

@@ -9,15 +9,17 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from ovrs import adaptation, begin, job, pipeline, store, verify
+from ovrs import pipeline
 from ovrs.errors import StoreError
-from ovrs.rundir import Lock, RunDir, write_sealed
+from ovrs.run import adaptation, begin, job, verify
+from ovrs.run.rundir import Lock, RunDir, write_sealed
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ovrs.pipeline import Progress
-    from ovrs.verify import Problem
+    from ovrs.run.verify import Problem
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
         What was wrong; empty when nothing was, or when the store was unfinished.
 
     Raises:
-        OvrsError: As `ovrs.begin.resume` and `ovrs.pipeline.run`.
+        OvrsError: As `ovrs.run.begin.resume` and `ovrs.pipeline.run`.
     """
     _restore_description(out)
     found: tuple[Problem, ...] = ()

@@ -11,7 +11,8 @@ import pytest
 import rasterio
 from rasterio.transform import Affine, from_origin
 
-from ovrs import options, vocabulary
+from ovrs import options
+from ovrs.words import vocabulary
 
 DATA = Path(__file__).parent / "data"
 

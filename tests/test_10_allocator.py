@@ -10,7 +10,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from ovrs.allocator import keep_freed_memory
+from ovrs.engine.allocator import keep_freed_memory
 asked = "keep" in sys.argv and keep_freed_memory()
 np.ones(10_000_000).sum()  # 80 MB: used once, freed
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

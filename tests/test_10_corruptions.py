@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ovrs.corruptions import CORRUPTIONS, corrupt
+from ovrs.bench.corruptions import CORRUPTIONS, corrupt
+from ovrs.demo.synth import World
 from ovrs.errors import OptionError
-from ovrs.synth import World
 
 
 @pytest.fixture(scope="module")

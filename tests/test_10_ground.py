@@ -6,7 +6,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Geod, Transformer
 
-from ovrs.grid import Window, has_ground, nominal_size_m, pixel_size_m, regrid, row_areas_m2
+from ovrs.scene.grid import Window, has_ground, nominal_size_m, pixel_size_m, regrid, row_areas_m2
 
 MOON = (
     'GEOGCS["Moon 2000",DATUM["D_Moon_2000",SPHEROID["Moon_2000_IAU_IAG",1737400.0,0.0]],PRIMEM["Greenwich",0],'
@@ -125,9 +125,9 @@ def test_grids_without_a_place_on_the_ground_say_so(caplog):
 def test_gsd_is_met_on_the_ground_and_the_model_is_told_it(noise_scene, words, trivial, tmp_path, monkeypatch):
     from rasterio.transform import from_origin
 
-    from ovrs import begin
-    from ovrs.opening import open_scene
     from ovrs.options import ModelOptions, SceneOptions
+    from ovrs.run import begin
+    from ovrs.scene.opening import open_scene
 
     path = noise_scene(80, 100, crs="EPSG:3857", transform=from_origin(1669792, 6446275, 0.6, 0.6))  # 0.385 m at 50 N
     scene = open_scene(path, SceneOptions(gsd=0.77))

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
+from ovrs.engine.tiling import Plan, TileGeometry, crop_starts, taper
 from ovrs.errors import GridMismatchError, OptionError
-from ovrs.grid import Window, crop_to_bounds, pixel_size_m, regrid, row_areas_m2
-from ovrs.tiling import Plan, TileGeometry, crop_starts, taper
+from ovrs.scene.grid import Window, crop_to_bounds, pixel_size_m, regrid, row_areas_m2
 
 plans = st.builds(
     lambda h, w, stride, double, k, n: Plan(

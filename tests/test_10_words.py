@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import yaml
 
-from ovrs import options, vocabulary
-from ovrs.decide import DecisionRule, decide
+from ovrs import options
+from ovrs.bench.evaluate import Confusion
+from ovrs.demo.synth import World
+from ovrs.engine.decide import DecisionRule, decide
 from ovrs.errors import OptionError, SceneReadError, VocabularyError
-from ovrs.evaluate import Confusion
-from ovrs.pyramid import mean2, mode2
-from ovrs.radiometry import measure_stretch
-from ovrs.synth import World
+from ovrs.scene.radiometry import measure_stretch
+from ovrs.store.pyramid import mean2, mode2
+from ovrs.words import vocabulary
 
 BENCHMARKS = {
     "openearthmap": 9,

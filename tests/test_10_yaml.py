@@ -4,8 +4,10 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ovrs import options, preset, vocabulary, yamlfile
+from ovrs import options, yamlfile
 from ovrs.errors import OptionError, VocabularyError
+from ovrs.methods import preset
+from ovrs.words import vocabulary
 
 
 def read(text):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from ovrs import edge, errors
+from ovrs import errors
+from ovrs.cli import edge
 from ovrs.errors import EXIT_CODES, OutputError, OvrsError, SceneReadError, outcome, told
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ def test_the_page_has_the_table_of_exit_codes():
 
 
 def test_help_tells_the_exit_codes(capsys):
-    from ovrs.__main__ import app
+    from ovrs.cli.app import app
 
     assert edge.run(app, ["--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -15,12 +15,12 @@ from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from shapely.geometry import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
-from ovrs import catalog
-from ovrs.aoi import restrict
+from ovrs.collection import catalog
 from ovrs.errors import OptionError
-from ovrs.grid import Window
-from ovrs.opening import open_scene
 from ovrs.options import SceneOptions
+from ovrs.scene.aoi import restrict
+from ovrs.scene.grid import Window
+from ovrs.scene.opening import open_scene
 
 LEFT, TOP, SIZE = 500000, 5600000, 0.5
 GRID = GeoBox((200, 240), from_origin(LEFT, TOP, SIZE, SIZE), "EPSG:32633")
@@ -216,7 +216,7 @@ def test_everything_else_is_refused_in_one_line(tmp_path):
 
 
 def test_many_features_are_read_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("ovrs.polygons._BATCH", 7)
+    monkeypatch.setattr("ovrs.scene.polygons._BATCH", 7)
     shapes = [box(LEFT + 4 * i, TOP - 3, LEFT + 4 * i + 2, TOP - 1) for i in range(21)]
     assert square_metres(restrict(GRID, write(tmp_path, shapes))) == 21 * 4
 

@@ -11,11 +11,14 @@ import rasterio
 import zarr
 from rasterio.transform import from_origin
 
-from ovrs import adaptation, begin, finish, pipeline, repair, store, verify, vocabulary
-from ovrs.__main__ import main
+from ovrs import pipeline, repair
+from ovrs.cli.app import main
 from ovrs.errors import OptionError, StoreError, StoreLockedError
 from ovrs.options import build
-from ovrs.rundir import Lock, RunDir
+from ovrs.run import adaptation, begin, finish, verify
+from ovrs.run.rundir import Lock, RunDir
+from ovrs.store import layout as store
+from ovrs.words import vocabulary
 
 CODES = (0, 2, 3, 4)
 JSON = ("[]", "{}", "3", "null", '"x"', '{"a": 1}', '{"zarr_format": 3, "node_type": "group"}', "[" * 100_000)
@@ -333,7 +336,7 @@ def test_locks_that_cannot_be_read_are_told_and_expire(work, command, monkeypatc
 
 def test_a_lock_from_the_future_is_watched(tmp_path, monkeypatch):
     """Another machine's clock may run ahead: only a change of the time tells that the owner lives."""
-    monkeypatch.setattr("ovrs.rundir.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("ovrs.run.rundir.HEARTBEAT_SECONDS", 0.05)
     run = RunDir(tmp_path / "a.zarr")
     run.path.mkdir()
     lock = run.path / "lock.json"
@@ -353,7 +356,7 @@ def test_a_damaged_map_is_shown_without_tracebacks_and_not_published(work, capsy
     import urllib.error
     import urllib.request
 
-    from ovrs import publish
+    from ovrs.run import publish
     from ovrs.view.server import open_viewer
 
     out = work("done3")

@@ -15,11 +15,13 @@ import zarr
 from conftest import smooth
 from webserver import Web
 
-from ovrs import contents, finish, pipeline, vsi, work
+from ovrs import pipeline
 from ovrs.errors import DigestMismatchError, SceneChangedError, SceneReadError
-from ovrs.opening import open_scene
 from ovrs.options import SceneOptions
-from ovrs.rundir import RunDir
+from ovrs.run import finish, work
+from ovrs.run.rundir import RunDir
+from ovrs.scene import contents, vsi
+from ovrs.scene.opening import open_scene
 
 SIZE = (500, 420)
 

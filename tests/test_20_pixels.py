@@ -15,9 +15,9 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 
 from ovrs.errors import OptionError, SceneReadError
-from ovrs.grid import Window
-from ovrs.opening import open_scene
 from ovrs.options import SceneOptions
+from ovrs.scene.grid import Window
+from ovrs.scene.opening import open_scene
 
 H, W = 40, 48
 HOLE = np.zeros((H, W), bool)
@@ -397,7 +397,7 @@ def test_a_signed_address_stands_for_one_file(tmp_path, served):
 
 
 def test_a_link_keeps_the_files_beside_it(tmp_path, words, trivial):
-    from ovrs.job import build_job
+    from ovrs.run.job import build_job
 
     (tmp_path / "store").mkdir()
     external_mask(tmp_path)

@@ -12,9 +12,9 @@ from rasterio.enums import ColorInterp
 from shapely.geometry import Polygon, box
 
 from ovrs.errors import OptionError, SceneReadError
-from ovrs.grid import Window
-from ovrs.opening import open_scene
 from ovrs.options import SceneOptions
+from ovrs.scene.grid import Window
+from ovrs.scene.opening import open_scene
 
 
 def whole(scene):

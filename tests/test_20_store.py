@@ -16,10 +16,12 @@ import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from ovrs import pyramid, rundir, store
 from ovrs.errors import GridMismatchError, StoreError, StoreLockedError
-from ovrs.grid import Window
-from ovrs.rundir import BlockRecord, Lock, RunDir
+from ovrs.run import rundir
+from ovrs.run.rundir import BlockRecord, Lock, RunDir
+from ovrs.scene.grid import Window
+from ovrs.store import layout as store
+from ovrs.store import pyramid
 
 UTM = GeoBox((70, 90), Affine(0.5, 0, 500000, 0, -0.5, 5600000), "EPSG:32633")
 DEGREES = GeoBox((70, 90), Affine(2.7e-6, 0, -115.2, 0, -2.7e-6, 36.1), "EPSG:4326")
@@ -253,7 +255,7 @@ def test_a_second_run_is_locked_out_and_a_dead_owner_is_taken_over(tmp_path):
     with Lock(run), pytest.raises(StoreLockedError, match=str(os.getpid())), Lock(run):
         pass
     assert not (run.path / "lock.json").exists()
-    code = f"import os; from pathlib import Path; from ovrs.rundir import *; Lock(RunDir(Path({str(run.store)!r}))).__enter__(); os._exit(9)"
+    code = f"import os; from pathlib import Path; from ovrs.run.rundir import *; Lock(RunDir(Path({str(run.store)!r}))).__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert (run.path / "lock.json").exists()
     with Lock(run):

@@ -10,12 +10,14 @@ import pytest
 from conftest import environment, smooth
 from webserver import Web
 
-from ovrs import begin, execute, pipeline, publish, work
-from ovrs.__main__ import main
+from ovrs import pipeline
+from ovrs.cli.app import main
+from ovrs.collection.ledger import Image, Ledger
+from ovrs.engine import execute
 from ovrs.errors import SceneReadError
-from ovrs.ledger import Image, Ledger
 from ovrs.options import RunOptions
 from ovrs.redact import MASK, cleaned, guard_logs, guarded_output, redacted
+from ovrs.run import begin, publish, work
 
 S = "hunter2xyz"
 ADDRESSES = [

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ovrs.errors import OptionError, WeightsError
-from ovrs.model.loading import load
+from ovrs.model.clip.loading import load
 from ovrs.options import ModelOptions
 
 CONFIG, WEIGHTS, OWN = "open_clip_config.json", "open_clip_model.safetensors", "ovrs.json"
@@ -455,7 +455,7 @@ def multilingual(place, state):
 
 
 def test_a_tokenizer_beside_the_weights_is_used_and_no_hub_is_asked(multilingual, no_network):
-    from ovrs.model.text import encode_sentences
+    from ovrs.model.clip.text import encode_sentences
 
     model = given(multilingual)
     sentences = ["photo arbre", "eau", "route"]
@@ -532,7 +532,7 @@ def test_pickled_weights_and_towers_of_their_own_load_as_in_open_clip(place, sta
     (place / WEIGHTS).unlink()
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, place / name)
     model = given(place)
-    from ovrs.model.text import encode_sentences
+    from ovrs.model.clip.text import encode_sentences
 
     reference = open_clip.CLIP(**MODEL).eval()
     reference.load_state_dict(state)
@@ -548,7 +548,7 @@ def test_pickled_weights_and_towers_of_their_own_load_as_in_open_clip(place, sta
 @pytest.mark.parametrize("name", ["jbu_one.safetensors", "jbu_one.ckpt"])
 @pytest.mark.parametrize("content", [b"", b"broken", b"x" * 1000, b"version https://git-lfs.github.com/spec/v1"])
 def test_damaged_upsamplers_are_one_line(tmp_path, name, content):
-    from ovrs.model.upsample import load_jbu
+    from ovrs.model.clip.upsample import load_jbu
 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match="cannot be read as plain tensors") as caught:

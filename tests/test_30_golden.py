@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from conftest import DATA
 
-from ovrs.grid import Window
-from ovrs.model import tmpa_compat
-from ovrs.model.dense import dense_tokens
-from ovrs.model.features import accumulate
-from ovrs.model.gem import gem_tokens
-from ovrs.model.head import class_scores
-from ovrs.model.inputs import CropInputs
-from ovrs.model.proxy import proxy_tokens
-from ovrs.model.text import TextBank, embed, imagenet_templates
-from ovrs.model.upsample import Bilinear, JointBilateral, load_jbu
-from ovrs.tiling import crop_starts
+from ovrs.engine.tiling import crop_starts
+from ovrs.model.adapt import tmpa_compat
+from ovrs.model.clip.dense import dense_tokens
+from ovrs.model.clip.features import accumulate
+from ovrs.model.clip.gem import gem_tokens
+from ovrs.model.clip.head import class_scores
+from ovrs.model.clip.inputs import CropInputs
+from ovrs.model.clip.proxy import proxy_tokens
+from ovrs.model.clip.text import TextBank, embed, imagenet_templates
+from ovrs.model.clip.upsample import Bilinear, JointBilateral, load_jbu
+from ovrs.scene.grid import Window
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_naclip_equals_a_loop_in_numpy(tiny_clip):
     """The prior is added to the scaled key-key logits, row by row; CLS has none."""
     torch.manual_seed(0)
     block = tiny_clip.visual.transformer.resblocks[-1]
-    from ovrs.model.dense import encode_prelude, last_block
+    from ovrs.model.clip.dense import encode_prelude, last_block
 
     with torch.no_grad():
         x, grid = encode_prelude(tiny_clip.visual, torch.randn(1, 3, 48, 64))
@@ -141,7 +141,7 @@ def test_text_embeddings(golden, tiny_clip):
 def test_cut_text_encoding_equals_open_clips_own(tiny_clip):
     import open_clip
 
-    from ovrs.model.text import encode_sentences
+    from ovrs.model.clip.text import encode_sentences
 
     tokenize = open_clip.get_tokenizer("ViT-B-16")
     sentences = ["a roof", "water " * 120, "a small grove of dark trees beside a road", "a roof"]

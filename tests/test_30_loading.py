@@ -8,13 +8,13 @@ import torch
 from conftest import DATA, smooth
 from PIL import Image
 
-from ovrs import vocabulary
 from ovrs.errors import OptionError, OvrsError, WeightsError
-from ovrs.grid import Window
-from ovrs.model.build import build_clip_segmenter
-from ovrs.model.loading import bundled_directory, hash_weights, load
-from ovrs.model.methods import METHOD_NAMES, NORM_METHODS
+from ovrs.methods.registry import METHOD_NAMES, NORM_METHODS
+from ovrs.model.clip.build import build_clip_segmenter
+from ovrs.model.clip.loading import bundled_directory, hash_weights, load
 from ovrs.options import MethodOptions, ModelOptions, build
+from ovrs.scene.grid import Window
+from ovrs.words import vocabulary
 
 CROPS = tuple(Window(r, c, 64, 64) for r in (0, 32) for c in (0, 32))
 
@@ -134,7 +134,7 @@ def test_towers_without_class_token_attention_are_refused():
         load(ModelOptions(model="RN50"))
     import open_clip
 
-    from ovrs.model.dense import check_vit
+    from ovrs.model.clip.dense import check_vit
 
     with pytest.raises(WeightsError, match="open_clip ViT"):
         check_vit(open_clip.create_model("RN50", pretrained_image=False).visual)
@@ -279,7 +279,7 @@ def odd_tile(segmenter):
 
 def test_text_vectors_are_cached_by_content(directory, tmp_path, monkeypatch):
     monkeypatch.setenv("OVRS_CACHE", str(tmp_path / "cache"))
-    from ovrs.model import text
+    from ovrs.model.clip import text
 
     model = load(ModelOptions(model=str(directory)))
     queries = text.queries_of(vocabulary.load("demo"))

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovrs.model.dense import dense_tokens
-from ovrs.model.mlmp import MlmpSettings, adapt, layer_weights, mean_entropy
-from ovrs.model.tuning import forward, initial_norms, project
+from ovrs.model.adapt.mlmp import MlmpSettings, adapt, layer_weights, mean_entropy
+from ovrs.model.adapt.tuning import forward, initial_norms, project
+from ovrs.model.clip.dense import dense_tokens
 
 SCALE = float(np.exp(np.float64(np.float16(np.log(100)))))
 RUNS = {

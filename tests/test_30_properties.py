@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from test_30_golden import tile_features
 from typer.testing import CliRunner
 
-from ovrs import options, preset
-from ovrs.__main__ import app
+from ovrs import options
+from ovrs.cli.app import app
 from ovrs.errors import OptionError
-from ovrs.model import dense, mlmp
-from ovrs.model.dense import DENSE_VARIANTS, encode_prelude, last_block
-from ovrs.model.head import class_scores, join_queries
-from ovrs.model.methods import DENSE, METHOD_NAMES, SAM3_METHOD_NAMES
-from ovrs.model.text import TextBank, clean, listed, queries_of
-from ovrs.model.tmpa import TmpaSettings, calibrate, find_prototypes
-from ovrs.vocabulary import ClassEntry, Vocabulary
+from ovrs.methods import preset
+from ovrs.methods.registry import DENSE, METHOD_NAMES, SAM3_METHOD_NAMES
+from ovrs.model.adapt import mlmp
+from ovrs.model.adapt.tmpa import TmpaSettings, calibrate, find_prototypes
+from ovrs.model.clip import dense
+from ovrs.model.clip.dense import DENSE_VARIANTS, encode_prelude, last_block
+from ovrs.model.clip.head import class_scores, join_queries
+from ovrs.model.clip.text import TextBank, clean, listed, queries_of
+from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
 
 @pytest.mark.parametrize("variant", ["maskclip", "sclip", "clearclip", "naclip_kk", "segearth"])
@@ -201,7 +203,7 @@ def test_a_name_that_lists_things_is_asked_for_thing_by_thing(name, things):
 
 
 def test_lists_are_split_where_a_model_wants_it_and_never_for_the_released_code(directory):
-    from ovrs.model.build import build_clip_segmenter
+    from ovrs.model.clip.build import build_clip_segmenter
     from ovrs.options import MethodOptions, ModelOptions
 
     words = Vocabulary(name="w", classes=(ClassEntry(name="trees and grass"), ClassEntry(name="water")))
@@ -220,11 +222,11 @@ def test_lists_are_split_where_a_model_wants_it_and_never_for_the_released_code(
 
 
 def test_bare_words_leave_the_templates_out():
-    from ovrs import vocabulary
-    from ovrs.model.build import build_clip_segmenter
-    from ovrs.model.loading import load
-    from ovrs.model.text import embed
+    from ovrs.model.clip.build import build_clip_segmenter
+    from ovrs.model.clip.loading import load
+    from ovrs.model.clip.text import embed
     from ovrs.options import MethodOptions, ModelOptions
+    from ovrs.words import vocabulary
 
     words = vocabulary.from_names(["building", "water"])
     plain, bare = (
@@ -246,7 +248,7 @@ def test_bare_words_leave_the_templates_out():
 def test_the_steps_recommended_for_tmpa_are_its_alone():
     from types import SimpleNamespace
 
-    from ovrs.model.build import with_model_defaults
+    from ovrs.model.clip.build import with_model_defaults
     from ovrs.options import MethodOptions
 
     model = SimpleNamespace(defaults={"lr": 0.003})

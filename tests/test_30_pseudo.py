@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from ovrs.errors import OptionError
-from ovrs.model import tpt
-from ovrs.model.mlmp import MLMP_TEMPLATES
-from ovrs.model.pseudo import PseudoSettings, agreement, clipartt, released_choice, released_rows, watt
-from ovrs.model.text import encode_sentences
-from ovrs.model.tuning import forward, initial_norms, project
+from ovrs.model.adapt import tpt
+from ovrs.model.adapt.mlmp import MLMP_TEMPLATES
+from ovrs.model.adapt.pseudo import PseudoSettings, agreement, clipartt, released_choice, released_rows, watt
+from ovrs.model.adapt.tuning import forward, initial_norms, project
+from ovrs.model.clip.text import encode_sentences
 
 tokenize = open_clip.get_tokenizer("ViT-B-32")
 

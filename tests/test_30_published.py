@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from conftest import smooth
 from PIL import Image
 
-from ovrs import vocabulary
 from ovrs.errors import OptionError, WeightsError
-from ovrs.grid import Window
-from ovrs.model.build import build_clip_segmenter
-from ovrs.model.loading import load
-from ovrs.model.text import encode_sentences
+from ovrs.model.clip.build import build_clip_segmenter
+from ovrs.model.clip.loading import load
+from ovrs.model.clip.text import encode_sentences
 from ovrs.options import MethodOptions, ModelOptions
+from ovrs.scene.grid import Window
+from ovrs.words import vocabulary
 
 QUICK_TAGS = {"openai", "metaclip_400m", "metaclip_fullcc", "dfn2b", "dfn5b"}
 QUICK_ELSE = {
@@ -198,7 +198,7 @@ def test_weights_decide_against_the_name(stub, monkeypatch, caplog):
 
 
 def test_an_architecture_described_with_quick_gelu_for_its_only_weights_keeps_it():
-    from ovrs.model.published import _quick_gelu
+    from ovrs.model.clip.published import _quick_gelu
 
     name = "roberta-ViT-B-32"
     assert _quick_gelu(name, open_clip.get_model_config(name), open_clip.get_pretrained_cfg(name, "laion2b_s12b_b32k"))

@@ -5,11 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovrs import options, pipeline, store, vocabulary
-from ovrs.adaptation import spread
-from ovrs.model.encoder import TileMemory
-from ovrs.model.scene_text import SceneSettings, calibrate_scene
-from ovrs.model.text import TextBank
+from ovrs import options, pipeline
+from ovrs.model.adapt.scene_text import SceneSettings, calibrate_scene
+from ovrs.model.clip.encoder import TileMemory
+from ovrs.model.clip.text import TextBank
+from ovrs.run.adaptation import spread
+from ovrs.store import layout as store
+from ovrs.words import vocabulary
 
 SETTINGS = SceneSettings(scale=30.0, max_share=0.0)
 
@@ -132,7 +134,7 @@ def test_remembered_tiles_leave_the_map_as_it_is(tmp_path, noise_scene, words, m
 
 
 def test_names_are_asked_by_the_bundled_model_and_sentences_only_if_wanted(caplog):
-    from ovrs.model.build import build_clip_segmenter
+    from ovrs.model.clip.build import build_clip_segmenter
 
     words = vocabulary.load("demo")
     caplog.set_level("INFO", "ovrs")
@@ -145,7 +147,7 @@ def test_names_are_asked_by_the_bundled_model_and_sentences_only_if_wanted(caplo
 
 def test_options_of_the_descent_are_not_ignored():
     from ovrs.errors import OptionError
-    from ovrs.model.build import build_clip_segmenter
+    from ovrs.model.clip.build import build_clip_segmenter
 
     words, model = vocabulary.load("demo"), options.ModelOptions()
     learned = build_clip_segmenter(model, options.MethodOptions(steps=2), words)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from ovrs.model.stem import ConvStem
+from ovrs.model.clip.stem import ConvStem
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from test_30_golden import tile_features
 
-from ovrs.grid import Window
-from ovrs.model import tmpa
-from ovrs.model.head import class_scores, entropy
-from ovrs.model.inputs import CropInputs
-from ovrs.model.text import TextBank
-from ovrs.model.tmpa import TmpaSettings, calibrate, find_prototypes
+from ovrs.model.adapt import tmpa
+from ovrs.model.adapt.tmpa import TmpaSettings, calibrate, find_prototypes
+from ovrs.model.clip.head import class_scores, entropy
+from ovrs.model.clip.inputs import CropInputs
+from ovrs.model.clip.text import TextBank
+from ovrs.scene.grid import Window
 
 SETTINGS = TmpaSettings(scale=40.0, cls_weight=-0.3)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovrs.model.upsample import load_jbu
+from ovrs.model.clip.upsample import load_jbu
 from training import train_upsampler
 from training.crops import looked_up, scene_crop
 from training.infrared import REFLECTS, colour_infrared

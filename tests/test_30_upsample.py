@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_30_golden import tile_features
 
-from ovrs.contract import TileScores
+from ovrs.engine.contract import TileScores
 from ovrs.errors import WeightsError
-from ovrs.model import cass
-from ovrs.model.jbu import apply_kernel, correlate
-from ovrs.model.refine import Refined, RefineSettings, drop_small, pamr
-from ovrs.model.upsample import JointBilateral, load_jbu
+from ovrs.model.adapt import cass
+from ovrs.model.clip.jbu import apply_kernel, correlate
+from ovrs.model.clip.refine import Refined, RefineSettings, drop_small, pamr
+from ovrs.model.clip.upsample import JointBilateral, load_jbu
 
 CPU = torch.device("cpu")
 
@@ -78,8 +78,8 @@ def test_gradients_reach_the_text(net, features, golden):
 
 
 def test_odd_crops_are_cut_back(net, golden, tiny_clip):
-    from ovrs.grid import Window
-    from ovrs.model.inputs import CropInputs
+    from ovrs.model.clip.inputs import CropInputs
+    from ovrs.scene.grid import Window
 
     images = F.pad(torch.from_numpy(golden["img150x130"][:, :, :90, :93]), (1, 2, 3, 3))
     inputs = CropInputs(
@@ -168,13 +168,13 @@ def test_small_classes_are_dropped_but_not_the_background():
 
 
 def test_refined_wraps_any_segmenter():
-    from ovrs.testing import ColourSegmenter
-    from ovrs.tiling import TileGeometry
+    from ovrs.engine.testing import ColourSegmenter
+    from ovrs.engine.tiling import TileGeometry
 
     inner = ColourSegmenter(3, TileGeometry(crop=32, stride=16))
     refined = Refined(inner, RefineSettings(pamr_steps=2))
     rgb, valid = np.random.default_rng(0).integers(0, 255, (3, 80, 80), dtype=np.uint8), np.ones((80, 80), bool)
-    from ovrs.grid import Window
+    from ovrs.scene.grid import Window
 
     crops = tuple(Window(r, c, 32, 32) for r in (0, 16, 32, 48) for c in (0, 16, 32, 48))
     before, after = inner.segment(rgb, valid, crops), refined.segment(rgb, valid, crops)

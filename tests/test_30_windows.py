@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 from rasterio.transform import from_origin
 from typer.testing import CliRunner
 
-from ovrs import options, pipeline, store, vocabulary
-from ovrs.__main__ import app
+from ovrs import options, pipeline
+from ovrs.cli.app import app
+from ovrs.engine.tiling import Plan, TileGeometry
 from ovrs.errors import OptionError
-from ovrs.grid import Window
-from ovrs.model.build import build_clip_segmenter
-from ovrs.model.features import accumulate
-from ovrs.model.methods import METHOD_NAMES
-from ovrs.model.windows import Views
+from ovrs.methods.registry import METHOD_NAMES
+from ovrs.model.clip.build import build_clip_segmenter
+from ovrs.model.clip.features import accumulate
+from ovrs.model.clip.windows import Views
 from ovrs.options import MethodOptions, ModelOptions
-from ovrs.tiling import Plan, TileGeometry
+from ovrs.scene.grid import Window
+from ovrs.store import layout as store
+from ovrs.words import vocabulary
 
 
 def segmenter_of(directory, method="none", model=None, **more):

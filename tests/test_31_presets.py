@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 from conftest import write_clip_directory
 
-from ovrs import preset, vocabulary
-from ovrs.model import build as clip_build
-from ovrs.model.build import OWN_OPTIONS, build_clip_segmenter, with_model_defaults
-from ovrs.model.methods import NORM_METHODS, SAM3_METHOD_NAMES
+from ovrs.methods import preset
+from ovrs.methods.registry import NORM_METHODS, SAM3_METHOD_NAMES
+from ovrs.model.clip import build as clip_build
+from ovrs.model.clip.build import OWN_OPTIONS, build_clip_segmenter, with_model_defaults
 from ovrs.model.sam3 import build as sam3_build
 from ovrs.model.sam3.build import build_sam3_segmenter
 from ovrs.options import MethodOptions, ModelOptions
+from ovrs.words import vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")
 FULL = {"layers": None, "image_weight": 1, "beta": 1, "templates": "separate", "steps": 10}

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovrs import options, pipeline, vocabulary
+from ovrs import options, pipeline
 from ovrs.errors import OptionError, Sam3WeightsMissing, VocabularyError, WeightsError
-from ovrs.grid import Window
 from ovrs.model.sam3 import fuse, probe
 from ovrs.model.sam3.backend import Detection, PhraseBank, Sam3Backend
 from ovrs.model.sam3.build import build_sam3_segmenter
@@ -18,6 +17,8 @@ from ovrs.model.sam3.prior import PrototypeSpace, Sam3Space, View
 from ovrs.model.sam3.tiny import build
 from ovrs.model.sam3.weights import TINY, find_directory, load
 from ovrs.options import MethodOptions, ModelOptions, Sam3Options
+from ovrs.scene.grid import Window
+from ovrs.words import vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")
 PHRASES = ["building", "road surface", "a very long row of old trees", "water"]
@@ -358,7 +359,7 @@ def test_wrong_combinations_are_named(model, method, message):
 
 
 def test_clip_methods_refuse_sam3_options():
-    from ovrs.model.build import build_clip_segmenter
+    from ovrs.model.clip.build import build_clip_segmenter
 
     with pytest.raises(OptionError, match="belong to SAM 3"):
         build_clip_segmenter(ModelOptions(), MethodOptions(sam3=Sam3Options(synonyms=1)), vocabulary.load("demo"))
@@ -478,7 +479,7 @@ def test_a_scene_is_mapped_into_zarr_with_the_probes_verdict(noise_scene, tmp_pa
 
 @pytest.mark.parametrize("preset", ["plain", "evidence", "sec", "coco"])
 def test_ablation_rows_are_presets(preset, image):
-    from ovrs.preset import method_options
+    from ovrs.methods.preset import method_options
 
     method = MethodOptions.model_validate(method_options(f"sam3/{preset}"))
     seg = build_sam3_segmenter(ModelOptions(model=TINY), method, vocabulary.load("loveda"))

@@ -6,13 +6,13 @@ from affine import Affine
 from conftest import smooth
 from odc.geo.geobox import GeoBox
 
-from ovrs.block import Overhang, map_block
-from ovrs.contract import FrozenSegmenter, Segmenter, TileScores
-from ovrs.decide import DecisionRule
-from ovrs.grid import Window
-from ovrs.scene import Pixels
-from ovrs.testing import ColourSegmenter, TileMeanSegmenter
-from ovrs.tiling import Plan, TileGeometry, crop_starts
+from ovrs.engine.block import Overhang, map_block
+from ovrs.engine.contract import FrozenSegmenter, Segmenter, TileScores
+from ovrs.engine.decide import DecisionRule
+from ovrs.engine.testing import ColourSegmenter, TileMeanSegmenter
+from ovrs.engine.tiling import Plan, TileGeometry, crop_starts
+from ovrs.scene.grid import Window
+from ovrs.scene.raster import Pixels
 
 SMALL = TileGeometry(crop=32, stride=16, crops_per_tile=3)
 

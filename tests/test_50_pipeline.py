@@ -13,11 +13,14 @@ import rasterio
 import zarr
 from conftest import environment, rotated, smooth
 
-from ovrs import begin, job, options, pipeline, segmenters, store, verify, vocabulary
+from ovrs import options, pipeline
+from ovrs.demo.synth import World, write_scene
 from ovrs.errors import DigestMismatchError, IncompleteRunError, OptionError, SceneChangedError, StoreError
-from ovrs.report import info_of, status_of
-from ovrs.rundir import RunDir
-from ovrs.synth import World, write_scene
+from ovrs.run import begin, job, segmenters, verify
+from ovrs.run.report import info_of, status_of
+from ovrs.run.rundir import RunDir
+from ovrs.store import layout as store
+from ovrs.words import vocabulary
 
 
 def arrays(path):
@@ -225,7 +228,7 @@ def test_kill_at_any_moment_and_go_on_gives_the_same_bytes(noise_scene, tmp_path
 @pytest.mark.parametrize("method", ["none", "tmpa", "tmpa_shift", "tmpa_compat"])
 def test_bundled_model_maps_with_every_method(method, write_raster, words, tmp_path):
     from ovrs import options
-    from ovrs.synth import World
+    from ovrs.demo.synth import World
 
     rgb, _ = World(seed=5).render(0, 0, 330, 250)
     scene = write_raster(rgb)
@@ -239,7 +242,7 @@ def test_bundled_model_maps_with_every_method(method, write_raster, words, tmp_p
 
 def test_bundled_frozen_map_does_not_depend_on_its_blocks(write_raster, words, tmp_path):
     from ovrs import options
-    from ovrs.synth import World
+    from ovrs.demo.synth import World
 
     scene = write_raster(World(seed=6).render(0, 0, 500, 420)[0])
     for pitches in (1, 8):

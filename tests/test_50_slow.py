@@ -13,10 +13,11 @@ import pytest
 import zarr
 from conftest import environment
 
-from ovrs import options, pipeline, vocabulary
-from ovrs.rundir import RunDir
-from ovrs.synth import World, write_scene
-from ovrs.verify import plan_of
+from ovrs import options, pipeline
+from ovrs.demo.synth import World, write_scene
+from ovrs.run.rundir import RunDir
+from ovrs.run.verify import plan_of
+from ovrs.words import vocabulary
 
 pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -75,10 +76,10 @@ def test_local_dask_processes_give_the_same_arrays(tmp_path):
 def test_a_compiled_tower_gives_the_same_map():
     from conftest import smooth
 
-    from ovrs import vocabulary
-    from ovrs.grid import Window
-    from ovrs.model.build import build_clip_segmenter
+    from ovrs.model.clip.build import build_clip_segmenter
     from ovrs.options import MethodOptions, ModelOptions
+    from ovrs.scene.grid import Window
+    from ovrs.words import vocabulary
 
     crops = (Window(0, 0, 160, 160),)
     rgb, valid = smooth(160, 160), np.ones((160, 160), bool)

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
-from ovrs import begin, catalog, pipeline, publish, work
+from ovrs import pipeline
+from ovrs.collection import catalog
+from ovrs.collection.imagery import images
+from ovrs.collection.ledger import Image, Ledger
 from ovrs.errors import CatalogError, DigestMismatchError, SceneChangedError, SchedulerLostError, StoreError
-from ovrs.imagery import images
-from ovrs.ledger import Image, Ledger
+from ovrs.run import begin, publish, work
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,7 +159,7 @@ def test_one_of_many_watchers_gets_an_image(bucket, tmp_path, root):
 
 
 def test_claims_of_the_dead_expire_and_the_hopeless_are_left(tmp_path, monkeypatch):
-    from ovrs import ledger as room
+    from ovrs.collection import ledger as room
 
     ledger, image = Ledger(str(tmp_path)), Image("a", "a", "1")
     assert ledger.claim(image)
@@ -297,7 +299,7 @@ class Suicidal:
 
 @pytest.mark.parametrize("always", [False, True])
 def test_a_dying_worker_loses_nothing_and_a_poisoned_item_is_recorded(tmp_path, always):
-    from ovrs.execute import run
+    from ovrs.engine.execute import run
     from ovrs.options import RunOptions
 
     work = Suicidal(tmp_path / "died", 3, always)
@@ -347,7 +349,7 @@ def wait_workers(address, count):
 
 def test_a_restarted_scheduler_is_waited_for(processes, noise_scene, words, trivial, tmp_path, monkeypatch):
     """Scheduler and worker end in the middle; both come back; the map equals the undisturbed one."""
-    from ovrs import execute
+    from ovrs.engine import execute
 
     monkeypatch.setattr(execute, "RECONNECT_SECONDS", 60.0)
     port = free_port()
@@ -387,7 +389,7 @@ def test_a_restarted_scheduler_is_waited_for(processes, noise_scene, words, triv
 
 
 def test_a_scheduler_that_stays_away_is_named(processes, noise_scene, words, trivial, tmp_path, monkeypatch):
-    from ovrs import execute
+    from ovrs.engine import execute
 
     monkeypatch.setattr(execute, "RECONNECT_SECONDS", 1.0)
     monkeypatch.setattr(execute, "RECONNECTS", 0)
@@ -416,7 +418,7 @@ def test_a_scheduler_that_stays_away_is_named(processes, noise_scene, words, tri
 
 
 def test_a_full_disk_is_recorded_and_the_rest_can_be_resumed(noise_scene, words, trivial, tmp_path, monkeypatch):
-    from ovrs import store
+    from ovrs.store import layout as store
 
     scene, out = noise_scene(700, 500), tmp_path / "m.zarr"
     real, calls = store.write_block, []

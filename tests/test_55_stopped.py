@@ -15,12 +15,17 @@ import pytest
 import zarr
 from conftest import environment, smooth
 
-from ovrs import begin, edge, execute, files, pipeline, pyramid, store, tiling
-from ovrs.__main__ import app
+from ovrs import files, pipeline
+from ovrs.cli import edge
+from ovrs.cli.app import app
+from ovrs.engine import execute, tiling
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
-from ovrs.opening import open_scene
 from ovrs.options import RunOptions, SceneOptions
-from ovrs.rundir import RunDir
+from ovrs.run import begin
+from ovrs.run.rundir import RunDir
+from ovrs.scene.opening import open_scene
+from ovrs.store import layout as store
+from ovrs.store import pyramid
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["--vocabulary", "demo", "--model", "trivial", "--method", "none"]
@@ -53,7 +58,7 @@ def test_a_refusal_at_any_writer_is_exit_code_4_and_resume_goes_on(
         elif writer == "overviews":
             patched.setattr(pyramid, "build", refuse(code))
         elif writer == "lock":
-            patched.setattr("ovrs.rundir.Lock._create", refuse(code))
+            patched.setattr("ovrs.run.rundir.Lock._create", refuse(code))
         else:
             late = (lambda p: p.name == "run.json") if writer == "run.json" else (lambda p: p.name > "00000_00000")
 
@@ -206,7 +211,7 @@ def test_stopped_before_anything_was_begun(noise_scene, tmp_path):
 
 def test_a_second_signal_ends_at_once():
     code = (
-        "import os, signal, time\nfrom ovrs.edge import Signals\n"
+        "import os, signal, time\nfrom ovrs.cli.edge import Signals\n"
         "with Signals():\n"
         "    try: os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
         "    except KeyboardInterrupt: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
@@ -328,7 +333,7 @@ def test_read_errors_tell_the_cause_and_the_file(write_raster):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     scene = open_scene(path, SceneOptions())
-    from ovrs.grid import Window
+    from ovrs.scene.grid import Window
 
     with pytest.raises(SceneReadError) as caught:
         scene.read(Window(0, 0, 200, 200))

@@ -12,13 +12,15 @@ import torch
 from conftest import DATA, smooth, write_clip_directory
 from safetensors.torch import load_file, save_file
 
-from ovrs import begin, options, segmenters, vocabulary
+from ovrs import options
 from ovrs.errors import DigestMismatchError
-from ovrs.model import build as clip_build
-from ovrs.model import loading
+from ovrs.model.clip import build as clip_build
+from ovrs.model.clip import loading
 from ovrs.model.sam3 import build as sam3_build
 from ovrs.model.sam3 import probe
 from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, Sam3Options, SceneOptions
+from ovrs.run import begin, segmenters
+from ovrs.words import vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")
 CLIP, TINY = {"model": "CLIP"}, {"model": "sam3-tiny"}
@@ -338,7 +340,7 @@ def test_a_second_run_with_other_templates_is_refused(places, write_raster, tmp_
 
 
 def test_numbers_of_other_code_are_another_run(places, write_raster, tmp_path, monkeypatch):
-    from ovrs import record
+    from ovrs.run import record
 
     scene, out = write_raster(smooth(64, 64)), tmp_path / "m.zarr"
     chosen = options.build(model={"model": str(places["CLIP"])}, method={"method": "none"})

@@ -7,8 +7,8 @@ import pytest
 from conftest import write_clip_directory
 from data import make_numerics
 
-from ovrs.model import build as clip_build
-from ovrs.model.methods import METHOD_NAMES, SAM3_METHOD_NAMES
+from ovrs.methods.registry import METHOD_NAMES, SAM3_METHOD_NAMES
+from ovrs.model.clip import build as clip_build
 from ovrs.provenance import NUMERICS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")

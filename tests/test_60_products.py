@@ -14,12 +14,14 @@ from PIL import Image
 from rio_cogeo.cogeo import cog_validate
 from typer.testing import CliRunner
 
-from ovrs import catalog, pipeline, vocabulary
-from ovrs.__main__ import app
+from ovrs import pipeline
+from ovrs.cli.app import app
+from ovrs.collection import catalog
 from ovrs.errors import CatalogError, OvrsError, StoreError
 from ovrs.export.cog import write_cog
 from ovrs.export.qml import write_qml
 from ovrs.export.quicklook import write_quicklook
+from ovrs.words import vocabulary
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from typer.testing import CliRunner
 
-from ovrs import vocabulary
-from ovrs.__main__ import app
+from ovrs.cli.app import app
 from ovrs.errors import PromptError
-from ovrs.lint_prompts import lint
-from ovrs.prompts import LanguageModel, write_prompts
-from ovrs.vocabulary import ClassEntry, Vocabulary
+from ovrs.words import vocabulary
+from ovrs.words.lint import lint
+from ovrs.words.prompts import LanguageModel, write_prompts
+from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
 WORDS = Vocabulary(name="mine", classes=(ClassEntry(name="solar panel"), ClassEntry(name="meadow")))
 

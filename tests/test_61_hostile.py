@@ -23,8 +23,8 @@ from conftest import environment
 from PIL import Image
 from typer.testing import CliRunner
 
-from ovrs import options, pipeline, store, vocabulary
-from ovrs.__main__ import app
+from ovrs import options, pipeline
+from ovrs.cli.app import app
 from ovrs.errors import OptionError, OutputError, OvrsError, StoreError
 from ovrs.export import cog as cog_room
 from ovrs.export import quicklook as quicklook_room
@@ -36,7 +36,9 @@ from ovrs.export.run import Request, write_products
 from ovrs.export.sld import style_vectors, write_sld
 from ovrs.export.vectors import write_vectors
 from ovrs.names import ascii_words, cf_words, shown, shown_names
+from ovrs.store import layout as store
 from ovrs.view.page import write_report
+from ovrs.words import vocabulary
 
 NAMES = [
     "it's \"q\" <b>&amp; ]]>", "nul\x00esc\x1b[31m", "\u202eturned\u2066", "=1+1", "-1", "建筑物", "bare soil", "bare_soil",
@@ -440,7 +442,7 @@ def test_a_limit_on_file_sizes_ends_in_one_line(own, tmp_path):
     code = """
 import resource, sys
 from typer.testing import CliRunner
-from ovrs.__main__ import app
+from ovrs.cli.app import app
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 for option, name in (("--cog", "o.tif"), ("--vectors", "o.gpkg"), ("--vectors", "o.parquet"), ("--png", "o.png")):
     error = CliRunner().invoke(app, ["export", sys.argv[1], option, f"{sys.argv[2]}/new/{name}"]).exception

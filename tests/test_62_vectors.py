@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from ovrs import options, pipeline, store, vocabulary
-from ovrs.__main__ import app
+from ovrs import options, pipeline
+from ovrs.cli.app import app
 from ovrs.errors import GridMismatchError, OptionError, OvrsError, SceneReadError, StoreError
 from ovrs.export import stac, stats
 from ovrs.export.cog import write_cog, write_confidence
 from ovrs.export.quicklook import scale_length
 from ovrs.export.vectors import write_vectors
+from ovrs.store import layout as store
 from ovrs.view.page import warnings_of, write_report
 from ovrs.view.server import open_viewer
+from ovrs.words import vocabulary
 
 
 @pytest.fixture(scope="module")

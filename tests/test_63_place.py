@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
 from ovrs import options, pipeline
-from ovrs.__main__ import app
+from ovrs.cli.app import app
 from ovrs.errors import OptionError, StoreError
 from ovrs.export import stac
 from ovrs.export.cog import write_cog, write_confidence
@@ -184,7 +184,7 @@ def world(tmp_path_factory):
 
 
 def make(folder, crs, transform):
-    from ovrs import vocabulary
+    from ovrs.words import vocabulary
 
     with rasterio.open(
         folder / "s.tif", "w", driver="GTiff", height=60, width=40, count=3, dtype="uint8", crs=crs, transform=transform

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ovrs import catalog
-from ovrs.__main__ import app
+from ovrs.cli.app import app
+from ovrs.collection import catalog
 from ovrs.errors import CatalogError
 
 FULL = """version: 1
@@ -111,7 +111,7 @@ def test_paths_of_the_catalog_are_relative_to_it(tmp_path, monkeypatch):
 
 
 def test_patterns_go_through_links_once_and_refuse_equal_names(tmp_path, noise_scene):
-    from ovrs.imagery import images
+    from ovrs.collection.imagery import images
 
     (tmp_path / "in/deep").mkdir(parents=True)
     (tmp_path / "in/deep/back").symlink_to(tmp_path / "in")
@@ -132,7 +132,7 @@ def test_patterns_go_through_links_once_and_refuse_equal_names(tmp_path, noise_s
 
 
 def test_answers_that_are_no_stac_are_told(tmp_path):
-    from ovrs.imagery import images
+    from ovrs.collection.imagery import images
 
     (tmp_path / "api.json").write_text('{"a": 1}')
     text = (

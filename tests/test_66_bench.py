@@ -11,14 +11,14 @@ from PIL import Image
 from rasterio.transform import from_origin
 from typer.testing import CliRunner
 
-from ovrs import vocabulary
-from ovrs.__main__ import app
 from ovrs.bench import accuracy, papers, report
+from ovrs.bench.evaluate import IGNORE, Confusion
 from ovrs.bench.layouts import layouts, open_set
-from ovrs.catalog import DatasetEntry
+from ovrs.cli.app import app
+from ovrs.collection.catalog import DatasetEntry
 from ovrs.errors import CatalogError, OptionError, SceneReadError
-from ovrs.evaluate import IGNORE, Confusion
 from ovrs.options import ModelOptions
+from ovrs.words import vocabulary
 
 INDEX = np.array([[0, 1], [2, 255]], np.uint8)
 BINARY = np.array([[0, 255], [0, 255]], np.uint8)

@@ -6,11 +6,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ovrs import begin, catalog, job, options, pipeline, preset
-from ovrs.__main__ import app
+from ovrs import options, pipeline
+from ovrs.cli.app import app
+from ovrs.collection import catalog
+from ovrs.collection.ledger import Image
 from ovrs.errors import OptionError
-from ovrs.ledger import Image
+from ovrs.methods import preset
 from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions
+from ovrs.run import begin, job
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Prefect and its dependencies
@@ -59,7 +62,7 @@ def told(monkeypatch):
 
     monkeypatch.setattr(pipeline, "map_to", take)
     monkeypatch.setattr(importlib.import_module("flows.imagery"), "map_scene", take)
-    monkeypatch.setattr("ovrs.__main__._print_areas", lambda facts: None)
+    monkeypatch.setattr("ovrs.cli.app._print_areas", lambda facts: None)
     return seen
 
 

@@ -11,7 +11,7 @@ import zarr
 
 from ovrs import pipeline
 from ovrs.errors import IncompleteRunError
-from ovrs.scene import RasterScene
+from ovrs.scene.raster import RasterScene
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Prefect and its dependencies
@@ -96,12 +96,12 @@ WATCHED = 'version: 1\noutputs: {root: maps}\nmodels: {quick: {model: trivial, c
 
 
 def test_a_watcher_maps_what_is_new_and_nothing_twice(prefect_server, noise_scene, tmp_path, monkeypatch):
-    import ovrs.imagery
+    import ovrs.collection.imagery
     from flows.imagery import watch_collection
-    from ovrs.ledger import Ledger
+    from ovrs.collection.ledger import Ledger
 
-    monkeypatch.setattr(ovrs.imagery, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(ovrs.imagery.images, "__kwdefaults__", {"settle": 0.0})
+    monkeypatch.setattr(ovrs.collection.imagery, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(ovrs.collection.imagery.images, "__kwdefaults__", {"settle": 0.0})
     (tmp_path / "in").mkdir()
     (tmp_path / "c.yaml").write_text(WATCHED)
     assert watch_collection("drop", tmp_path / "c.yaml") == {}
@@ -130,7 +130,7 @@ def test_prompts_task_asks_by_name_without_a_model_and_stops_or_composes_when_it
     prefect_server, noise_scene, trivial, tmp_path
 ):
     from flows.map_scene import map_scene
-    from ovrs.prompts import LanguageModel, PromptError
+    from ovrs.words.prompts import LanguageModel, PromptError
 
     scene, down = (
         str(noise_scene(200, 150)),

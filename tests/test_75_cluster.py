@@ -15,9 +15,10 @@ import pytest
 import yaml
 import zarr
 
-from ovrs import options, pipeline, vocabulary
-from ovrs.ledger import Ledger
-from ovrs.synth import World, write_scene
+from ovrs import options, pipeline
+from ovrs.collection.ledger import Ledger
+from ovrs.demo.synth import World, write_scene
+from ovrs.words import vocabulary
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[1]

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovrs import options, pipeline, vocabulary
+from ovrs import options, pipeline
+from ovrs.demo.synth import World, write_scene
 from ovrs.export.cog import write_cog, write_confidence
 from ovrs.export.qml import write_qml
 from ovrs.export.vectors import write_vectors
-from ovrs.synth import World, write_scene
 from ovrs.view.page import write_report
 from ovrs.view.server import open_viewer
+from ovrs.words import vocabulary
 
 pytestmark = pytest.mark.gis
 

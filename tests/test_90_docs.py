@@ -10,10 +10,10 @@ import pytest
 from conftest import environment
 from typer.main import get_command
 
-from ovrs import vocabulary
-from ovrs.__main__ import app
-from ovrs.demo import WORLD
-from ovrs.synth import write_scene
+from ovrs.cli.app import app
+from ovrs.demo.run import WORLD
+from ovrs.demo.synth import write_scene
+from ovrs.words import vocabulary
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "infra/README.md", ROOT / "training/README.md"]

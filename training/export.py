@@ -15,9 +15,9 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from ovrs.model.architecture import build as build_network
-from ovrs.model.checkpoint import fill
-from ovrs.model.loading import hash_weights
+from ovrs.model.clip.architecture import build as build_network
+from ovrs.model.clip.checkpoint import fill
+from ovrs.model.clip.loading import hash_weights
 from training.model import CONFIG, STEM, build
 
 RECOMMENDED = {

@@ -6,7 +6,7 @@ import open_clip
 import torch
 from torch import nn
 
-from ovrs.model.stem import ConvStem
+from ovrs.model.clip.stem import ConvStem
 
 EMBED_DIM = 256
 STEM = {"timm_model": "efficientnet_lite2"}

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ovrs.synth import World
+from ovrs.demo.synth import World
 from training import phrases
 from training.text_tower import encode_all, text_tower
 

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ovrs.model.dense import dense_tokens
-from ovrs.model.jbu import Jbu
+from ovrs.model.clip.dense import dense_tokens
+from ovrs.model.clip.jbu import Jbu
 from training.crops import SMALLEST, normalised, scene_crop
 from training.model import EMBED_DIM, build
 

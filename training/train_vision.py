@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ovrs.allocator import keep_freed_memory
-from ovrs.model.dense import encode_prelude, last_block
+from ovrs.engine.allocator import keep_freed_memory
+from ovrs.model.clip.dense import encode_prelude, last_block
 from training.crops import SMALLEST, dense_crop, looked_up, normalised, photometric, scene_crop
 from training.infrared import colour_infrared
 from training.losses import agreement_loss, caption_loss, class_loss, dense_loss, noun_loss

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from ovrs import execute, files, preset, segmenters
-from ovrs.corruptions import CORRUPTIONS, corrupt
-from ovrs.decide import DecisionRule, decide
+from ovrs import files
+from ovrs.bench.corruptions import CORRUPTIONS, corrupt
+from ovrs.bench.evaluate import Confusion
+from ovrs.engine import execute
+from ovrs.engine.decide import DecisionRule, decide
+from ovrs.engine.tiling import crop_starts
 from ovrs.errors import OptionError
-from ovrs.evaluate import Confusion
-from ovrs.grid import Window
+from ovrs.methods import preset
 from ovrs.options import MethodOptions, ModelOptions, RunOptions
 from ovrs.options import build as build_options
 from ovrs.provenance import NUMERICS, canonical
-from ovrs.segmenters import SegmenterSpec
-from ovrs.tiling import crop_starts
+from ovrs.run import segmenters
+from ovrs.run.segmenters import SegmenterSpec
+from ovrs.scene.grid import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,15 +14,15 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from ovrs import vocabulary
+from ovrs.bench.evaluate import IGNORE
 from ovrs.errors import CatalogError, SceneReadError
-from ovrs.evaluate import IGNORE
-from ovrs.vocabulary import BackgroundRule, ClassEntry, Vocabulary
+from ovrs.words import vocabulary
+from ovrs.words.vocabulary import BackgroundRule, ClassEntry, Vocabulary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ovrs.catalog import DatasetEntry
+    from ovrs.collection.catalog import DatasetEntry
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def _lines(sample: Sample, width: float) -> NDArray[np.uint8]:
     from rasterio.features import rasterize
     from shapely.geometry import shape
 
-    from ovrs.grid import pixel_size_m
+    from ovrs.scene.grid import pixel_size_m
 
     lines = [shape(f["geometry"]) for f in json.loads(sample.label.read_text("utf-8"))["features"] if f["geometry"]]
     with rasterio.open(sample.image) as source:

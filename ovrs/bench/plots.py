@@ -12,7 +12,7 @@ from ovrs.bench.accuracy import CLEAN, Cell, predict
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ovrs.evaluate import Confusion
+    from ovrs.bench.evaluate import Confusion
 
 log = logging.getLogger(__name__)
 

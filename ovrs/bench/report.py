@@ -11,7 +11,7 @@ from ovrs import files
 from ovrs.bench.accuracy import CLEAN, load_cells
 
 if TYPE_CHECKING:
-    from ovrs.evaluate import Confusion
+    from ovrs.bench.evaluate import Confusion
 
 Scored = tuple[dict[str, Any], "Confusion", int]
 

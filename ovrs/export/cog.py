@@ -17,14 +17,14 @@ from rasterio.shutil import copy as raster_copy
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from ovrs import store
-from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
+from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
 from ovrs.errors import OptionError, OutputError
 from ovrs.export import target
 from ovrs.export.product import CLASSES, CONFIDENCE, Kind, Product
 from ovrs.export.warp import is_coarser, target_grid
 from ovrs.names import shown_names
-from ovrs.pyramid import strips
+from ovrs.store import layout as store
+from ovrs.store.pyramid import strips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
-from ovrs import store
 from ovrs.export import target
 from ovrs.export.cog import legend
 from ovrs.export.marks import XML_MARK
 from ovrs.export.product import STYLE
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

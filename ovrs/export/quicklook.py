@@ -11,15 +11,16 @@ import zarr
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ovrs import __version__, store
-from ovrs.decide import label_nodata
+from ovrs import __version__
+from ovrs.engine.decide import label_nodata
 from ovrs.errors import OvrsError
 from ovrs.export import target
 from ovrs.export.cog import legend
 from ovrs.export.product import PICTURE, Product
 from ovrs.names import shown
-from ovrs.opening import open_scene
 from ovrs.options import SceneOptions
+from ovrs.scene.opening import open_scene
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

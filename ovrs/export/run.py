@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovrs import store
 from ovrs.export import target
 from ovrs.export.cog import write_cog, write_confidence
 from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, STYLE, Product
@@ -16,6 +15,7 @@ from ovrs.export.stac import write_item
 from ovrs.export.vector_files import LAYER
 from ovrs.export.vectors import check_vectors, write_vectors
 from ovrs.export.warp import target_grid
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,15 +15,15 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ovrs import store
-from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
+from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import StoreError
 from ovrs.export import target
 from ovrs.export.cog import legend
 from ovrs.export.footprint import footprint, union_of_boxes
 from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, Product
-from ovrs.grid import pixel_size_m
 from ovrs.names import ascii_words, shown
+from ovrs.scene.grid import pixel_size_m
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovrs import store
-from ovrs.aoi import zones as polygons_on_grid
 from ovrs.errors import OptionError
 from ovrs.export import target
 from ovrs.export.cog import legend
 from ovrs.export.marks import PARQUET_KEY, TABLE_COLUMNS
 from ovrs.export.product import TABLE
-from ovrs.grid import row_areas_m2
 from ovrs.names import shown
-from ovrs.pyramid import strips
+from ovrs.scene.aoi import zones as polygons_on_grid
+from ovrs.scene.grid import row_areas_m2
+from ovrs.store import layout as store
+from ovrs.store.pyramid import strips
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs import store
 from ovrs.errors import OptionError, OutputError, OvrsError
 from ovrs.export import marks
 from ovrs.export.inputs import input_files
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovrs import store
-from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
+from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
 from ovrs.errors import OptionError, OutputError
 from ovrs.export import geopackage, target
 from ovrs.export.cog import legend
 from ovrs.export.product import POLYGONS, Product
 from ovrs.export.sld import categorised_style
 from ovrs.export.vector_files import LAYER, open_sink
-from ovrs.grid import Window, row_areas_m2
+from ovrs.scene.grid import Window, row_areas_m2
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ovrs.errors import OptionError
-from ovrs.grid import pixel_size_m
+from ovrs.scene.grid import pixel_size_m
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox

@@ -8,12 +8,12 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from ovrs import store
 from ovrs.export import target
 from ovrs.export.cog import legend
 from ovrs.export.product import PAGE
 from ovrs.export.quicklook import draw_quicklook
 from ovrs.names import shown
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from pathlib import Path

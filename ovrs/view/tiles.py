@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ovrs import store
-from ovrs.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
+from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
 from ovrs.errors import OvrsError
 from ovrs.export.cog import legend
-from ovrs.opening import open_scene
 from ovrs.options import SceneOptions
+from ovrs.scene.opening import open_scene
+from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,7 +114,7 @@ class MapTiles:
         return out
 
     def _image(self, z: int, x: int, y: int) -> bytes | None:
-        from ovrs.grid import Window
+        from ovrs.scene.grid import Window
 
         size = TILE * 2**z
         whole = Window(0, 0, self.geobox.height, self.geobox.width)

@@ -33,8 +33,10 @@ def make_material(folder: Path) -> Path:
 
 def make_maps(folder: Path) -> Path:
     """`maps/finished` and `maps/begun` hold `map.zarr` or its parts, `maps/net` a tiny model directory."""
-    from ovrs import begin, pipeline, vocabulary
+    from ovrs import pipeline
     from ovrs.options import build
+    from ovrs.run import begin
+    from ovrs.words import vocabulary
 
     words = vocabulary.from_names(["water", "road"])
     options = build(model={"model": "trivial"}, run={"block_pitches": 1})

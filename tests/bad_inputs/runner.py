@@ -51,7 +51,7 @@ class _TooLong(BaseException):
 
 def run(case: Case, folder: Path) -> Outcome:
     """Call `ovrs` with the case's arguments inside `folder`."""
-    from ovrs.__main__ import main
+    from ovrs.cli.app import main
 
     found, before = Outcome(), _files(folder)
     out, err, started = io.StringIO(), io.StringIO(), time.monotonic()

@@ -16,11 +16,13 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 
-from ovrs import adaptation, begin, options, segmenters, vocabulary
-from ovrs.block import map_block
-from ovrs.model.dense import LAST_BLOCK_VARIANTS
-from ovrs.model.methods import METHOD_NAMES, SAM3_METHOD_NAMES
+from ovrs import options
+from ovrs.engine.block import map_block
+from ovrs.methods.registry import METHOD_NAMES, SAM3_METHOD_NAMES
+from ovrs.model.clip.dense import LAST_BLOCK_VARIANTS
 from ovrs.provenance import NUMERICS
+from ovrs.run import adaptation, begin, segmenters
+from ovrs.words import vocabulary
 
 HERE = Path(__file__).parent
 RECORD = HERE / "numerics.npz"

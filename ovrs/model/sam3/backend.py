@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ovrs import files
 from ovrs.cache import cache_directory
-from ovrs.model.loading import hash_weights
+from ovrs.model.clip.loading import hash_weights
 from ovrs.model.sam3.tiny import END
 from ovrs.provenance import NUMERICS, canonical
 

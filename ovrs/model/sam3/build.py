@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ovrs.engine.tiling import TileGeometry
 from ovrs.errors import OptionError, VocabularyError
-from ovrs.model.loading import resolve_device
-from ovrs.model.methods import SAM3_METHOD_NAMES
+from ovrs.methods.registry import SAM3_METHOD_NAMES
+from ovrs.model.clip.loading import resolve_device
 from ovrs.model.sam3.backend import Sam3Backend
 from ovrs.model.sam3.prior import (
     ClipSpace,
@@ -21,8 +22,7 @@ from ovrs.model.sam3.probe import read_verdict
 from ovrs.model.sam3.segmenter import CocoSegmenter, MaskSegmenter, Phrases
 from ovrs.model.sam3.weights import load
 from ovrs.options import MethodOptions, ModelOptions, Sam3Options
-from ovrs.tiling import TileGeometry
-from ovrs.vocabulary import ClassEntry, Vocabulary
+from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
 if TYPE_CHECKING:
     from ovrs.model.sam3.prior import PriorSpace
@@ -89,7 +89,7 @@ def prior_space(name: str, backend: Sam3Backend, options: Sam3Options, vocabular
 
 def _clip(backend: Sam3Backend, options: Sam3Options, vocabulary: Vocabulary) -> Any:
     """The frozen dense CLIP of the `rs_clip` space, asked for the same phrases in the same order."""
-    from ovrs.model.build import build_clip_segmenter
+    from ovrs.model.clip.build import build_clip_segmenter
 
     entries = [
         ClassEntry(name=words[0], synonyms=tuple(words[1:]))

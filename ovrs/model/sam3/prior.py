@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovrs.engine.tiling import TileGeometry, crop_starts
 from ovrs.errors import OptionError, WeightsError
 from ovrs.model.sam3.fuse import resize
-from ovrs.tiling import TileGeometry, crop_starts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ovrs.grid import Window
+    from ovrs.model.clip.segmenter import ClipSegmenter
     from ovrs.model.sam3.backend import ImageState, PhraseBank
-    from ovrs.model.segmenter import ClipSegmenter
+    from ovrs.scene.grid import Window
 
 SPACES = ("rs_clip", "sam3", "sam3_neck", "prototype", "aligned")
 
@@ -171,7 +171,7 @@ class ClipSpace:
 
 
 def _windows(shape: tuple[int, ...], geometry: TileGeometry) -> tuple[Window, ...]:
-    from ovrs.grid import Window
+    from ovrs.scene.grid import Window
 
     height, width = min(geometry.crop, shape[0]), min(geometry.crop, shape[1])
     return tuple(

@@ -1,6 +1,6 @@
 """SAM 3 segmenters behind the engine's contract. Crops do not influence each other, so all are frozen segmenters.
 
-What is averaged over windows is evidence; argmax and threshold come after (`ovrs.decide`).
+What is averaged over windows is evidence; argmax and threshold come after (`ovrs.engine.decide`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ovrs.contract import TileScores
+from ovrs.engine.contract import TileScores
+from ovrs.engine.tiling import taper
 from ovrs.model.sam3 import fuse, probe
 from ovrs.model.sam3.prior import View
-from ovrs.tiling import taper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ovrs.contract import TileSample
-    from ovrs.grid import Window
+    from ovrs.engine.contract import TileSample
+    from ovrs.engine.tiling import TileGeometry
     from ovrs.model.sam3.backend import Detection, PhraseBank, Sam3Backend
     from ovrs.model.sam3.prior import PriorSpace
     from ovrs.options import Sam3Options
-    from ovrs.tiling import TileGeometry
+    from ovrs.scene.grid import Window
 
 
 @dataclass(frozen=True)

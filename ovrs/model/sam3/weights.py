@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ovrs.errors import OptionError, Sam3WeightsMissing, WeightsError
-from ovrs.model.checkpoint import require_finite, tensors_of
-from ovrs.model.foreign import FAULTS, one_line
-from ovrs.model.loading import hash_weights
+from ovrs.model.clip.checkpoint import require_finite, tensors_of
+from ovrs.model.clip.foreign import FAULTS, one_line
+from ovrs.model.clip.loading import hash_weights
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,139 @@
+"""Commands that turn a finished map into things people open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ovrs.cli.edge import App
+from ovrs.errors import OptionError
+from ovrs.names import shown
+
+app = App()
+
+Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")]
+
+
+@app.command()
+def export(
+    store: Store,
+    cog: Annotated[
+        Path | None, typer.Option(help="Cloud Optimized GeoTIFF with colours, class names, QML and SLD styles.")
+    ] = None,
+    confidence: Annotated[Path | None, typer.Option(help="The confidence as a GeoTIFF of its own.")] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Polygons: FILE.gpkg or FILE.parquet, with a QGIS style.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Picture of scene, map, legend, scale bar.")] = None,
+    stac: Annotated[Path | None, typer.Option(help="STAC Item, FILE.json, with the other products as assets.")] = None,
+    crs: Annotated[str | None, typer.Option(help="Reproject the rasters: EPSG:25832.")] = None,
+    resolution: Annotated[float | None, typer.Option(help="Pixel size of the rasters, in units of their CRS.")] = None,
+    min_area: Annotated[float, typer.Option(min=0, help="Leave out polygons below so many square metres.")] = 0.0,
+    simplify: Annotated[
+        float, typer.Option(min=0, help="Tolerance for polygons, in units of the CRS; shared borders stay shared.")
+    ] = 0.0,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer of the GeoPackage, whose other layers stay; default: classes.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write GIS products of a finished map. An older product is replaced; other files only with --overwrite.
+
+    Example: ovrs export out.zarr --cog out.tif --vectors out.gpkg --png out.png --stac out.json
+    """
+    named = {"--cog": cog, "--confidence": confidence, "--vectors": vectors, "--png": png, "--stac": stac}
+    wanted = {option: path for option, path in named.items() if path is not None}
+    if not wanted:
+        raise OptionError(
+            "nothing to export: name --cog FILE.tif, --vectors FILE.gpkg, --png FILE.png, --stac FILE.json, …"
+        )
+    if (crs is not None or resolution is not None) and not (cog or confidence):
+        raise OptionError("--crs and --resolution are for rasters: name --cog or --confidence too")
+    if (min_area or simplify or layer) and not vectors:
+        raise OptionError("--min-area, --simplify and --layer are for polygons: name --vectors too")
+    if layer is not None and vectors is not None and vectors.suffix.lower() != ".gpkg":
+        raise OptionError("--layer names a layer of a GeoPackage: name --vectors FILE.gpkg")
+    from ovrs.export.run import Request, write_products
+
+    request = Request(
+        paths=wanted,
+        crs=crs,
+        resolution=resolution,
+        min_area=min_area,
+        simplify=simplify,
+        layer=layer or "classes",
+        overwrite=overwrite,
+    )
+    for line in write_products(store, request):
+        typer.echo(line)
+
+
+@app.command()
+def stats(
+    store: Store,
+    zones: Annotated[Path | None, typer.Option(help="Vector file: areas for each of its polygons.")] = None,
+    zone_name: Annotated[str | None, typer.Option(help="Attribute that names a zone.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="FILE.csv or FILE.parquet; default: print.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print for machines.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Hectares per class, for the map or per zone; true ground areas in any CRS."""
+    from ovrs.export import stats as room
+
+    if out is not None:
+        room.check_table(store, out, zones, overwrite=overwrite)
+    rows = room.class_areas(store) if zones is None else room.zone_areas(store, zones, zone_name)
+    if out is not None:
+        typer.echo(f"statistics: {room.write_table(rows, out)}")
+    elif as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        typer.echo(f"{'zone':20} {'class':20} {'hectares':>12} {'percent':>8}")
+        for row in rows:
+            typer.echo(
+                f"{shown(row['zone']):20} {shown(row['class']):20} {row['hectares']:12.2f} {row['percent']:8.2f}"
+            )
+
+
+@app.command()
+def report(
+    store: Store,
+    out: Annotated[Path, typer.Option("-o", "--out", help="FILE.html, complete in itself.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """One page about a map: overview, legend with areas, options, warnings, provenance."""
+    from ovrs.view.page import write_report
+
+    typer.echo(f"report: {write_report(store, out, overwrite=overwrite)}")
+
+
+@app.command()
+def view(
+    store: Store,
+    before: Annotated[Path | None, typer.Option(help="A second map of the same scene, to compare with.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8642,
+    host: Annotated[
+        str, typer.Option(help="Other machines see the page only when this is not loopback.")
+    ] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Look at a map in the browser; needs no internet. Ends with Ctrl-C."""
+    from ovrs.view.server import serve
+
+    serve(store, before, host, port, open_browser=browser)
+
+
+@app.command()
+def publish(
+    store: Store,
+    url: Annotated[str, typer.Argument(help="s3://bucket/NAME.zarr, file:///…, or anything fsspec knows.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another map that is there.")] = False,
+) -> None:
+    """Copy a finished map to object storage; readers see all of it or nothing. Cut off? The same command goes on."""
+    from ovrs.run import publish as room
+
+    typer.echo(f"sent {room.publish(store, url, overwrite=overwrite)} files to {url}")

@@ -1,0 +1,113 @@
+"""Commands about words and what is known: methods, prompts, vocabularies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ovrs import files
+from ovrs.cli.edge import App
+from ovrs.errors import OptionError
+
+if TYPE_CHECKING:
+    from ovrs.words.vocabulary import Vocabulary
+
+app = App()
+vocabularies = App(help="Classes and their prompts.", no_args_is_help=True)
+app.add_typer(vocabularies, name="vocabulary")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, dense features and presets, each with its source."""
+    from ovrs.methods import preset
+    from ovrs.methods.registry import DENSE, METHODS, SAM3_METHODS
+
+    for title, entries in (("--method", METHODS), ("--method, with --model sam3", SAM3_METHODS), ("--dense", DENSE)):
+        typer.echo(f"{title}\n" + "\n".join(f"  {e.name:16} {e.what}  [{e.reference}; {e.status}]" for e in entries))
+    typer.echo("golden: equal to arrays of the authors' code; equations: from the paper, with property tests")
+    typer.echo("--preset")
+    for file in sorted({name.partition("/")[0] for name in preset.names()}):
+        found = preset.load(file)
+        tuned = "  (tuned on labels: not zero-shot)" if found.tuned_on_labels else ""
+        typer.echo(f"  {file}: {found.title}{tuned}\n    {', '.join(f'{file}/{e}' for e in found.datasets)}")
+
+
+@app.command()
+def prompts(
+    words: Annotated[str, typer.Argument(metavar="VOCABULARY", help="A shipped name or a YAML file.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="YAML file to write.")] = None,
+    llm_base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's chat protocol.")] = None,
+    llm_model: Annotated[str | None, typer.Option(help="The model's name at that endpoint.")] = None,
+    scene_context: Annotated[str, typer.Option(help='Such as "RGB orthophoto, 0.1 m, German suburb, summer".')] = "",
+    count: Annotated[int, typer.Option(min=1, max=20, help="Descriptions per class.")] = 5,
+    rewrite: Annotated[bool, typer.Option("--rewrite", help="Also classes that have descriptions.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only look for faults in the file.")] = False,
+) -> None:
+    """Let a language model write context prompts, or check a prompt file. The key comes from OPENAI_API_KEY."""
+    from ovrs.cache import cache_directory
+    from ovrs.words import vocabulary as room
+    from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
+
+    given = room.load(words)
+    if check:
+        _check_prompts(given)
+        return
+    if llm_model is None or out is None:
+        raise OptionError("name the model and the file to write: --llm-model NAME -o FILE.yaml (or --check)")
+    if rewrite:
+        given = given.model_copy(
+            update={"classes": tuple(c.model_copy(update={"descriptions": ()}) for c in given.classes)}
+        )
+    model = LanguageModel(base_url=llm_base_url, name=llm_model)
+    try:
+        done = write_prompts(
+            given,
+            model,
+            context=scene_context,
+            count=count,
+            cache=cache_directory() / "prompts",
+            progress=lambda name: typer.echo(f"written: {name}"),
+        )
+    except PromptError as error:
+        if error.partial is not None:
+            files.write_text(out, room.dump(error.partial))
+            typer.echo(f"{out} holds what was good; the same command asks for the rest", err=True)
+        raise
+    files.write_text(out, room.dump(done))
+    typer.echo(f"prompts: {out}")
+
+
+def _check_prompts(words: Vocabulary) -> None:
+    from ovrs.model.clip.text import longest_template, token_count
+    from ovrs.words.lint import lint
+
+    findings = lint(words, token_count, longest_template())
+    for finding in findings:
+        typer.echo(finding)
+    if findings:
+        raise typer.Exit(1)
+    typer.echo("no faults found")
+
+
+@vocabularies.command("list")
+def vocabulary_list() -> None:
+    """The shipped vocabularies."""
+    from ovrs.words import vocabulary as room
+
+    for name in room.shipped():
+        found = room.load(name)
+        typer.echo(f"{name:14} {len(found.classes):3} classes  {found.title}")
+
+
+@vocabularies.command("show")
+def vocabulary_show(name: Annotated[str, typer.Argument(help="A shipped name or a YAML file.")]) -> None:
+    """Classes and prompts of one vocabulary."""
+    from ovrs.words import vocabulary as room
+
+    for entry in room.load(name).classes:
+        typer.echo(f"{entry.name} ({', '.join(entry.synonyms) or 'no synonyms'}), {entry.prompt_source}")
+        for sentence in entry.descriptions:
+            typer.echo(f"    {sentence}")

@@ -1,0 +1,109 @@
+"""Hyper-parameters of the papers as data: one YAML file per paper in `presets/`, one entry per data set or ablation."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ovrs import yamlfile
+from ovrs.errors import OptionError
+from ovrs.options import MethodOptions, Sam3Options
+
+
+class Preset(BaseModel):
+    """One file."""
+
+    model_config = yamlfile.STRICT
+
+    title: str
+    source: str
+    """Repository and commit, or paper, that the numbers come from."""
+    tuned_on_labels: bool
+    """Whether constants were probably chosen on the labels of the very sets they are used on: then not zero-shot."""
+    note: str
+    common: dict[str, Any]
+    datasets: dict[str, dict[str, Any]]
+
+
+def names() -> list[str]:
+    """All presets, `file/entry`."""
+    return [f"{file}/{entry}" for file in _files() for entry in load(file).datasets]
+
+
+def load(file: str) -> Preset:
+    """One preset file by name.
+
+    Raises:
+        OptionError: There is none of that name.
+    """
+    if file not in _files():
+        raise OptionError(f"there is no preset {file!r}; choose one of {', '.join(_files())}")
+    text = (resources.files("ovrs.methods") / "presets" / f"{file}.yaml").read_text("utf-8")
+    return Preset.model_validate(yamlfile.parse(text, f"preset {file}", OptionError).data)
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """Method options of `file/entry`.
+
+    Raises:
+        OptionError: Unknown file or entry.
+    """
+    file, _, entry = name.partition("/")
+    preset = load(file)
+    if entry not in preset.datasets:
+        told = f"{entry!r} is none of its entries" if entry else "an entry is needed"
+        raise OptionError(f"preset {file}: {told}; choose one of {', '.join(f'{file}/{e}' for e in preset.datasets)}")
+    return merged(preset.common, preset.datasets[entry])
+
+
+def merged(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """`first` with what `then` says; the section `sam3` is joined key by key."""
+    nested = {**first.get("sam3", {}), **then.get("sam3", {})}
+    return {**first, **then, **({"sam3": nested} if nested else {})}
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs of the command line as method options.
+
+    Raises:
+        OptionError: No equals sign, an unknown key, or a value that does not fit it.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"--set wants KEY=VALUE, got {pair!r}")
+        section, _, own = key.partition(".")
+        fields: set[str] = set(MethodOptions.model_fields) - {"sam3"}
+        fields |= {f"sam3.{name}" for name in Sam3Options.model_fields}
+        if key not in fields:
+            raise OptionError(f"--set {key}: no such option; choose one of {', '.join(sorted(fields))}")
+        meant = _value(key, value)
+        if own:
+            found.setdefault(section, {})[own] = meant
+        else:
+            found[key] = meant
+    try:
+        MethodOptions.model_validate(found)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+        raise OptionError(f"--set: {faults}") from error
+    return found
+
+
+def _value(key: str, text: str) -> Any:
+    """The value of a `KEY=VALUE` pair, read as YAML.
+
+    Raises:
+        OptionError: There is none, or it is no YAML.
+    """
+    if not text.strip():
+        raise OptionError(f"--set {key}= has no value; write {key}=null for the default")
+    return yamlfile.parse(text, f"--set {key}", OptionError).data
+
+
+def _files() -> list[str]:
+    folder = resources.files("ovrs.methods") / "presets"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))

@@ -1,0 +1,204 @@
+"""CLIPArTT and WATT: LayerNorm parameters adapted by agreement between patches and the texts of their own predictions.
+
+Sources: CLIPArTT (arXiv 2405.00754, code dosowiechi/CLIPArTT@6f439ba), WATT (arXiv 2406.13875, code
+Mehrdad-Noori/WATT@40e3fae), both made for image classification, and their segmentation form in dosowiechi/MLMP@2a887de,
+where every patch is a sample. That form mixes up its axes, and with several images in a batch it mixes images; `compat`
+does the same, for comparison with published figures only (`docs/methods.md`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ovrs.model.adapt.tuning import NormState, forward, initial_norms, project
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from ovrs.model.clip.dense import DenseVariant, Visual
+
+TARGET_TEMPERATURE = 0.01
+WATT_EXTRA_TEMPLATE = "a photo of a {}"
+"""The original WATT has this one beside MLMP's seven."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoSettings:
+    """Defaults are those of the papers' segmentation form."""
+
+    variant: DenseVariant = "naclip"
+    scale: float = 100.0
+    lr: float = 1e-3
+    joint: bool = False
+    """Adapt one set of parameters to all images together: their patches then form one set of samples."""
+    compat: bool = False
+    """The released layout: in each image, ranks of neighbouring patches share a prompt; a softmax runs over the patches of
+    one image under as many texts as the batch has images (`released_rows`)."""
+    steps: int = 10
+    """CLIPArTT: optimisation steps."""
+    top: int = 3
+    """CLIPArTT: classes joined in a prompt."""
+    inner_steps: int = 2
+    """WATT: steps per template (l)."""
+    rounds: int = 5
+    """WATT: rounds over all templates (m)."""
+    mode: Literal["sequential", "parallel"] = "sequential"
+    """WATT: whether a template starts from its predecessor's weights or from the last round's mean."""
+
+
+class PseudoAdapted(NamedTuple):
+    """Result for B images."""
+
+    patches: Tensor
+    """`(B, N, D)`, unit vectors."""
+    grid: tuple[int, int]
+    norms: NormState
+    losses: Tensor
+    """`(steps or rounds, groups)`; one group when joint."""
+
+
+class _Tower:
+    """Patch features of B images under changing norms, grouped into sets of samples."""
+
+    def __init__(self, visual: Visual, images: Tensor, settings: PseudoSettings) -> None:
+        self.visual, self.images, self.settings = visual, images, settings
+        self.norms = initial_norms(visual, 1 if settings.joint else len(images), dtype=images.dtype)
+        self.optimiser = torch.optim.Adam(self.norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
+        self.last = (len(visual.transformer.resblocks) - 1,)
+
+    def samples(self) -> Tensor:
+        """`(groups, n, D)`."""
+        patches, _ = self.patches(self.norms)
+        return patches.flatten(0, 1)[None] if self.settings.joint else patches
+
+    def patches(self, norms: NormState) -> tuple[Tensor, tuple[int, int]]:
+        branches = forward(self.visual, self.images, norms, self.settings.variant, self.last)
+        return project(self.visual, branches.layers[0], norms)[:, 1:], branches.grid
+
+    def step(self, features: Tensor, texts: Tensor) -> Tensor:
+        """One update toward agreement; returns each group's loss before it."""
+        images = (len(self.images) if self.settings.joint else 1) if self.settings.compat else None
+        each = agreement(features, texts, self.settings.scale, released=images)
+        self.optimiser.zero_grad()
+        each.sum().backward()  # a sum, not a mean: every group gets the gradient it would get alone
+        self.optimiser.step()
+        return each.detach()
+
+    def result(self, losses: list[Tensor]) -> PseudoAdapted:
+        with torch.no_grad():
+            frozen = self.norms.detached()
+            patches, grid = self.patches(frozen)
+        return PseudoAdapted(patches, grid, frozen, torch.stack(losses))
+
+
+def agreement(features: Tensor, texts: Tensor, scale: float, *, released: int | None = None) -> Tensor:
+    """Cross-entropy between the texts a patch is like and those that its relations ask for, `(groups,)`.
+
+    Args:
+        features: `(G, n, D)`, unit rows: the patches of all images of a group, image after image.
+        texts: `(G, n, D)`: the pseudo-label's text of every sample.
+        scale: Inverse temperature of the prediction.
+        released: Number of images in a group: take the logits as the released code lays them out (`released_rows`) and
+            leave the target untransposed. None: the softmax runs over texts.
+    """
+    relations = (features @ features.transpose(1, 2) + texts @ texts.transpose(1, 2)) / 2
+    target = (relations / TARGET_TEMPERATURE).softmax(dim=-1)  # gradients flow through it, as in the sources
+    logits = scale * texts @ features.transpose(1, 2)  # texts are rows, patches columns
+    if released is not None:
+        return -(target * released_rows(logits, released).log_softmax(dim=2)).sum(dim=2).mean(dim=-1)
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean(dim=-1)
+
+
+def released_rows(logits: Tensor, images: int) -> Tensor:
+    """Logits `(G, n, n)`, texts by patches, in the order of the released code: same shape, other entries in a row.
+
+    The released code holds one map of scores per image and text, `(images, n, n / images)`, and cuts that array into rows
+    of n. A row then holds `images` consecutive texts against the patches of one image; with one image nothing moves.
+    """
+    groups, texts, patches = logits.shape
+    each = logits.view(groups, texts, images, patches // images)
+    return each.transpose(1, 2).reshape(groups, texts, patches)
+
+
+def released_choice(chosen: Tensor, images: int) -> Tensor:
+    """Most likely classes `(G, n, K)` in the order of the released code: same shape, other entries in a row.
+
+    The released code holds, per image, one map per rank, `(images, K, n / images)`, and cuts that array into rows of K.
+    """
+    groups, samples, ranks = chosen.shape
+    each = chosen.view(groups, images, samples // images, ranks)
+    return each.transpose(2, 3).reshape(groups, samples, ranks)
+
+
+def clipartt(
+    visual: Visual,
+    images: Tensor,
+    reference: Tensor,
+    names: list[str],
+    encode: Callable[[list[str]], Tensor],
+    settings: PseudoSettings,
+) -> PseudoAdapted:
+    """Adapt B images with prompts that join each patch's most likely classes.
+
+    Args:
+        visual: The frozen tower.
+        images: float32 `(B, 3, H, W)`, CLIP-normalised.
+        reference: `(C, D)`, unit rows: "a photo of a {name}".
+        names: Of the C classes.
+        encode: Sentences to unit vectors `(n, D)`; each distinct sentence is asked for once.
+        settings: See there.
+    """
+    tower, known = _Tower(visual, images, settings), dict[tuple[int, ...], int]()
+    vectors = reference.new_zeros(0, reference.shape[1])
+    losses = []
+    count = min(settings.top, len(names))
+    with torch.enable_grad():
+        for _ in range(settings.steps):
+            features = tower.samples()
+            chosen = (features.detach() @ reference.T).topk(count, dim=-1).indices
+            if settings.compat:
+                chosen = released_choice(chosen, len(images) if settings.joint else 1)
+            combinations = [tuple(row) for row in chosen.flatten(0, 1).tolist()]
+            new = sorted(set(combinations) - known.keys())
+            if new:
+                known.update({c: len(known) + i for i, c in enumerate(new)})
+                sentences = ["a photo of a " + " or ".join(names[i] for i in c) for c in new]
+                vectors = torch.cat([vectors, encode(sentences).to(vectors)])
+            rows = torch.tensor([known[c] for c in combinations], device=vectors.device)
+            losses.append(tower.step(features, vectors[rows].view(*chosen.shape[:2], -1)))
+    return tower.result(losses)
+
+
+def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: PseudoSettings) -> PseudoAdapted:
+    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows)."""
+    tower = _Tower(visual, images, settings)
+    parameters = tower.norms.parameters()
+    losses = []
+    with torch.enable_grad():
+        for _ in range(settings.rounds):
+            start = [p.detach().clone() for p in parameters]
+            snapshots, last = [], []
+            for text in prompts:
+                if settings.mode == "parallel":
+                    _assign(parameters, start)
+                for _ in range(settings.inner_steps):
+                    features = tower.samples()
+                    chosen = (features.detach() @ text.T).argmax(dim=-1)
+                    loss = tower.step(features, F.embedding(chosen, text))
+                last.append(loss)
+                snapshots.append([p.detach().clone() for p in parameters])
+            _assign(parameters, [torch.stack(group).mean(dim=0) for group in zip(*snapshots, strict=True)])
+            losses.append(torch.stack(last).mean(dim=0))
+    return tower.result(losses)
+
+
+@torch.no_grad()
+def _assign(parameters: list[Tensor], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

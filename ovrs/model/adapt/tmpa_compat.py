@@ -1,0 +1,126 @@
+"""TMPA as released (`tmpa_compat`), for comparison with published figures only.
+
+Source: the path stored as dawndaa/TMPA@660b5b2; differences from the paper and from ours are listed in
+`docs/methods.md`: prototypes per window and from thresholded predictions, a gate by the mean of three, prototypes not
+normalised, AdamW with weight decay on α and δ, unbounded α, the loss on aggregated scores at full resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from ovrs.model.clip.features import accumulate
+from ovrs.model.clip.head import class_scores, entropy, join_queries
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ovrs.model.clip.features import TileFeatures
+    from ovrs.model.clip.text import TextBank
+    from ovrs.model.clip.upsample import Upsampler
+
+_ANCHORS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompatSettings:
+    """As released; `lr` has a value per data set there."""
+
+    scale: float
+    cls_weight: float
+    threshold: float = 0.0
+    background: int = 0
+    max_share: float = 1.0
+    alpha_only: bool = False
+    steps: int = 3
+    lr: float = 1e-4
+    alpha_init: float = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class CompatResult:
+    """Scores after the last update, and what led there."""
+
+    scores: Tensor
+    """`(C, H, W)`."""
+    alpha: Tensor
+    """`(M, 1)`."""
+    shift: Tensor
+    """`(M, D)`."""
+    losses: tuple[float, ...]
+
+
+@torch.no_grad()
+def window_prototypes(
+    features: TileFeatures, text: Tensor, bank: TextBank, settings: CompatSettings
+) -> tuple[Tensor, Tensor]:
+    """Prototypes of each window.
+
+    Returns:
+        `(B, C, D)`, zero where a class has none, and the anchors' flat patch indices `(B, C, 3)`, -1 where none.
+    """
+    count, classes = len(features.patches), bank.class_count
+    prototypes = features.patches.new_zeros(count, classes, text.shape[1])
+    anchors = torch.full((count, classes, _ANCHORS), -1, device=text.device)
+    for b, patches in enumerate(features.patches):
+        probabilities = (settings.scale * (text @ patches.T)).softmax(dim=0)
+        uncertainty = -(probabilities * probabilities.clamp(min=1e-6).log()).mean(dim=0)
+        best, winner = join_queries(probabilities, bank).max(dim=0)
+        winner = winner.masked_fill(best < settings.threshold, settings.background)
+        for index in range(classes):
+            rows = (winner == index).nonzero().flatten()
+            lowest = rows[uncertainty[rows].argsort(stable=True)[:_ANCHORS]]
+            if len(lowest) and uncertainty[lowest].mean() < uncertainty.mean():
+                prototypes[b, index] = patches[lowest].mean(dim=0)
+                anchors[b, index, : len(lowest)] = lowest
+    return prototypes, anchors
+
+
+def forward(
+    features: TileFeatures,
+    bank: TextBank,
+    alpha: Tensor,
+    shift: Tensor,
+    settings: CompatSettings,
+    upsampler: Upsampler,
+    out_shape: tuple[int, int] | None = None,
+) -> Tensor:
+    """Aggregated class scores `(C, H, W)` of the whole tile for the given parameters."""
+    text = F.normalize(bank.vectors + shift, dim=-1)
+    prototypes, _ = window_prototypes(features, text.detach(), bank, settings)
+    calibrated = F.normalize((1 - alpha) * text + alpha * prototypes[:, bank.class_of], dim=-1)
+    maps = upsampler(features, calibrated, text, settings.cls_weight)
+    total, hits = accumulate(features, maps)
+    logits = total / hits
+    if out_shape is not None and out_shape != features.shape:
+        logits = F.interpolate(logits[None], size=out_shape, mode="bilinear", align_corners=False)[0]
+    return class_scores(logits, bank, settings.scale, settings.max_share)
+
+
+def adapt(
+    features: TileFeatures,
+    bank: TextBank,
+    settings: CompatSettings,
+    upsampler: Upsampler,
+    out_shape: tuple[int, int] | None = None,
+) -> CompatResult:
+    """Run the released optimisation on one image; `out_shape` is the size at which loss and scores are taken."""
+    alpha = torch.full((len(bank.vectors), 1), settings.alpha_init, device=bank.vectors.device, requires_grad=True)
+    shift = torch.zeros_like(bank.vectors, requires_grad=not settings.alpha_only)
+    parameters = [alpha] if settings.alpha_only else [alpha, shift]
+    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.01)
+    losses = []
+    with torch.enable_grad():
+        for _ in range(settings.steps):
+            loss = entropy(forward(features, bank, alpha, shift, settings, upsampler, out_shape), floor=1e-8).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(float(loss.detach()))
+    with torch.no_grad():
+        scores = forward(features, bank, alpha, shift, settings, upsampler, out_shape)
+    return CompatResult(scores, alpha.detach(), shift.detach(), tuple(losses))

@@ -1,0 +1,118 @@
+"""The frozen vision tower behind one of its dense variants."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from ovrs.model.adapt.cass import cass_tokens
+from ovrs.model.clip.dense import DenseTokens, DenseVariant, dense_tokens
+from ovrs.model.clip.gem import gem_tokens
+from ovrs.model.clip.inputs import CropInputs, crop_inputs
+from ovrs.model.clip.proxy import ExternalViT, proxy_tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ovrs.model.clip.features import TileFeatures
+    from ovrs.model.clip.loading import LoadedModel
+    from ovrs.model.clip.windows import Views
+    from ovrs.scene.grid import Window
+
+Looked = tuple[torch.Tensor, torch.Tensor, tuple[int, int]]
+"""Patches `(B, N, D)`, global tokens `(B, D)` and the grid of patches of a tile's B windows."""
+EXTERNAL_VARIANTS = frozenset({"proxyclip", "cass"})
+"""Dense variants that need a second network."""
+
+
+class TileMemory:
+    """A few tiles that were encoded for a scene's sample, each given out once. At most `ROOM`, the first ones."""
+
+    ROOM = 16
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Looked] = {}
+
+    def keep(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], found: Looked) -> None:
+        """Remember what the network said of a tile."""
+        if len(self._known) < self.ROOM:
+            self._known[_key(rgb, valid)] = found
+
+    def take(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Looked | None:
+        """What the network said of these very pixels, if it is known."""
+        return self._known.pop(_key(rgb, valid), None) if self._known else None
+
+
+def _key(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> bytes:
+    found = hashlib.sha256(repr(rgb.shape).encode())
+    found.update(rgb.tobytes())
+    found.update(valid.tobytes())
+    return found.digest()
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """The frozen vision tower behind its dense variant."""
+
+    model: LoadedModel
+    variant: DenseVariant
+    external: ExternalViT | None
+    """The second network that `proxyclip` and `cass` lean on."""
+    views: Views
+    """The windows that a tile is looked at through."""
+    memory: TileMemory = field(default_factory=TileMemory)
+    """Tiles of a sample that were encoded before the map begins."""
+
+    def inputs(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> CropInputs:
+        """The crops of a tile as this network wants them."""
+        return crop_inputs(self.model, rgb, valid, crops, self.views)
+
+    def tokens(self, images: Tensor) -> DenseTokens:
+        """Dense tokens of one batch of inputs, whatever the variant."""
+        visual = self.model.clip.visual
+        given = images.to(self.model.dtype)
+        if self.variant == "gem":
+            return gem_tokens(visual, given)
+        if self.variant in EXTERNAL_VARIANTS:
+            assert self.external is not None  # `ovrs.model.clip.build` sees to it
+            normalisation = (self.model.mean, self.model.std)
+            if self.variant == "proxyclip":
+                return proxy_tokens(visual, given, self.external.features(images, *normalisation))
+            return cass_tokens(visual, given, *self.external.keys(images, *normalisation))
+        return dense_tokens(visual, given, self.variant)
+
+    @torch.no_grad()  # not inference mode: adapters build graphs on these tensors
+    def encode(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
+        """Run the vision tower once over the windows of a tile, as many at a time as a full tile has.
+
+        The last batch is padded with repeats to full size: its make-up depends on the plan alone, so a tile's numbers do
+        not depend on what else is computed.
+        """
+        inputs, known = self.inputs(rgb, valid, crops), self.memory.take(rgb, valid)
+        return inputs.features(*(known or self._looked(inputs)))
+
+    @torch.no_grad()
+    def remembered(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
+        """`encode`, and keep the answer for the tile's turn in the map, as long as there is room."""
+        inputs = self.inputs(rgb, valid, crops)
+        found = self._looked(inputs)
+        self.memory.keep(rgb, valid, found)
+        return inputs.features(*found)
+
+    def _looked(self, inputs: CropInputs) -> Looked:
+        """What the network says of a tile's windows: patches, global tokens, grid."""
+        batch = self.views.batch
+        patches, cls, grid = [], [], (0, 0)
+        for start in range(0, len(inputs.images), batch):
+            part = inputs.images[start : start + batch]
+            full = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1)]) if len(part) < batch else part
+            tokens = self.tokens(full)
+            grid = tokens.grid
+            patches.append(tokens.patches[: len(part)].float())
+            cls.append(tokens.cls[: len(part)].float())
+        return torch.cat(patches), torch.cat(cls), grid

@@ -1,0 +1,130 @@
+"""Features of one tile, and their projection onto text: all that heads and adapters work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ovrs.engine.tiling import taper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from ovrs.scene.grid import Window
+
+
+@dataclass(frozen=True)
+class WideWindows:
+    """Wider windows of one shape, among the inputs of a tile (`ovrs.model.clip.windows`)."""
+
+    size: int
+    """Side in crops."""
+    rows: slice
+    """Where they stand among the tile's inputs."""
+    crops: tuple[Window, ...]
+    pad: tuple[int, int]
+    inner: tuple[int, int]
+    flip: tuple[int, ...] = ()
+    """Axes (-2 rows, -1 columns) along which the network saw them flipped; features lie as the ground does."""
+
+
+@dataclass(frozen=True, eq=False)
+class TileFeatures:
+    """What the frozen encoder says about one tile: B inputs, a grid of h × w patches each.
+
+    The inputs show the crops, all of one size, and after them the wider windows, if there are any.
+    """
+
+    patches: Tensor
+    """float32 `(B, N, D)`, unit vectors."""
+    cls: Tensor
+    """float32 `(B, D)`, unit vectors: token 0 of the modified branch."""
+    grid: tuple[int, int]
+    pad: tuple[int, int]
+    """Rows and columns of padding in the network's input before the crop's first pixel."""
+    inner: tuple[int, int]
+    """Rows and columns of the network's input that show the crop: more than the crop has, if windows are enlarged."""
+    crops: tuple[Window, ...]
+    """Crop windows relative to the tile."""
+    shape: tuple[int, int]
+    """Height and width of the tile."""
+    patch_valid: Tensor
+    """bool `(B, N)`: patches with enough valid ground."""
+    valid: Tensor
+    """bool `(height, width)`."""
+    images: Tensor
+    """float32 `(B, 3, h, w)`: the network's inputs, padding included; guide of the joint bilateral upsampler."""
+    lengths: Tensor
+    """float32 `(B, N)`: lengths of the patch features before normalisation."""
+    wide: tuple[WideWindows, ...] = ()
+
+    def parts(self) -> Iterator[tuple[int, slice, TileFeatures]]:
+        """The crops alone, then wider windows of one shape each, as (side in crops, rows, features of these inputs)."""
+        yield 1, slice(len(self.crops)), self._part(slice(len(self.crops)), self.crops, self.pad, self.inner)
+        for w in self.wide:
+            yield w.size, w.rows, self._part(w.rows, w.crops, w.pad, w.inner)
+
+    def _part(
+        self, rows: slice, crops: tuple[Window, ...], pad: tuple[int, int], inner: tuple[int, int]
+    ) -> TileFeatures:
+        if not self.wide:
+            return self
+        return replace(
+            self,
+            patches=self.patches[rows],
+            cls=self.cls[rows],
+            pad=pad,
+            inner=inner,
+            crops=crops,
+            patch_valid=self.patch_valid[rows],
+            images=self.images[rows],
+            lengths=self.lengths[rows],
+            wide=(),
+        )
+
+    @property
+    def crop_shape(self) -> tuple[int, int]:
+        return self.crops[0].shape
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Rows and columns of the network's inputs."""
+        return (self.images.shape[-2], self.images.shape[-1])
+
+
+def accumulate(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the crops' maps `(B, K, ch, cw)` on the tile `(K, H, W)`, and the sum of weights `(H, W)`.
+
+    Args:
+        features: Of one tile.
+        maps: One per crop.
+        ramp: Pixels over which a crop's weight rises from its border (the overlap of neighbours). 0 counts every crop
+            alike, as the papers do; crops then show as boxes where they disagree.
+    """
+    total = maps.new_zeros((maps.shape[1], *features.shape))
+    weights = maps.new_zeros(features.shape)
+    for crop, values in zip(features.crops, maps, strict=True):
+        part = (slice(crop.row_off, crop.row_end), slice(crop.col_off, crop.col_end))
+        weight = torch.from_numpy(taper(crop, ramp)).to(maps.device) if ramp else maps.new_ones(crop.shape)
+        total[(slice(None), *part)] += values * weight
+        weights[part] += weight
+    return total, weights
+
+
+def cosines(features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:
+    """Low-resolution logits without temperature `(B, M, N)`: patch · text + λ · (cls · base text).
+
+    Args:
+        features: Of one tile.
+        text: `(M, D)`, or `(B, M, D)` when every crop has its own.
+        base_text: `(M, D)`, the uncalibrated text that the global term uses (`methods` 2.8 and 6.5).
+        cls_weight: λ.
+    """
+    low = text @ features.patches.transpose(1, 2)
+    if cls_weight:
+        low = low + cls_weight * (features.cls @ base_text.T)[:, :, None]
+    return low

@@ -1,0 +1,158 @@
+"""Load a CLIP model: the bundled one, from a directory, by open_clip's name, or from a hub. Nothing is unpickled into code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ovrs.errors import OptionError, WeightsError
+from ovrs.foreign import is_directory, is_file
+from ovrs.model.clip import architecture, directory, published
+from ovrs.model.clip.probe import require_sound
+from ovrs.model.clip.stem import ConvStem
+from ovrs.provenance import canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from ovrs.model.clip.directory import Source
+    from ovrs.options import ModelOptions
+
+BUNDLED = "bundled"
+LOCAL = "local-dir:"
+"""open_clip's prefix of a directory; ovrs needs none."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network in evaluation mode with everything needed to feed it."""
+
+    clip: Any
+    """open_clip's CLIP: `visual`, and the text tower's parts."""
+    tokenize: Callable[[list[str]], Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+    weights_hash: str
+    """SHA-256 over all tensors: names, shapes and float32 bytes."""
+    device: torch.device
+    dtype: torch.dtype
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Method options as the model's makers recommend: `dense`, `cls_weight`, `logit_scale`, …"""
+    windows: dict[str, Any] = field(default_factory=dict)
+    """As the model's makers recommend (`ovrs.model.clip.windows`); empty for the papers' rule."""
+    directory: Path | None = None
+    """Where it was loaded from, if from a directory: an upsampler of its own may lie there."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What decides the numbers beside the weights: `architecture` (SHA-256 of open_clip's description), `activation` of
+    both towers, `tokenizer`, and `mean` and `std` of the colours."""
+
+
+def load(options: ModelOptions) -> LoadedModel:
+    """Load the model that the options name.
+
+    Raises:
+        WeightsError: Unknown, missing, damaged or unsafe weights, or no ViT; the message names the ways to get one.
+        OptionError: The device does not exist, or options contradict each other.
+    """
+    device = resolve_device(options.device)
+    place = _directory(options)
+    source = published.read(options.model, options.pretrained) if place is None else directory.read(place)
+    clip = source.clip.eval().requires_grad_(False)
+    weights_hash = hash_weights(clip)
+    if (source.own.sha256 or weights_hash).lower() != weights_hash:
+        raise WeightsError(
+            f"the weights in {place} are damaged: their SHA-256 is not the one in {directory.METADATA_FILE}; "
+            "install them again"
+        )
+    if isinstance(clip.visual.conv1, ConvStem):
+        clip.visual.conv1.fuse()
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    clip.visual.to(device=device, dtype=dtype)
+    require_sound(clip, source.tokenize, options.dtype)
+    if options.compile:
+        for block in clip.visual.transformer.resblocks:
+            block.compile(dynamic=False)  # compiled at first use; the state dictionary keeps its names
+    name = options.model if place is None or options.model == BUNDLED else place.name
+    return LoadedModel(
+        clip,
+        source.tokenize,
+        source.mean,
+        source.std,
+        f"{name}:{options.pretrained}" if options.pretrained else name,
+        weights_hash,
+        device,
+        dtype,
+        source.own.defaults,
+        source.own.windows.model_dump(exclude_unset=True),
+        place,
+        _facts(source),
+    )
+
+
+def _facts(source: Source) -> dict[str, Any]:
+    return {
+        "architecture": hashlib.sha256(canonical(source.description).encode()).hexdigest(),
+        "activation": architecture.activations(source.clip),
+        "tokenizer": source.tokenizer,
+        "mean": list(source.mean),
+        "std": list(source.std),
+    }
+
+
+def bundled_directory() -> Path:
+    """Where the bundled model lies."""
+    return Path(str(resources.files("ovrs"))) / "assets"
+
+
+def _directory(options: ModelOptions) -> Path | None:
+    """The directory that the options name; None for names of open_clip and repositories of a hub."""
+    place = bundled_directory() if options.model == BUNDLED else Path(options.model.removeprefix(LOCAL))
+    if is_directory(place):
+        if options.pretrained is not None:
+            raise OptionError(f"--pretrained is for open_clip's names; --model {options.model} brings its own weights")
+        return place
+    if is_file(place):
+        raise WeightsError(
+            f"--model {place} is a file; name its architecture too: --model ViT-B-32 --pretrained {place}, or put it "
+            f"into a directory with its {directory.CONFIG_FILE}"
+        )
+    if options.model.startswith(LOCAL):
+        raise WeightsError(f"--model {options.model}: there is no directory {place}")
+    return None
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of an option: `auto` takes `OVRS_DEVICE`, else a GPU where there is one.
+
+    Raises:
+        OptionError: No such device.
+    """
+    if name == "auto" and os.environ.get("OVRS_DEVICE"):
+        name = os.environ["OVRS_DEVICE"]  # a worker says which of a machine's GPUs is its own
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name!r} is unknown; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
+    return device
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of the state dictionary as float32, independent of file format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

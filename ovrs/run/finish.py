@@ -1,0 +1,71 @@
+"""Finish a run: sum the markers, build overviews, and give the store its final name."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+from ovrs.errors import IncompleteRunError
+from ovrs.run import verify
+from ovrs.run.begin import put_back_schema
+from ovrs.run.record import settled, summarise
+from ovrs.scene import identity
+from ovrs.store import layout as store
+from ovrs.store import pyramid
+
+if TYPE_CHECKING:
+    from ovrs.run.job import Job
+    from ovrs.run.rundir import BlockRecord
+
+log = logging.getLogger(__name__)
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Sum the markers, build overviews, and give the store its final name.
+
+    Returns:
+        The `ovrs` attribute of the store: provenance and results.
+
+    Raises:
+        IncompleteRunError: Blocks are missing or failed and holes were not allowed.
+    """
+    if job.out.exists():
+        return store.facts(store.open_complete(job.out))
+    identity.refuse_changed(job.scene.origin)
+    partial, run = store.partial_path(job.out), job.run_dir
+    put_back_schema(job)
+    verify.require_whole(job.out, run, job.plan)
+    records, holes = run.records(), job.missing()
+    if holes and not job.options.run.allow_holes:
+        raise IncompleteRunError(_hole_message(job, holes, records))
+    for name in holes:
+        log.warning("block %s stays no data: %s", name, records[name].reason if name in records else "never computed")
+    vocabulary = job.spec.vocabulary
+    for name in holes:  # a block that failed while it was written may have some of its arrays
+        store.clear_block(partial, job.block(name).core)
+    store.sweep(partial)
+    if job.options.run.pyramid:
+        pyramid.build(
+            partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk
+        )
+    attributes = settled(summarise(job, records, holes), verify.read_manifest(run).get("facts", {}))
+    group = zarr.open_group(partial, mode="r+", use_consolidated=False)
+    group.attrs["ovrs"] = attributes
+    if job.options.run.zarr_format == 2:
+        zarr.consolidate_metadata(partial, zarr_format=2)
+    verify.write_manifest(run, partial, attributes)
+    partial.rename(job.out)
+    return attributes
+
+
+def _hole_message(job: Job, holes: list[str], records: dict[str, BlockRecord]) -> str:
+    reasons = [f"  {name}: {records[name].reason if name in records else 'not computed yet'}" for name in holes[:10]]
+    more = f"\n  … and {len(holes) - 10} more" if len(holes) > 10 else ""
+    return (
+        f"{len(holes)} of {job.plan.block_count} blocks of {job.out} are missing:\n"
+        + "\n".join(reasons)
+        + more
+        + f"\n`ovrs resume {job.out}` tries them again; --allow-holes finishes with no data there"
+    )

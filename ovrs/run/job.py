@@ -1,0 +1,62 @@
+"""A run as a value: everything a worker needs to compute any block of it. The truth about progress is in the run directory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovrs.run.rundir import RunDir
+
+if TYPE_CHECKING:
+    from ovrs.engine.decide import DecisionRule
+    from ovrs.engine.tiling import Block, Plan
+    from ovrs.options import MapOptions
+    from ovrs.run.segmenters import SegmenterSpec
+    from ovrs.scene.raster import RasterScene
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. Picklable: scene and segmenter are opened where the work happens."""
+
+    scene: RasterScene
+    spec: SegmenterSpec
+    plan: Plan
+    rule: DecisionRule
+    out: Path
+    options: MapOptions
+
+    def __repr__(self) -> str:
+        return f"Job({self.out.name!r})"
+
+    @property
+    def run_dir(self) -> RunDir:
+        return RunDir(self.out)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Keywords of `store.create` and `store.refresh`."""
+        vocabulary, run = self.spec.vocabulary, self.options.run
+        return {
+            "classes": vocabulary.class_names,
+            "colours": vocabulary.colours,
+            "chunk": self.plan.chunk,
+            "zarr_format": run.zarr_format,
+            "keep_scores": run.store_scores,
+        }
+
+    def block(self, name: str) -> Block:
+        """The block of a name made by `Block.name`."""
+        row, col = map(int, name.split("_"))
+        return self.plan.block(row, col)
+
+    def missing(self) -> list[str]:
+        """Names of the blocks without a finished marker, in plan order."""
+        for name in self.run_dir.damaged():
+            log.warning("the marker of block %s is damaged; the block is computed again", name)
+        records = self.run_dir.records()
+        return [name for name in self.plan.block_names() if name not in records or not records[name].finished]

@@ -1,0 +1,172 @@
+"""Put a finished map where others read it: another folder, or object storage through fsspec.
+
+The root metadata (`zarr.json`, in format 2 `.zgroup` and `.zmetadata`) goes last, so a reader sees a whole map or none, and a publish that
+was cut off is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovrs.errors import OptionError, OutputError, OvrsError, StoreError, told
+from ovrs.provenance import canonical
+from ovrs.redact import redacted
+from ovrs.run import verify
+from ovrs.run.rundir import RunDir
+from ovrs.store import layout as store
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+log = logging.getLogger(__name__)
+
+_ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
+_MANIFEST = "publish.json"
+
+
+def is_remote(target: str | Path) -> bool:
+    """Whether a target is a URL and not a path of this machine."""
+    return "://" in str(target)
+
+
+def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
+    """Copy a finished store to `url`.
+
+    Args:
+        source: `NAME.zarr`, complete.
+        url: `s3://bucket/maps/NAME.zarr`, `file:///…`, or anything fsspec knows; credentials come from its environment.
+        overwrite: Replace another map that is there.
+
+    Returns:
+        Number of files sent by this call.
+
+    Raises:
+        StoreError: `source` is not complete or is damaged, or another map is at `url`, or it cannot be written.
+    """
+    digest = short(store.facts(store.open_complete(source))["digest"])
+    _require_whole(source)
+    files, root = _filesystem(url)
+    plan = {p.relative_to(source).as_posix(): p.stat().st_size for p in sorted(source.rglob("*")) if p.is_file()}
+    try:
+        there = _begun(files, root)
+        if there is not None and there != digest:
+            if not overwrite:
+                raise StoreError(
+                    f"{url} holds another map (digest {there}); --overwrite replaces it, or choose another name"
+                )
+            files.rm(root, recursive=True)
+            there = None
+        if there is None:
+            files.makedirs(root, exist_ok=True)
+            files.pipe_file(
+                posixpath.join(root, _MANIFEST), json.dumps({"digest": digest, "files": len(plan)}).encode()
+            )
+        present = _sizes(files, root)
+        missing = [name for name, size in plan.items() if present.get(name) != size]
+        last = [name for name in _ROOT_FILES if name in plan]
+        for name in [n for n in missing if n not in last]:
+            _put(files, source / name, posixpath.join(root, name))
+        for name in [n for n in last if n in missing or missing]:
+            _put(files, source / name, posixpath.join(root, name))
+        arrived = _sizes(files, root)
+        left = [n for n, size in plan.items() if arrived.get(n) != size]
+    except OvrsError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{url} cannot be written: {told(error)}; run the same command again, what was sent is kept"
+        ) from error
+    if left:
+        raise StoreError(
+            f"{url} lacks {len(left)} files after publishing, such as {left[0]}; run the same command again"
+        )
+    return len(missing)
+
+
+def _require_whole(source: Path) -> None:
+    """Refuse a map that differs from its run's manifest; a map without a run directory cannot be compared."""
+    wanted = verify.read_manifest(RunDir(source)).get("files")
+    damaged = [str(problem) for problem in verify.differences(source, wanted)] if wanted else []
+    if damaged:
+        raise StoreError(
+            f"{source} is damaged and not published ({'; '.join(damaged[:3])}); `ovrs repair {source}` first"
+        )
+
+
+def short(digest: dict[str, str]) -> str:
+    """One word for a run's digest."""
+    return hashlib.sha256(canonical(digest).encode()).hexdigest()[:16]
+
+
+def published_facts(url: str) -> dict[str, Any] | None:
+    """The `ovrs` attribute of the whole map at `url`; None when there is none or only a part.
+
+    Raises:
+        StoreError: The place cannot be read.
+    """
+    files, root = _filesystem(url)
+    try:
+        for name in ("zarr.json", ".zattrs"):
+            file = posixpath.join(root, name)
+            if files.exists(file):
+                content = json.loads(files.cat_file(file))
+                attributes = content.get("attributes", content)
+                facts: dict[str, Any] | None = attributes.get("ovrs")
+                return facts
+    except (OSError, ValueError, AttributeError) as error:
+        raise StoreError(f"{url} cannot be read: {error}") from error
+    return None
+
+
+def staging_path(url: str, folder: Path) -> Path:
+    """Where a map for `url` is made before it is published; the same for the same URL."""
+    name = posixpath.basename(url.rstrip("/")).removesuffix(".zarr")
+    return folder / f"{name}-{hashlib.sha256(redacted(url).encode()).hexdigest()[:8]}.zarr"
+
+
+def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    import fsspec
+
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except OSError as error:
+        raise StoreError(f"{url} cannot be reached: {told(error)}") from error
+    except (ImportError, ValueError) as error:
+        raise OptionError(
+            f'{url}: {error}. For s3:// install "ovrs[s3]", for others the fsspec package it names'
+        ) from error
+    files.invalidate_cache()
+    return files, root.rstrip("/")
+
+
+def _begun(files: AbstractFileSystem, root: str) -> str | None:
+    file = posixpath.join(root, _MANIFEST)
+    if files.exists(file):
+        try:
+            return str(json.loads(files.cat_file(file))["digest"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{file} is damaged ({error}); remove what is there, or choose another name") from error
+    if files.exists(root) and files.ls(root):
+        raise StoreError(f"{root} is not empty and was not published by ovrs; choose another name")
+    return None
+
+
+def _sizes(files: AbstractFileSystem, root: str) -> dict[str, int]:
+    files.invalidate_cache()
+    found = files.find(root, detail=True)
+    return {name[len(root) :].lstrip("/"): int(info["size"]) for name, info in found.items()}
+
+
+def _put(files: AbstractFileSystem, source: Path, target: str) -> None:
+    """One file, whole or not at all: object stores do so by themselves, file systems through a second name."""
+    if "file" in (files.protocol if isinstance(files.protocol, tuple) else (files.protocol,)):
+        files.makedirs(posixpath.dirname(target), exist_ok=True)
+        files.put_file(str(source), target + ".part")
+        files.mv(target + ".part", target)
+    else:
+        files.put_file(str(source), target)

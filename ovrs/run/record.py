@@ -1,0 +1,124 @@
+"""The record of a run: what went in (`run.json`) and what came out (the store's `ovrs` attribute)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ovrs import __version__
+from ovrs.provenance import NUMERICS, canonical, digest, versions
+from ovrs.redact import cleaned
+from ovrs.run.adaptation import facts_of
+from ovrs.scene.grid import has_ground, pixel_size_m
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ovrs.run.job import Job
+    from ovrs.run.rundir import BlockRecord
+
+
+_HINTS = ("name", "version")
+"""Facts about the file that do not make another scene of it: what it is called, and its time of change or tag."""
+
+
+def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]:
+    """Content of `run.json`: inputs, options, versions, and the digest that decides whether a run may be continued."""
+    box, scene, vocabulary = job.scene.geobox, job.scene, job.spec.vocabulary
+    grid = {
+        "crs": None if box.crs is None else box.crs.to_wkt(),
+        "epsg": None if box.crs is None else box.crs.epsg,
+        "shape": list(box.shape),
+        "transform": [float(v) for v in box.affine[:6]],
+        "aoi": scene.aoi,
+    }
+    radiometry = {
+        "bands": scene.bands,
+        "nodata": None if scene.nodata is None else repr(scene.nodata),
+        "stretch": vars(scene.stretch) if scene.stretch else None,
+    }
+    plan = {
+        "crop": job.plan.geometry.crop,
+        "stride": job.plan.geometry.stride,
+        "crops_per_tile": job.plan.geometry.crops_per_tile,
+        "block_pitches": job.plan.block_pitches,
+    }
+    parts = {
+        "scene": {k: v for k, v in scene.source.items() if k not in _HINTS},
+        "grid": grid,
+        "radiometry": {**radiometry, **job.options.scene.decisive()},
+        "vocabulary": vocabulary.digest(),
+        "model": {k: v for k, v in model.items() if k != "threads"},
+        "rule": vars(job.rule),
+        "plan": {**plan, **job.options.run.decisive()},
+        "code": NUMERICS,
+    }
+    own = scene.source["transform"]
+    note = "pixels resampled onto a north-up grid" if scene.warp else "the source's own pixels"
+    description = {
+        "version": __version__,
+        "uri": str(uri),
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+        "scene": scene.source,
+        "grid": grid,
+        "grid_note": note + (f" ({scene.resampling})" if scene.warp else ""),
+        "aoi_note": scene.aoi_note,
+        "pixel_size_m": [round(v, 6) for v in pixel_size_m(box)],
+        "metres_on_ground": has_ground(box),
+        "source_rotated": bool(own[1] or own[3]),
+        "radiometry": radiometry,
+        "plan": plan,
+        "model": {k: v for k, v in model.items() if k != "threads"},
+        "rule": vars(job.rule),
+        "composed_prompts": list(vocabulary.composed_classes),
+        "asked_by_name": list(vocabulary.unknown_classes),
+        "vocabulary": vocabulary.model_dump(mode="json"),
+        "options": job.options.model_dump(mode="json"),
+        "versions": versions(),
+        "numerics": NUMERICS,
+        "digest": digest(parts),
+    }
+    found: dict[str, Any] = cleaned(description)
+    return found
+
+
+def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> dict[str, Any]:
+    """The description plus results summed over the markers: areas, confidence, events, holes."""
+    names = job.spec.vocabulary.class_names
+    pixels, areas = [0] * len(names), [0.0] * len(names)
+    events: dict[str, int] = {}
+    for record in records.values():
+        for key, count in record.histogram.items():
+            pixels[int(key)] += count
+            areas[int(key)] += record.areas_m2[key]
+        for event, count in record.events.items():
+            events[event] = events.get(event, 0) + count
+    total, ground = sum(pixels), sum(areas)
+    confidence = sum(r.confidence_sum for r in records.values())
+    return {
+        **job.run_dir.description(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(sum(r.seconds for r in records.values()), 1),
+        "blocks": job.plan.block_count,
+        "holes": holes,
+        "tile_events": events,
+        "scene_adaptation": None if job.spec.state is None else facts_of(job.spec.state),
+        "valid_pixels": total,
+        "mean_confidence": round(confidence / (200 * total), 4) if total else None,
+        "classes": [
+            {
+                "name": n,
+                "pixels": p,
+                "hectares": round(a / 1e4, 4),
+                "percent": round(100 * a / ground, 3) if ground else 0.0,
+            }
+            for n, p, a in zip(names, pixels, areas, strict=True)
+        ],
+    }
+
+
+def settled(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a map. Those of an earlier finish stay, with their times, where nothing but times would change."""
+    clock = ("finished", "seconds")
+    same = canonical({**now, **dict.fromkeys(clock)}) == canonical({**before, **dict.fromkeys(clock)})
+    return before if same else now

@@ -1,0 +1,129 @@
+"""What people read about a run: progress, status, provenance. Loads no model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ovrs.run.rundir import RunDir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from ovrs.run.rundir import BlockRecord
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[BlockRecord, int, int], None] | None]:
+    """A bar with blocks, megapixels per second and time left; nothing at all when not on a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("blocks  {task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("mapping", total=None, speed="")
+        begun, pixels = time.perf_counter(), 0
+
+        def show(record: BlockRecord, done: int, total: int) -> None:
+            nonlocal pixels
+            pixels += sum(record.histogram.values())
+            speed = pixels / 1e6 / max(time.perf_counter() - begun, 1e-6)
+            bar.update(task, completed=done, total=total, speed=f"{speed:.2f} Mpx/s")
+
+        yield show
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of a run."""
+
+    complete: bool
+    text: str
+
+
+def status_of(out: Path) -> Status:
+    """Blocks done and failed, from the markers on disk.
+
+    Raises:
+        StoreError: No run was begun for `out`.
+    """
+    run = RunDir(out)
+    description, records = run.description(), run.records()
+    from ovrs.run.verify import plan_of
+
+    total = plan_of(description).block_count
+    done = [r for r in records.values() if r.finished]
+    failed = [r for r in records.values() if not r.finished]
+    complete = out.exists()
+    state = "complete" if complete else ("ready to be finished" if len(done) == total else "incomplete, resumable")
+    lines = [
+        f"{out}: {state}",
+        (
+            f"{len(done)}/{total} blocks done ({sum(r.status == 'empty' for r in done)} without valid pixels), {len(failed)} failed, "
+            f"{sum(r.seconds for r in done):.0f} s of work"
+        ),
+    ]
+    lines += [f"  failed {r.name} (attempt {r.attempt}): {r.reason}" for r in failed]
+    lines += [f"  damaged marker {name}: its block is computed again" for name in run.damaged()]
+    return Status(complete, "\n".join(lines))
+
+
+def area_lines(facts: dict[str, Any]) -> list[str]:
+    """One line per class with hectares and percent."""
+    width = max([5, *(len(c["name"]) for c in facts.get("classes", []))])
+    lines = [f"{'class':{width}}  {'hectares':>12}  {'percent':>7}"]
+    lines += [f"{c['name']:{width}}  {c['hectares']:12.2f}  {c['percent']:7.2f}" for c in facts.get("classes", [])]
+    if facts.get("holes"):
+        lines.append(f"INCOMPLETE: {len(facts['holes'])} blocks are missing and no data: {', '.join(facts['holes'])}")
+    return lines
+
+
+def info_of(out: Path, *, as_json: bool = False) -> str:
+    """Provenance and content of a finished store as text or JSON.
+
+    Raises:
+        StoreError: The store is missing or unfinished.
+    """
+    from ovrs.store import layout as store
+
+    facts = store.facts(store.open_complete(out))
+    if as_json:
+        return json.dumps(facts, indent=1)
+    grid, model, scene, size = facts["grid"], facts["model"], facts["scene"], facts["pixel_size_m"]
+    lines = [
+        f"map        {out}",
+        f"scene      {facts['uri']}  {scene['width']}x{scene['height']}, {scene['count']} bands {scene['dtypes'][0]}",
+        f"grid       {grid['shape'][1]}x{grid['shape'][0]} px, {size[0]:.4g} x {size[1]:.4g} m, EPSG:{grid['epsg']}; {facts['grid_note']}",
+        f"bands      {','.join(map(str, facts['radiometry']['bands']))}; stretch {facts['radiometry']['stretch'] or 'none'}",
+        f"model      {model.get('model')}  weights sha256 {str(model.get('weights'))[:16]}…",
+        "method     " + ", ".join(f"{k}={v}" for k, v in model.items() if k not in ("model", "weights")),
+        f"rule       background {facts['rule']['background']}, threshold {facts['rule']['threshold']}",
+        f"run        {facts['begun']} to {facts['finished']}, {facts['blocks']} blocks, {facts['seconds']} s, ovrs {facts['version']}",
+        f"tiles      {', '.join(f'{k} {v}' for k, v in sorted(facts['tile_events'].items())) or '-'}",
+        f"versions   {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}",
+        f"digest     {', '.join(f'{k} {v}' for k, v in facts['digest'].items())}",
+        f"confidence {facts['mean_confidence']} mean over {facts['valid_pixels']} valid pixels",
+        "",
+        *area_lines(facts),
+        "",
+        f"prompts    vocabulary {facts['vocabulary']['name']}",
+    ]
+    for entry in facts["vocabulary"]["classes"]:
+        words = ", ".join([entry["name"], *entry["synonyms"]])
+        lines.append(f"  {words}  [{entry['prompt_source']}]")
+        lines += [f"      {sentence}" for sentence in entry["descriptions"]]
+    return "\n".join(lines)

@@ -1,0 +1,247 @@
+"""Whether a store still holds what its run wrote. Names every file that differs; changes nothing.
+
+A finished store is compared with `NAME.run/manifest.json`: size and SHA-256 of each file. An unfinished one has no
+manifest; its blocks are compared with the CRC-32 in their markers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ovrs.engine.tiling import Plan, TileGeometry
+from ovrs.errors import DamagedBlocksError, StoreError
+from ovrs.run import adaptation
+from ovrs.run.rundir import RunDir, read_sealed, write_sealed
+from ovrs.store import layout as store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import zarr
+    from numpy.typing import NDArray
+
+    from ovrs.engine.tiling import Block
+    from ovrs.run.rundir import BlockRecord
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FOREIGN = "foreign, not written by this run"
+FOLDER = "a folder in place of a file"
+_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as the run left it."""
+
+    path: str
+    """File relative to the store, or a file of the run directory with that directory's name before it."""
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.fault}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Outcome of a check."""
+
+    finished: bool
+    """Whether the store has its final name."""
+    compared: int
+    """Files of a finished store, or finished blocks of an unfinished one, that were compared."""
+    blocks: int
+    """Blocks of the whole run."""
+    problems: tuple[Problem, ...]
+
+
+def check(out: Path) -> Report:
+    """Compare a finished or unfinished store with what its run recorded.
+
+    Raises:
+        StoreError: There is no run directory to compare with, its `run.json` is damaged, or there is no store.
+    """
+    run = RunDir(out)
+    if not run.exists and out.exists():
+        raise StoreError(f"{out} has no run directory {run.path} beside it, so there is nothing to compare it with")
+    plan = plan_of(run.description())
+    if out.exists():
+        return _finished(out, run, plan)
+    partial = store.partial_path(out)
+    if not partial.exists():
+        raise StoreError(f"no store at {out}, though {run.path} tells of a run; `ovrs resume {out}` computes it again")
+    damaged = [Problem(_marker(run, name), "damaged, its block counts as not computed") for name in run.damaged()]
+    records = {n: r for n, r in run.records().items() if r.finished}
+    try:
+        wrong = [problem for _, problem in damaged_blocks(partial, plan, records)]
+    except StoreError as error:
+        wrong = [Problem(partial.name, str(error))]
+    return Report(finished=False, compared=len(records), blocks=plan.block_count, problems=(*damaged, *wrong))
+
+
+def _finished(out: Path, run: RunDir, plan: Plan) -> Report:
+    manifest = read_manifest(run)
+    problems = list(_markers(run, plan, manifest.get("facts", {})))
+    if not manifest.get("files"):
+        way = "its files cannot be compared one by one"
+        problems.insert(0, Problem(f"{run.path.name}/{MANIFEST}", f"missing or damaged, {way}"))
+        records = {n: r for n, r in run.records().items() if r.finished}
+        try:
+            problems += [problem for _, problem in damaged_blocks(out, plan, records)]
+        except StoreError as error:
+            problems.append(Problem(out.name, str(error)))
+    else:
+        problems += differences(out, manifest["files"])
+    compared = len(manifest.get("files", {}))
+    return Report(finished=True, compared=compared, blocks=plan.block_count, problems=tuple(problems))
+
+
+def _markers(run: RunDir, plan: Plan, facts: dict[str, Any]) -> Iterator[Problem]:
+    records, holes = run.records(), set(facts.get("holes", []))
+    for name in plan.block_names():
+        if name not in holes and not (name in records and records[name].finished):
+            yield Problem(_marker(run, name), "missing or damaged")
+    learned, state = facts.get("scene_adaptation"), run.path / adaptation.STATE_FILE
+    if learned:
+        try:
+            same = adaptation.digest_of(state) == learned["learned"]
+        except StoreError:
+            same = False
+        if not same:
+            yield Problem(f"{run.path.name}/{state.name}", "missing or damaged")
+
+
+def _marker(run: RunDir, name: str) -> str:
+    return f"{run.path.name}/{run.blocks.name}/{name}.json"
+
+
+def differences(root: Path, wanted: dict[str, list[Any]]) -> Iterator[Problem]:
+    """Files of a store that differ from the manifest's, lack, or are not in it."""
+    for name, entry in wanted.items():
+        file = root / name
+        try:
+            if not file.is_file():
+                yield Problem(name, "missing" if not file.exists() else FOLDER)
+            elif checksum(file) != entry:
+                yield Problem(name, "differs from what was written")
+        except OSError as error:
+            yield Problem(name, f"cannot be read ({error.strerror or error})")
+    for name in _names(root):
+        if name not in wanted:
+            yield Problem(name, FOREIGN)
+
+
+def checksum(file: Path) -> list[Any]:
+    """Size in bytes and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with file.open("rb") as stream:
+        while part := stream.read(_READ):
+            digest.update(part)
+            size += len(part)
+    return [size, digest.hexdigest()]
+
+
+def write_manifest(run: RunDir, root: Path, facts: dict[str, Any]) -> None:
+    """Record the checksums of all files of a store that is about to get its final name."""
+    write_sealed(run.path / MANIFEST, {"facts": facts, "files": {name: checksum(root / name) for name in _names(root)}})
+
+
+def read_manifest(run: RunDir) -> dict[str, Any]:
+    """`facts` and `files` of the run's manifest; empty when there is none or it is damaged."""
+    content, fault = read_sealed(run.path / MANIFEST)
+    return {} if fault or not isinstance(content.get("files"), dict) else content
+
+
+def _names(root: Path) -> list[str]:
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
+
+
+def block_crc(label: NDArray[Any], confidence: NDArray[Any], score: NDArray[Any] | None = None) -> str:
+    """CRC-32 over the block's label bytes, then its confidence bytes, then its score bytes."""
+    crc = 0
+    for values in (label, confidence, score):
+        if values is not None:
+            crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
+    return f"{crc:08x}"
+
+
+def damaged_blocks(path: Path, plan: Plan, records: dict[str, BlockRecord]) -> Iterator[tuple[str, Problem]]:
+    """Names of finished blocks whose pixels do not match their markers, with the damaged chunk where one is unreadable.
+
+    Raises:
+        StoreError: The store's metadata are damaged.
+    """
+    group = store.opened(path)
+    layers = {name: store.array(group, name) for name in ("label", "confidence")}
+    if (path / "score").exists():
+        layers["score"] = store.array(group, "score")
+    known = set(plan.block_names())
+    for name, record in records.items():
+        if name not in known:
+            continue
+        block = plan.block(*map(int, name.split("_")))
+        try:
+            values = [np.asarray(layer[_region(block, layer)]) for layer in layers.values()]
+        except StoreError:
+            yield name, Problem(_unreadable(layers, block) or f"block {name}", "cannot be unpacked")
+            continue
+        if block_crc(*values) != record.crc:
+            yield name, Problem(f"block {name}", "differs from what was written")
+
+
+def require_whole(out: Path, run: RunDir, plan: Plan) -> None:
+    """Refuse to finish with blocks that no longer hold what was written; their markers are removed.
+
+    Raises:
+        DamagedBlocksError: Names the blocks, which then count as not computed.
+    """
+    records = {name: r for name, r in run.records().items() if r.finished}
+    damaged = list(damaged_blocks(store.partial_path(out), plan, records))
+    for name, problem in damaged:
+        log.warning("block %s is computed again: %s", name, problem)
+        run.forget(name)
+    if damaged:
+        names = [name for name, _ in damaged]
+        raise DamagedBlocksError(
+            f"{len(names)} finished blocks of {out} no longer hold what was written "
+            f"({', '.join(names[:5])}{', …' if len(names) > 5 else ''}); `ovrs resume {out}` computes them again",
+            names,
+        )
+
+
+def _region(block: Block, layer: zarr.Array[Any]) -> tuple[slice, ...]:
+    core = block.core
+    place = (slice(core.row_off, core.row_end), slice(core.col_off, core.col_end))
+    return (slice(None), *place) if layer.ndim == 3 else place
+
+
+def _unreadable(layers: dict[str, store.Layer], block: Block) -> str | None:
+    """The first chunk file of a block that cannot be read."""
+    for name, layer in layers.items():
+        sizes = layer.chunks
+        ranges = [
+            range((part.start or 0) // size, -(-(part.stop or length) // size))
+            for part, size, length in zip(_region(block, layer), sizes, layer.shape, strict=True)
+        ]
+        for place in np.ndindex(*(len(r) for r in ranges)):
+            index = tuple(r[i] for r, i in zip(ranges, place, strict=True))
+            try:
+                _ = layer[tuple(slice(i * s, (i + 1) * s) for i, s in zip(index, sizes, strict=True))]
+            except StoreError:
+                return f"{name}/{layer.metadata.encode_chunk_key(index)}"
+    return None
+
+
+def plan_of(description: dict[str, Any]) -> Plan:
+    """The plan of a run from its `run.json`."""
+    plan, shape = description["plan"], description["grid"]["shape"]
+    geometry = TileGeometry(crop=plan["crop"], stride=plan["stride"], crops_per_tile=plan["crops_per_tile"])
+    return Plan(height=shape[0], width=shape[1], geometry=geometry, block_pitches=plan["block_pitches"])

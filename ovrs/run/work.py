@@ -1,0 +1,160 @@
+"""Compute blocks: read, map, write, mark. What executors call, in this process or in a worker's."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ovrs.engine.block import BlockMap, Overhang, map_block
+from ovrs.engine.decide import CONFIDENCE_NODATA
+from ovrs.errors import SceneChangedError, told
+from ovrs.redact import guard_logs, redacted
+from ovrs.run import segmenters, verify
+from ovrs.run.rundir import BlockRecord
+from ovrs.scene import identity
+from ovrs.scene.grid import row_areas_m2
+from ovrs.store import layout as store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ovrs.engine.tiling import Block
+    from ovrs.run.job import Job
+    from ovrs.scene.raster import Pixels
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A job as Dask calls it. Picklable."""
+
+    job: Job
+
+    def __repr__(self) -> str:
+        return f"Worker({self.job!r})"
+
+    def __call__(self, names: list[str]) -> list[BlockRecord]:
+        identity.refuse_changed(self.job.scene.origin)  # before any work: Dask tries a failed piece again
+        return list(run_blocks(self.job, names))
+
+    def warm(self) -> None:
+        """Make this process, a worker, ready: no secret in its logs, the model loaded."""
+        guard_logs()
+        segmenters.build(self.job.spec)
+
+    def lost(self, names: list[str], error: Exception) -> list[BlockRecord]:
+        """Record blocks that killed every worker they were given to."""
+        found = []
+        for name in names:
+            before = self.job.run_dir.record_of(name)
+            if before is not None and before.finished:
+                found.append(before)
+                continue
+            attempt = before.attempt + 1 if before else 1
+            reason = f"KilledWorker: the workers that computed it died ({str(error).splitlines()[0]})"
+            record = BlockRecord(name=name, status="failed", reason=reason, attempt=attempt)
+            log.warning("block %s failed: %s", name, reason)
+            self.job.run_dir.record(record)
+            found.append(record)
+        return found
+
+
+def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
+    """Compute blocks one after another; meanwhile one thread reads the next one's pixels, another writes the last one's.
+
+    A failure becomes a marker with the reason, never a hole.
+    """
+    overhang = Overhang()
+    with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
+        coming: deque[Future[Pixels]] = deque()
+        leaving: deque[Future[BlockRecord]] = deque()
+        try:
+            for index, name in enumerate(names):
+                for ahead in names[index + len(coming) : index + 2]:
+                    coming.append(reader.submit(job.scene.read, job.block(ahead).read))
+                pixels, started = coming.popleft(), time.perf_counter()
+                result = _computed(job, name, overhang, pixels.result)
+                leaving.append(writer.submit(_commit, job, name, result, started))
+                if len(leaving) > 1:  # at most one block waits to be written
+                    yield leaving.popleft().result()
+            yield from (record.result() for record in leaving)
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
+
+
+def run_in_turn(job: Job, stop: threading.Event, names: list[str]) -> list[BlockRecord]:
+    """`run_blocks` without its two helpers, for one of several threads: half the blocks in memory.
+
+    Ends before the next block once `stop` is set.
+    """
+    overhang, records = Overhang(), []
+    for name in names:
+        if stop.is_set():
+            break
+        started = time.perf_counter()
+        records.append(_commit(job, name, _computed(job, name, overhang), started))
+    return records
+
+
+def _computed(
+    job: Job, name: str, overhang: Overhang, pixels: Callable[[], Pixels] | None = None
+) -> BlockMap | Exception:
+    """The block's map, or why there is none."""
+    try:
+        segmenter, block = segmenters.build(job.spec), job.block(name)
+        keep = job.options.run.store_scores
+        ready = pixels() if pixels else None
+        return map_block(
+            job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=ready, overhang=overhang
+        )
+    except Exception as error:
+        log.debug("block %s", name, exc_info=True)
+        return error
+
+
+def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -> BlockRecord:
+    """Write a block's pixels, then its marker, or a marker with the reason of failure."""
+    before = job.run_dir.record_of(name)
+    attempt = before.attempt + 1 if before else 1
+    try:
+        job.scene.require_unchanged()  # also where reading failed: a scene cut short is another one
+        if isinstance(result, Exception):
+            raise result
+        block, partial = job.block(name), store.partial_path(job.out)
+        store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
+        record = _record(job, block, result)
+    except SceneChangedError:
+        raise
+    except Exception as error:
+        record = BlockRecord(name=name, status="failed", reason=redacted(f"{type(error).__name__}: {told(error)}"))
+        log.warning("block %s failed: %s", name, record.reason)
+        log.debug("block %s", name, exc_info=True)
+    record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
+    job.run_dir.record(record)
+    return record
+
+
+def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
+    classes = len(job.spec.vocabulary.classes)
+    known = np.minimum(result.label, classes)  # "no data" is a large number
+    counts = np.stack([np.bincount(row, minlength=classes)[:classes] for row in known])
+    areas = row_areas_m2(job.scene.geobox, block.core) @ counts
+    histogram = {str(i): int(n) for i, n in enumerate(counts.sum(axis=0)) if n}
+    return BlockRecord(
+        name=block.name,
+        status="done" if histogram else "empty",
+        tiles=result.tiles,
+        histogram=histogram,
+        areas_m2={k: float(areas[int(k)]) for k in histogram},
+        confidence_sum=int(result.confidence.sum(dtype=np.int64, where=result.confidence != CONFIDENCE_NODATA)),
+        crc=verify.block_crc(result.label, result.confidence, result.score),
+        events=result.events,
+    )

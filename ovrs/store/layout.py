@@ -1,0 +1,386 @@
+"""The output store: Zarr with the georeferencing that every reader looks for. Schema first, then regions.
+
+Layout (level 0 at the root, overview levels in groups `2`, `4`, …):
+
+    label        (y, x)         uint8, 255 = no data (uint16, 65535 above 254 classes)
+    confidence   (y, x)         uint8, 0..200 = 0..1, 255 = no data
+    score        (class, y, x)  uint8 like confidence; only on request
+    x, y         cell centres;  spatial_ref  CF grid mapping
+
+`label` tells its no data by Zarr's fill value and the attribute `nodata`, not by CF's `_FillValue`: readers that know CF
+would turn class numbers into floating point.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import zarr
+from pyproj.enums import WktVersion
+
+from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
+from ovrs.errors import GridMismatchError, StoreError
+from ovrs.names import cf_words
+from ovrs.store import codec, geozarr, intact
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from odc.geo.geobox import GeoBox
+
+    from ovrs.scene.grid import Window
+
+log = logging.getLogger(__name__)
+
+codec.install()
+
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, zlib.error)
+"""What zarr and its codecs raise for damaged files."""
+
+ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
+"""Metadata of the root group, in formats 3 and 2."""
+
+PYRAMID_FLOOR = 256
+"""Overview levels are added until both sides are at most this many pixels."""
+
+
+def create(
+    path: Path,
+    geobox: GeoBox,
+    *,
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    chunk: int,
+    zarr_format: Literal[2, 3] = 3,
+    keep_scores: bool = False,
+    attributes: dict[str, Any] | None = None,
+) -> None:
+    """Create the schema of a store at `path`; every pixel is no data.
+
+    Raises:
+        StoreError: `path` exists.
+    """
+    if path.exists():
+        raise StoreError(f"{path} exists already")
+    group = zarr.create_group(path, zarr_format=zarr_format)
+    level(group, geobox, classes=classes, colours=colours, chunk=chunk, keep_scores=keep_scores)
+    group.attrs.update({"Conventions": "CF-1.11", **(attributes or {})})
+
+
+def level(
+    group: zarr.Group,
+    geobox: GeoBox,
+    *,
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    chunk: int,
+    keep_scores: bool,
+) -> None:
+    """Create the arrays of one resolution level and its georeferencing in `group`."""
+    nodata = label_nodata(len(classes))
+    shape = (geobox.height, geobox.width)
+    # `coordinates` makes xarray treat the grid mapping as a coordinate without being told, as rioxarray's own files do
+    common: dict[str, Any] = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
+    if geobox.crs is not None:
+        common["_CRS"] = _crs_object(geobox)
+    # CF gives classes exactly this way; `flag_colors` follows GDAL's and rioxarray's reading of it
+    flags = {
+        "flag_values": list(range(len(classes))),
+        "flag_meanings": " ".join(cf_words(classes)),
+        "class_names": list(classes),
+        "flag_colors": " ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours),
+    }
+    _array(
+        group,
+        "label",
+        shape,
+        (chunk, chunk),
+        label_dtype(len(classes)),
+        nodata,
+        ("y", "x"),
+        {"long_name": "class", "nodata": nodata, **flags, **common},
+    )
+    meaning = {
+        "_FillValue": CONFIDENCE_NODATA,
+        "long_name": "confidence of the class",
+        "scale_factor": 1 / CONFIDENCE_SCALE,
+        "add_offset": 0.0,
+    }
+    _array(
+        group,
+        "confidence",
+        shape,
+        (chunk, chunk),
+        np.dtype(np.uint8),
+        CONFIDENCE_NODATA,
+        ("y", "x"),
+        {**meaning, **common},
+    )
+    if keep_scores:
+        _array(
+            group,
+            "score",
+            (len(classes), *shape),
+            (1, chunk, chunk),
+            np.dtype(np.uint8),
+            CONFIDENCE_NODATA,
+            ("class", "y", "x"),
+            {**meaning, "long_name": "score per class", "class_names": list(classes), **common},
+        )
+    _georeference(group, geobox)
+
+
+def _array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill: float | int | None,
+    dims: tuple[str, ...],
+    attributes: dict[str, Any],
+    *,
+    compress: bool = True,
+) -> zarr.Array[Any]:
+    v3 = group.metadata.zarr_format == 3
+    extra: dict[str, Any] = {"dimension_names": dims} if v3 else {}
+    attributes = attributes if v3 else {"_ARRAY_DIMENSIONS": list(dims), **attributes}
+    if compress:  # gzip: some GDAL builds lack zstd and blosc
+        extra["compressors"] = codec.FastGzip(level=1) if v3 else codec.TimelessGzip(level=1)
+    else:
+        extra["compressors"] = None
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)),
+        dtype=dtype,
+        fill_value=fill,
+        attributes=attributes,
+        **extra,
+    )
+
+
+def _crs_object(geobox: GeoBox) -> dict[str, Any]:
+    assert geobox.crs is not None  # the caller has looked
+    return {"wkt": geobox.crs.to_wkt(version=WktVersion.WKT2_2019), "projjson": geobox.crs.proj.to_json_dict()}
+
+
+def _cf_parameters(crs: Any) -> dict[str, Any]:
+    with warnings.catch_warnings():  # some projections have no complete CF form; `crs_wkt` beside it is complete
+        warnings.filterwarnings("ignore", message=".*lost in conversion to CF")
+        return dict(crs.proj.to_cf())
+
+
+def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
+    affine, crs = geobox.affine, geobox.crs
+    ys = affine.f + affine.e * (np.arange(geobox.height) + 0.5)
+    xs = affine.c + affine.a * (np.arange(geobox.width) + 0.5)
+    geographic = crs is not None and crs.geographic
+    names = ("latitude", "longitude") if geographic else ("projection_y_coordinate", "projection_x_coordinate")
+    unit = {"units": ("degrees_north" if geographic else crs.proj.axis_info[0].unit_name)} if crs is not None else {}
+    for name, values, standard in (("y", ys, names[0]), ("x", xs, names[1])):
+        attributes = (
+            {"standard_name": standard, "axis": name.upper(), **unit} if crs is not None else {"axis": name.upper()}
+        )
+        if geographic and name == "x":
+            attributes["units"] = "degrees_east"
+        # uncompressed and one chunk: GDAL builds without the codec would otherwise lose the transform
+        _array(
+            group, name, values.shape, values.shape, np.dtype(np.float64), None, (name,), attributes, compress=False
+        )[:] = values
+    transform = " ".join(repr(float(v)) for v in (affine.c, affine.a, affine.b, affine.f, affine.d, affine.e))
+    mapping: dict[str, Any] = {"GeoTransform": transform}
+    if crs is not None:
+        mapping = {
+            **_cf_parameters(crs),
+            "crs_wkt": crs.to_wkt(),
+            "spatial_ref": crs.to_wkt(),
+            "GeoTransform": transform,
+        }
+    # null for a format 2 fill value: readers of CF take any other for "missing" and make the number a NaN
+    fill = 0 if group.metadata.zarr_format == 3 else None
+    _array(group, "spatial_ref", (), (), np.dtype(np.int64), fill, (), mapping, compress=False)[...] = 0
+    group.attrs.update(geozarr.placed(geobox))
+
+
+def write_block(
+    path: Path,
+    window: Window,
+    chunk: int,
+    label: NDArray[Any],
+    confidence: NDArray[np.uint8],
+    score: NDArray[np.uint8] | None,
+) -> None:
+    """Write one block's core. The only writer of these chunks.
+
+    Raises:
+        GridMismatchError: The block does not start on chunk lines: it would share chunks with a neighbour.
+    """
+    if window.row_off % chunk or window.col_off % chunk:
+        raise GridMismatchError(
+            f"block at {window.row_off},{window.col_off} does not start on the {chunk}-pixel chunk grid"
+        )
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    region = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
+    array(group, "label")[region] = label
+    array(group, "confidence")[region] = confidence
+    if score is not None:
+        array(group, "score")[(slice(None), *region)] = score
+
+
+def clear_block(path: Path, window: Window) -> None:
+    """Make one block's core no data in every array; removes its chunks, so it works on a full disk too."""
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    region = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
+    for name in ("label", "confidence", "score"):
+        if name in group:
+            member = array(group, name)
+            member[(..., *region)] = member.fill_value
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers left in a store: zarr gives unfinished chunks the suffix `.partial`."""
+    for leftover in path.rglob("*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
+class Layer(zarr.Array[Any]):
+    """An array whose damaged chunks are told in one line."""
+
+    def __getitem__(self, selection: Any) -> Any:
+        try:
+            return super().__getitem__(selection)
+        except UNREADABLE as error:
+            raise StoreError(
+                f"{self.store_path} holds a damaged chunk ({type(error).__name__}: {error}); "
+                f"`ovrs verify` names it, `ovrs repair` computes it again"
+            ) from error
+
+
+def array(group: zarr.Group, name: str) -> Layer:
+    """An array of the store by name.
+
+    Raises:
+        StoreError: There is none of that name, or its metadata are damaged. Reading raises it for a damaged chunk.
+    """
+    try:
+        member = group.get(name)
+    except UNREADABLE as error:
+        raise StoreError(f"{group.store_path}/{name}: damaged metadata ({type(error).__name__}: {error})") from error
+    if not isinstance(member, zarr.Array):
+        raise StoreError(f"store {group.store_path} holds no array {name!r}")
+    return Layer(member.async_array)
+
+
+def refresh(
+    path: Path,
+    geobox: GeoBox,
+    *,
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    chunk: int,
+    zarr_format: Literal[2, 3] = 3,
+    keep_scores: bool = False,
+) -> list[str]:
+    """Put back the schema of an unfinished store: metadata and coordinates that differ from what `create` writes.
+
+    Returns:
+        The files that differed, relative to `path`.
+
+    Raises:
+        StoreError: A folder of the store is a file, or the reverse.
+    """
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        create(
+            fresh,
+            geobox,
+            classes=classes,
+            colours=colours,
+            chunk=chunk,
+            zarr_format=zarr_format,
+            keep_scores=keep_scores,
+        )
+        changed = []
+        for file in sorted(p for p in fresh.rglob("*") if p.is_file()):
+            name = file.relative_to(fresh)
+            target = path / name
+            if target.is_file() and target.read_bytes() == file.read_bytes():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+            changed.append(name.as_posix())
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise StoreError(
+            f"{error.filename2 or error.filename} is in the way of the store {path}; move it away"
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return changed
+
+
+def opened(path: Path) -> zarr.Group:
+    """The root group of a store, finished or not, for reading.
+
+    Raises:
+        StoreError: It is no Zarr group, or its metadata are damaged.
+    """
+    try:
+        return zarr.open_group(path, mode="r", use_consolidated=False)
+    except UNREADABLE as error:
+        file = next((path / n for n in ROOT_FILES if (path / n).exists()), path)
+        raise StoreError(f"{file}: {path} is no Zarr group, or damaged ({type(error).__name__}: {error})") from error
+
+
+def open_complete(path: Path) -> zarr.Group:
+    """Open a finished store for reading.
+
+    Raises:
+        StoreError: Missing, unfinished (says how to resume), damaged, or not written by `ovrs`.
+    """
+    if not path.exists():
+        partial = partial_path(path)
+        if partial.exists():
+            raise StoreError(
+                f"{path} is not finished; `ovrs status {path}` shows how far it is, `ovrs resume {path}` goes on"
+            )
+        raise StoreError(f"no store at {path}")
+    group = opened(path)
+    if "ovrs" not in group.attrs:
+        raise StoreError(f"{path} is a Zarr group, but not one that ovrs wrote (no 'ovrs' attribute)")
+    fault = intact.fault_of(group)
+    if fault:
+        raise StoreError(
+            f"{path}: {fault}; `ovrs verify {path}` names the damaged files, `ovrs repair {path}` restores them"
+        )
+    return group
+
+
+def partial_path(path: Path) -> Path:
+    """Where a store lives until it is committed."""
+    return path.with_name(path.name + ".partial")
+
+
+def facts(group: zarr.Group) -> dict[str, Any]:
+    """The `ovrs` attribute: provenance and results of the run."""
+    found: Any = group.attrs["ovrs"]
+    return dict(found)
+
+
+def geobox_of(group: zarr.Group) -> GeoBox:
+    """The grid of a store, from its own attributes."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox as Box
+
+    attributes: dict[str, Any] = dict(group.attrs)
+    height, width = attributes["spatial:shape"]
+    crs: Any = dict(array(group, "spatial_ref").attrs).get("crs_wkt")
+    return Box((int(height), int(width)), Affine(*attributes["spatial:transform"]), crs)
