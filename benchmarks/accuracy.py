@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 ROWS = {
     "names only, no adaptation": {"method": "none", "prompts": "names"},
-    "no adaptation": {"method": "none"},
-    "no adaptation, jbu_one": {"method": "none", "upsampler": "jbu_one"},
-    "TMPA": {"method": "tmpa"},
-    "TMPA, per scene": {"method": "tmpa", "adaptation": "scene"},
+    "no adaptation": {"method": "none", "prompts": "all"},
+    "no adaptation, jbu_one": {"method": "none", "prompts": "all", "upsampler": "jbu_one"},
+    "TMPA per tile": {"method": "tmpa", "adaptation": "tile", "prompts": "all"},
+    "default": {},
 }
 
 

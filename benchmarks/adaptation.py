@@ -37,15 +37,18 @@ if TYPE_CHECKING:
 TEXT_ROWS: dict[str, dict[str, Any]] = {
     "names": {"method": "none", "prompts": "names"},
     "+ synonyms": {"method": "none", "prompts": "synonyms"},
-    "+ descriptions": {"method": "none"},
-    "fixed alpha 0.02": {"method": "tmpa", "steps": 0},
-    "fixed alpha 0.1": {"method": "tmpa", "steps": 0, "alpha_init": 0.1},
-    "TMPA": {"method": "tmpa"},
-    "TMPA + shift": {"method": "tmpa_shift"},
+    "+ descriptions": {"method": "none", "prompts": "all"},
+    "fixed alpha 0.02": {"method": "tmpa", "adaptation": "tile", "prompts": "all", "steps": 0},
+    "fixed alpha 0.1": {"method": "tmpa", "adaptation": "tile", "prompts": "all", "steps": 0, "alpha_init": 0.1},
+    "TMPA": {"method": "tmpa", "adaptation": "tile", "prompts": "all"},
+    "TMPA + shift": {"method": "tmpa_shift", "prompts": "all"},
+    "names, scene rule": {"method": "tmpa", "prompts": "names"},
 }
 STUDY_ROWS: dict[str, dict[str, Any]] = {
     f"start {start}, {steps} steps of {rate}, absent {absent}, shares x{shares}": {
         "method": "tmpa",
+        "adaptation": "tile",
+        "prompts": "all",
         "alpha_init": start,
         "steps": steps,
         "lr": rate,
@@ -58,14 +61,14 @@ STUDY_ROWS: dict[str, dict[str, Any]] = {
     for shares in ((0.0, 10.0, 100.0, 1000.0) if steps else (0.0,))
 }
 NORM_ROWS: dict[str, dict[str, Any]] = {
-    "TENT": {"method": "tent"},
-    "TPT": {"method": "tpt"},
-    "CLIPArTT": {"method": "clipartt"},
-    "WATT": {"method": "watt"},
-    "MLMP": {"method": "mlmp"},
+    "TENT": {"method": "tent", "prompts": "all"},
+    "TPT": {"method": "tpt", "prompts": "all"},
+    "CLIPArTT": {"method": "clipartt", "prompts": "all"},
+    "WATT": {"method": "watt", "prompts": "all"},
+    "MLMP": {"method": "mlmp", "prompts": "all"},
 }
 DENSE_ROWS = {
-    f"dense {v}": {"method": "none", "dense": v} for v in ("vanilla", "maskclip", "sclip", "clearclip", "naclip", "gem")
+    f"dense {v}": {"method": "none", "prompts": "all", "dense": v} for v in ("vanilla", "maskclip", "sclip", "clearclip", "naclip", "gem")
 }
 GROUPS = {"text": TEXT_ROWS, "study": STUDY_ROWS, "norms": NORM_ROWS, "dense": DENSE_ROWS}
 

@@ -29,8 +29,8 @@ from ovrs.words import vocabulary
 
 ROWS = {
     "none": {"method": "none"},
-    "tmpa per tile": {"method": "tmpa"},
-    "tmpa per scene": {"method": "tmpa", "adaptation": "scene"},
+    "tmpa per tile": {"method": "tmpa", "adaptation": "tile"},
+    "tmpa per scene": {"method": "tmpa"},
 }
 
 
