@@ -18,7 +18,7 @@ from webserver import Web
 from ovrs import pipeline
 from ovrs.errors import DigestMismatchError, SceneChangedError, SceneReadError
 from ovrs.options import SceneOptions
-from ovrs.run import finish, work
+from ovrs.run import begin, finish, work
 from ovrs.run.rundir import RunDir
 from ovrs.scene import contents, vsi
 from ovrs.scene.opening import open_scene
@@ -55,7 +55,7 @@ def in_place_with_the_old_time(scene, content):
     os.utime(scene, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def begin(scene, words, out, options):
+def begun(scene, words, out, options):
     """A run whose first two blocks are done, with the scene open."""
     this = begin.prepare(scene, words, out, options)
     done = list(work.run_blocks(this, this.missing()[:2]))
@@ -68,7 +68,7 @@ def begin(scene, words, out, options):
 def test_a_scene_that_changes_in_mid_run_is_refused(pair, words, trivial, tmp_path, how, executor):
     (scene, content), out = pair, tmp_path / "map.zarr"
     first = scene.read_bytes()
-    this = begin(scene, words, out, trivial(executor="serial" if executor == "worker" else executor))
+    this = begun(scene, words, out, trivial(executor="serial" if executor == "worker" else executor))
     how(scene, content)
     elsewhere = pickle.loads(pickle.dumps(work.Worker(this)))  # as a worker gets it, which opens the scene itself
     go_on = partial(elsewhere, this.missing()) if executor == "worker" else partial(pipeline.run, this)
@@ -101,7 +101,7 @@ def test_a_scene_that_changes_after_its_last_block_is_refused(pair, words, trivi
 def test_the_same_bytes_are_the_same_scene(pair, words, trivial, tmp_path):
     """Touched in mid-run, copied over itself, or under another name elsewhere: the run goes on."""
     scene, out = pair[0], tmp_path / "map.zarr"
-    this = begin(scene, words, out, trivial())
+    this = begun(scene, words, out, trivial())
     os.utime(scene, (1, 1))
     list(work.run_blocks(this, this.missing()[:1]))
     by_rename(scene, scene.read_bytes())
@@ -129,7 +129,7 @@ def test_files_that_belong_to_a_scene_count(write_raster, words, trivial, tmp_pa
     with rasterio.open(tmp_path / "inner.vrt") as source:
         rasterio.shutil.copy(source, tmp_path / "outer.vrt", driver="VRT")
     before = {n: digest(tmp_path / n) for n in ("outer.vrt", "envi.dat")}
-    this = begin(tmp_path / "outer.vrt", words, tmp_path / "map.zarr", trivial())
+    this = begun(tmp_path / "outer.vrt", words, tmp_path / "map.zarr", trivial())
     in_place(scene, write_raster(smooth(*SIZE, 9), "b.tif").read_bytes())
     with pytest.raises(SceneChangedError):
         pipeline.run(this)
@@ -137,7 +137,7 @@ def test_files_that_belong_to_a_scene_count(write_raster, words, trivial, tmp_pa
     header = tmp_path / "envi.hdr"
     header.write_text(header.read_text() + "data ignore value = 7\n")
     assert digest(tmp_path / "envi.dat") != before["envi.dat"]
-    this = begin(scene, words, tmp_path / "second.zarr", trivial())
+    this = begun(scene, words, tmp_path / "second.zarr", trivial())
     scene.with_name("scene.tif.msk").write_bytes(b"a mask that appears")
     with pytest.raises(SceneChangedError):
         pipeline.run(this)
@@ -196,7 +196,7 @@ def test_a_scene_in_an_archive_has_an_identity(pair, words, trivial, tmp_path, f
         target.write(scene, "s.tif")
     uri = form.format(archive)
     assert digest(uri) == digest(scene) == digest(f"file://{scene}")
-    this = begin(uri, words, out, trivial())
+    this = begun(uri, words, out, trivial())
     with zipfile.ZipFile(archive, "w") as target:
         target.writestr("s.tif", content)
     with pytest.raises(SceneChangedError):
@@ -217,7 +217,7 @@ def test_another_picture_at_the_same_address_is_another_scene(web, pair, words, 
     web.set(says=says)
     out, there = tmp_path / "map.zarr", web.folder / "scene.tif"
     assert digest(web.url) == digest(pair[0])
-    this = begin(web.url, words, out, trivial())
+    this = begun(web.url, words, out, trivial())
     web.set(says={k: '"2"' if k == "ETag" else formatdate(1.1e9, usegmt=True) for k in says})
     list(work.run_blocks(this, this.missing()[:1]))  # uploaded again: the same bytes
     by_rename(there, pair[1])
@@ -242,7 +242,7 @@ def test_a_server_without_ranges_is_named_as_the_cause(web):
 
 def test_a_server_that_went_away_is_no_change(web, words, trivial, tmp_path, monkeypatch):
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
-    this = begin(web.url, words, tmp_path / "map.zarr", trivial())
+    this = begun(web.url, words, tmp_path / "map.zarr", trivial())
     web.set(signature="nobody has this")
     with pytest.raises(SceneReadError, match="it is gone, or the server does not answer"):
         this.scene.require_unchanged()

@@ -236,7 +236,7 @@ def test_options_that_would_be_ignored_are_refused(directory, options, told):
 
 def test_a_tag_for_a_model_with_its_own_weights_is_refused(directory):
     given = ModelOptions(model=str(directory), pretrained="openai")
-    with pytest.raises(OptionError, match="'openai' would be ignored"):
+    with pytest.raises(OptionError, match="brings its own weights"):
         build_clip_segmenter(given, MethodOptions(method="none"), vocabulary.load("demo"))
 
 

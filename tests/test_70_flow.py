@@ -59,16 +59,20 @@ def test_flow_retries_what_can_heal_and_never_hides_the_rest(
 
     room = importlib.import_module("flows.map_scene")
     monkeypatch.setattr(room, "map_blocks", room.map_blocks.with_options(retries=1, retry_delay_seconds=0))
-    read, left = RasterScene._read_raw, [failures]
+    reader, left = RasterScene._reader, [failures]
 
-    def flaky(self, window):
-        if window.row_end > 450 and left[0] > 0:
-            left[0] -= 1
-            raise RasterioIOError("connection reset")
-        return read(self, window)
+    class Flaky:
+        def __init__(self, inner):
+            self.inner = inner
 
-    monkeypatch.setattr(RasterScene, "_read_raw", flaky)
+        def read(self, window, shape=None):
+            if window.row_off + window.height > 450 and left[0] > 0:
+                left[0] -= 1
+                raise RasterioIOError("connection reset")
+            return self.inner.read(window, shape)
+
     scene, out = str(noise_scene(500, 300)), str(tmp_path / "flow.zarr")
+    monkeypatch.setattr(RasterScene, "_reader", lambda self: Flaky(reader(self)))
     run = functools.partial(
         room.map_scene, scene, out, vocabulary_name="demo", options=trivial(), batches=2, products=False
     )

@@ -84,6 +84,7 @@ def tutorial():
     return [line for line in lines if not line.startswith("ovrs view")]  # that one serves until it is ended
 
 
+@pytest.mark.timeout(900)
 def test_the_tutorial_works_as_written(tmp_path):
     assert len(tutorial()) >= 7
     env = {k: v for k, v in environment(tmp_path).items() if k != "PYTHONWARNINGS"}  # as a user would

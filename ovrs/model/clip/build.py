@@ -106,7 +106,7 @@ def build_clip_segmenter(model_options: ModelOptions, method: MethodOptions, voc
     if method.bias == "entropy" and (unread := sorted(given & _DESCENT)):
         raise OptionError(f"{', '.join(unread)} belong to the learned bias; leave them out, or add --set bias=learned")
     _tell_unasked(method, vocabulary)
-    _refuse_unused(method, model_options, model)
+    _refuse_unused(method)
     views = choose(model_options, model)
     if method.method == "tmpa_compat":
         if model_options.wide or model_options.turned:
@@ -182,7 +182,7 @@ def _check(method: MethodOptions, vocabulary: Vocabulary) -> None:
         )
 
 
-def _refuse_unused(method: MethodOptions, model_options: ModelOptions, model: LoadedModel) -> None:
+def _refuse_unused(method: MethodOptions) -> None:
     """Refuse options that nothing would read beside the others, so that none is silently ignored.
 
     Raises:
@@ -201,11 +201,6 @@ def _refuse_unused(method: MethodOptions, model_options: ModelOptions, model: Lo
             raise OptionError(
                 f"{' and '.join(given)} would be ignored: only {user} uses it; leave it out, or choose that"
             )
-    if model_options.pretrained and model.directory is not None:
-        raise OptionError(
-            f"pretrained {model_options.pretrained!r} would be ignored: {model_options.model} brings its own weights; "
-            "it belongs to a model named by open_clip's name"
-        )
 
 
 class _Parts:
