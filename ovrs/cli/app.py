@@ -106,7 +106,7 @@ def map_command(
     upsampler: Annotated[str | None, typer.Option(help="bilinear, jbu_one or jbu_stack.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="A paper's hyper-parameters, such as segearth/loveda (`ovrs methods` lists them)."),
+        typer.Option(help="A paper's settings, and its words if none are given: segearth/loveda (see `ovrs methods`)."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other method option, KEY=VALUE; may be repeated.")
@@ -158,7 +158,7 @@ def map_command(
             words = known.vocabulary(entry.vocabulary)
     if any(target is None for _, target in work):
         raise OptionError("name the store to write: -o NAME.zarr")
-    words = words or _vocabulary(classes, vocabulary)
+    words = _vocabulary(words, classes, vocabulary, preset)
     chosen = options.build(
         scene=reading,
         model={
@@ -289,12 +289,25 @@ def demo(
     typer.echo("\n".join(lines))
 
 
-def _vocabulary(classes: str | None, vocabulary: str | None) -> Vocabulary:
+def _vocabulary(
+    known: Vocabulary | None, classes: str | None, vocabulary: str | None, preset: str | None
+) -> Vocabulary:
+    """The words to ask for: given ones first, the catalog's next, a preset's published ones last."""
+    from ovrs.methods import published
     from ovrs.words import vocabulary as room
 
-    if (classes is None) == (vocabulary is None):
-        raise OptionError('name the classes, either --classes "building, road, water" or --vocabulary NAME|FILE.yaml')
-    return room.load(vocabulary) if vocabulary is not None else room.from_names((classes or "").split(","))
+    if known is None and classes is None and vocabulary is None and preset is not None:
+        words = published.vocabulary_of(preset)
+        if words is not None:
+            return words
+    if known is None and (classes is None) == (vocabulary is None):
+        raise OptionError(
+            'name the classes, either --classes "building, road, water" or --vocabulary NAME|FILE.yaml '
+            "(presets named after a data set bring its words)"
+        )
+    if known is None:
+        known = room.load(vocabulary) if vocabulary is not None else room.from_names((classes or "").split(","))
+    return known if preset is None else published.given(known, preset)
 
 
 def _numbers(

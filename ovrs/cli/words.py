@@ -12,6 +12,7 @@ from ovrs.cli.edge import App
 from ovrs.errors import OptionError
 
 if TYPE_CHECKING:
+    from ovrs.methods.preset import Preset
     from ovrs.words.vocabulary import Vocabulary
 
 app = App()
@@ -33,6 +34,16 @@ def methods() -> None:
         found = preset.load(file)
         tuned = "  (tuned on labels: not zero-shot)" if found.tuned_on_labels else ""
         typer.echo(f"  {file}: {found.title}{tuned}\n    {', '.join(f'{file}/{e}' for e in found.datasets)}")
+        typer.echo(f"    words: {_words_of(found)}")
+
+
+def _words_of(found: Preset) -> str:
+    if found.words is None:
+        return "your own; the preset has none"
+    from ovrs.methods.published import word_lists
+
+    lists = word_lists(found.words)
+    return f"{lists.title}, {lists.source}" + (f"; sentences: {found.sentences}" if found.sentences else "")
 
 
 @app.command()

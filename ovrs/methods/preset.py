@@ -23,6 +23,10 @@ class Preset(BaseModel):
     tuned_on_labels: bool
     """Whether constants were probably chosen on the labels of the very sets they are used on: then not zero-shot."""
     note: str
+    words: str | None = None
+    """List of published words (`presets/words`) that the preset asks for; without one, the vocabulary's are asked."""
+    sentences: str = ""
+    """Where the descriptions come from, if the preset asks for them."""
     common: dict[str, Any]
     datasets: dict[str, dict[str, Any]]
 

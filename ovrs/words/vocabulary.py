@@ -79,20 +79,27 @@ class ClassEntry(_Model):
     """One-sentence context prompts about what is visible from above."""
     phrases: tuple[Sentence, ...] = ()
     """Short singular nouns for detectors that are asked for concepts (SAM 3), the best first. Default: name and synonyms."""
+    asked: tuple[str, ...] = ()
+    """What models are asked for instead of name and synonyms: a paper's own words for this class. The name stays the legend's."""
     colour: HexColour | None = None
     """`#RRGGBB`."""
     prompt_source: str = "library"
     """`library`, `name` (no library knows it), `composed`, or the language model that wrote the descriptions."""
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The words a model is asked for, the first one foremost: `asked`, else name and synonyms."""
+        return self.asked or (self.name, *self.synonyms)
+
+    @property
     def concepts(self) -> tuple[str, ...]:
-        """What a detector is asked for: `phrases`, else name and synonyms; lower case, none twice."""
-        return tuple(dict.fromkeys(w.strip().lower() for w in self.phrases or (self.name, *self.synonyms)))
+        """What a detector is asked for: `phrases`, else `words`; lower case, none twice."""
+        return tuple(dict.fromkeys(w.strip().lower() for w in self.phrases or self.words))
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """Every text of this class: name, synonyms, descriptions."""
-        return (self.name, *self.synonyms, *self.descriptions)
+        """Every text of this class: its words and descriptions."""
+        return (*self.words, *self.descriptions)
 
 
 class BackgroundRule(_Model):
@@ -160,7 +167,11 @@ class Vocabulary(_Model):
     def digest(self) -> str:
         """SHA-256 over everything that can change the map (not colours, not provenance)."""
         content = [
-            [c.name, list(c.synonyms), list(c.descriptions), *([list(c.phrases)] if c.phrases else [])]
+            [
+                *(c.name, list(c.synonyms), list(c.descriptions)),
+                *([list(c.phrases)] if c.phrases else []),
+                *([{"asked": list(c.asked)}] if c.asked else []),
+            ]
             for c in self.classes
         ]
         rule = None if self.background is None else [self.background.class_name, self.background.threshold]

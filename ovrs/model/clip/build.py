@@ -300,7 +300,7 @@ def _norm_segmenter(parts: _Parts) -> NormSegmenter:
         return NormSegmenter(
             parts.frozen(bank), settings, lambda images: mlmp.adapt(visual, images, prompts, bank.vectors, settings)
         )
-    names = [clean(n) for n in parts.vocabulary.class_names]
+    names = [clean(c.words[0]) for c in parts.vocabulary.classes]
     compat = name.endswith("_compat")
     if name.startswith("clipartt"):
         _, bank = build_prompt_stack(model, queries, class_of, mlmp.TENT_TEMPLATES)

@@ -73,9 +73,10 @@ def queries_of(
     """
     queries, class_of = [], []
     for index, entry in enumerate(vocabulary.classes):
-        own = [entry.name, *(listed(entry.name) if split_names else ())]
+        first, *others = entry.words
+        own = [first, *(listed(first) if split_names else ())]
         if prompts != "names":
-            own += entry.synonyms
+            own += others
         if prompts == "all":
             name = entry.name.lower()
             own += [f"{entry.name} {d}" if prefix and name not in d.lower() else d for d in entry.descriptions]
