@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers
 FULL = {"layers": None, "image_weight": 1, "beta": 1, "templates": "separate", "steps": 10}
 MLMP = {
     "full": {},
+    "one_image": {},
     "no_adaptation": {"layers": 1, "image_weight": 0, "steps": 0},
     "tent": {"layers": 1, "image_weight": 0},
     "no_image_level": {"image_weight": 0},

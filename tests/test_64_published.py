@@ -66,8 +66,13 @@ def test_class_extensions_of_mlmp():
     lists = published.word_lists("mlmp")
     assert lists.source == "dosowiechi/MLMP@2a887de"
     assert {n: len(s.lines) for n, s in lists.sets.items()} == {
-        "voc20": 20, "voc21": 21, "context59": 59, "context60": 60,
-        "cityscapes": 19, "coco_object": 81, "coco_stuff": 171,
+        "voc20": 20,
+        "voc21": 21,
+        "context59": 59,
+        "context60": 60,
+        "cityscapes": 19,
+        "coco_object": 81,
+        "coco_stuff": 171,
     }
     background = lists.sets["voc21"].lines[0]
     assert len(background) == 26

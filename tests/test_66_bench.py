@@ -11,7 +11,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 from typer.testing import CliRunner
 
-from ovrs.bench import accuracy, papers, report
+from ovrs.bench import accuracy, cells, papers, predict, report, rows
 from ovrs.bench.evaluate import IGNORE, Confusion
 from ovrs.bench.layouts import layouts, open_set
 from ovrs.cli.app import app
@@ -206,9 +206,19 @@ def bench(folder, *arguments):
 
 def test_the_bench_scores_writes_and_goes_on(folder, monkeypatch):
     out = folder / "r"
-    rows = "none+prompts=names,tmpa"
+    methods = "none+prompts=names,tmpa"
     done = bench(
-        folder, "--dataset", "flat,half", "--method", rows, "--corruption", "none,contrast", "-o", out, "--panels", "2"
+        folder,
+        "--dataset",
+        "flat,half",
+        "--method",
+        methods,
+        "--corruption",
+        "none,contrast",
+        "-o",
+        out,
+        "--panels",
+        "2",
     )
     assert done.exit_code == 0, done.output
     import pyarrow.parquet as pq
@@ -226,9 +236,9 @@ def test_the_bench_scores_writes_and_goes_on(folder, monkeypatch):
     for file in list(out.glob("cells/flat-clean-*/0-*.npz")):
         file.unlink()
     scored = []
-    real = accuracy.predict
-    monkeypatch.setattr(accuracy, "predict", lambda cell, *a: scored.append(cell.row.label) or real(cell, *a))
-    bench(folder, "--dataset", "flat,half", "--method", rows, "--corruption", "none,contrast", "-o", out)
+    real = accuracy.score
+    monkeypatch.setattr(accuracy, "score", lambda cell, *a: scored.append(cell.row.label) or real(cell, *a))
+    bench(folder, "--dataset", "flat,half", "--method", methods, "--corruption", "none,contrast", "-o", out)
     assert sorted(scored) == ["none+prompts=names", "tmpa"]  # only what was missing
     assert (out / "accuracy.parquet").read_bytes() == before  # and two runs give identical numbers
 
@@ -259,9 +269,9 @@ def test_scores_are_resized_not_labels(folder):
         folder / "d",
         vocabulary.load(folder / "w.yaml"),
     )
-    cell = accuracy.Cell(data, accuracy.parse_row("none"), ModelOptions(model="trivial", crop=32), "clean", 0, 32)
+    cell = cells.Cell(data, rows.parse_row("none"), ModelOptions(model="trivial", crop=32), "clean", 0, 32)
     rgb, labels = data.read(data.samples()[0])
-    guess = accuracy.predict(cell, rgb, labels.shape, 0)  # in parts of 32 shown pixels
+    guess = predict.predict(cell, rgb, labels.shape, 0)  # in parts of 32 shown pixels
     assert guess.shape == labels.shape
 
 
@@ -270,13 +280,13 @@ def test_a_model_is_told_how_large_the_pixels_are(folder):
         layout="pairs", root="d", images="images/*.png", labels="masks/{stem}.png", shrink=2, pixel_size=0.1
     )
     data = open_set("half", entry, folder / "d", vocabulary.load(folder / "w.yaml"))
-    row = accuracy.parse_row("none")
-    bundled = accuracy.Cell(data, row, ModelOptions(), "clean", 0, 32)
+    row = rows.parse_row("none")
+    bundled = cells.Cell(data, row, ModelOptions(), "clean", 0, 32)
     assert bundled.shown_model().pixel_size == pytest.approx(0.2)
     assert bundled.facts()["model"]["pixel_size"] == pytest.approx(0.2)
-    given = accuracy.Cell(data, row, ModelOptions(pixel_size=1.0), "clean", 0, 32)
+    given = cells.Cell(data, row, ModelOptions(pixel_size=1.0), "clean", 0, 32)
     assert given.shown_model().pixel_size == 1.0
-    assert accuracy.Cell(data, row, ModelOptions(model="trivial"), "clean", 0, 32).shown_model().pixel_size is None
+    assert cells.Cell(data, row, ModelOptions(model="trivial"), "clean", 0, 32).shown_model().pixel_size is None
 
 
 def test_a_label_of_another_shape_is_left_out_and_told(folder, caplog):
@@ -315,7 +325,7 @@ def test_paper_tables_are_quoted_with_source_and_command(name, tmp_path):
 
 def test_ours_stand_under_theirs(tmp_path):
     data = write_set("loveda", tmp_path / "d")
-    cell = accuracy.Cell(data, accuracy.parse_row("none"), ModelOptions(model="trivial", crop=16), "clean", 0, 64)
+    cell = cells.Cell(data, rows.parse_row("none"), ModelOptions(model="trivial", crop=16), "clean", 0, 64)
     accuracy.run_cell(cell, tmp_path / "r")
     text = papers.side_by_side("tmpa-table1", tmp_path / "r")
     assert "| ↳ ours, none, trivial | – |" in text
@@ -323,10 +333,10 @@ def test_ours_stand_under_theirs(tmp_path):
 
 def test_wrong_words_are_named(folder):
     with pytest.raises(OptionError, match="no corruption rain"):
-        accuracy.corruptions("rain")
-    assert len(accuracy.corruptions("all")) == 16
+        cells.corruptions("rain")
+    assert len(cells.corruptions("all")) == 16
     with pytest.raises(OptionError, match="no such option"):
-        accuracy.parse_row("none+magic=1")
+        rows.parse_row("none+magic=1")
     with pytest.raises(OptionError, match="--method none,tmpa"):
         bench(folder, "--dataset", "flat", "-o", folder / "r")
     with pytest.raises(OptionError, match="holds no results"):

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EVERYTHING = "all"
+"""The split of all images, for sets whose splits are lists."""
+
 
 class Encoding(BaseModel):
     """What a label file's values mean."""
@@ -52,7 +55,7 @@ class Layout(BaseModel):
     images: str
     """Pattern below the root; `{split}` is filled in."""
     list: str | None = None
-    """Text file with one image stem a line, for sets whose split is a list."""
+    """Text file with one image a line, with or without suffix, for sets whose split is a list."""
     labels: tuple[tuple[str, str], ...]
     """Replacements that turn an image's path into its label's."""
     split: str = ""
@@ -87,38 +90,56 @@ class LabelledSet:
     shrink: float = 1.0
     pixel_size: float | None = None
     """Metres per pixel before `shrink`, if known."""
+    benchmark: str | None = None
+    """The set, as papers know it; None is a set of one's own, or one asked for in words of one's own."""
 
     def samples(self) -> list[Sample]:
         """All images that have a label, in the order of their names.
 
         Raises:
-            CatalogError: Nothing is found, or a label is missing; says where it was looked for.
+            CatalogError: Nothing is found, or no image has a label; says where it was looked for.
+        """
+        found, lacking = self.find()
+        if not found:
+            raise CatalogError(lacking[0])
+        return found
+
+    def find(self) -> tuple[list[Sample], list[str]]:
+        """All images that have a label, in the order of their names, and a line for each that has none.
+
+        Raises:
+            CatalogError: There is no image at all, or a list of images is missing.
         """
         pattern = self.layout.images.replace("{split}", self.split)
         images = sorted(self.root.glob(pattern))
-        if self.layout.list is not None:
+        if self.layout.list is not None and self.split != EVERYTHING:
             file = self.root / self.layout.list.replace("{split}", self.split)
             if not file.is_file():
-                raise CatalogError(f"data set {self.name}: no list of images at {file}")
+                raise CatalogError(
+                    f"data set {self.name}: no list of images at {file}; `split: {EVERYTHING}` in the catalog takes all"
+                )
             wanted = set(file.read_text("utf-8").split())
-            images = [i for i in images if i.stem in wanted]
+            images = [i for i in images if i.stem in wanted or i.name in wanted]
         images = [i for i in images if i.name.startswith(self.held_out or ("",))]
         if not images:
             told = f" How to get it: {self.layout.obtain}." if self.layout.obtain else ""
             raise CatalogError(f"data set {self.name}: no images {pattern} below {self.root}.{told}")
-        return [Sample(str(i.relative_to(self.root)), i, self._label(i)) for i in images]
+        found, lacking = [], []
+        for image in images:
+            name, label = str(image.relative_to(self.root)), self._label(image)
+            if isinstance(label, Path):
+                found.append(Sample(name, image, label))
+            else:
+                lacking.append(f"data set {self.name}: {image.name} has no label {label} below {self.root}")
+        return found, lacking
 
-    def _label(self, image: Path) -> Path:
+    def _label(self, image: Path) -> Path | str:
+        """The label of an image, or where it was looked for in vain."""
         relative = "/" + image.relative_to(self.root).as_posix()
         for old, new in self.layout.labels:
             old, new = (t.replace("{split}", self.split).replace("{stem}", image.stem) for t in (old, new))
             relative = new if old == "*" else relative.replace(old, new)
-        found = sorted(self.root.glob(relative.lstrip("/")))
-        if not found:
-            raise CatalogError(
-                f"data set {self.name}: {image.name} has no label {relative.lstrip('/')} below {self.root}"
-            )
-        return found[0]
+        return next(iter(sorted(self.root.glob(relative.lstrip("/")))), relative.lstrip("/"))
 
     def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Pixels `(3, h, w)` uint8 and labels `(H, W)` uint8 (255 ignored)."""
@@ -173,7 +194,16 @@ def open_set(name: str, entry: DatasetEntry, root: Path, words: Vocabulary | Non
         entry.held_out,
         entry.shrink,
         entry.pixel_size,
+        _benchmark(entry.layout, layout, words),
     )
+
+
+def _benchmark(name: str, layout: Layout, words: Vocabulary | None) -> str | None:
+    """What papers call a set: its layout's vocabulary or name; with a given vocabulary, that one if it is a shipped one."""
+    if words is None:
+        return layout.vocabulary or name
+    known = words.name if words.name in vocabulary.shipped() else None
+    return known if known and vocabulary.load(known) == words else None
 
 
 def _pairs(name: str, entry: DatasetEntry, words: Vocabulary | None) -> Layout:

@@ -9,7 +9,8 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from ovrs.bench.accuracy import CLEAN, load_cells
+from ovrs.bench.accuracy import load_cells
+from ovrs.bench.cells import CLEAN
 from ovrs.bench.report import headline
 from ovrs.errors import OptionError
 

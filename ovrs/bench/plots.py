@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovrs.bench.accuracy import CLEAN, Cell, predict
+from ovrs.bench.cells import CLEAN, Cell
+from ovrs.bench.predict import predict
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ovrs import files
-from ovrs.bench.accuracy import CLEAN, load_cells
+from ovrs.bench.accuracy import load_cells
+from ovrs.bench.cells import CLEAN
 
 if TYPE_CHECKING:
     from ovrs.bench.evaluate import Confusion
@@ -56,6 +57,7 @@ def write_parquet(cells: list[Scored], path: Path) -> None:
                     "predicted_pixels": predicted,
                     "right_pixels": hit,
                     "images": images,
+                    "left_out": facts.get("left_out", 0),
                     "tuned_on_labels": facts["tuned_on_labels"],
                     "protocol": facts["protocol"],
                 }
@@ -109,7 +111,9 @@ def _table(cells: list[Scored], across: str) -> list[str]:
     for title, values in rows.items():
         mean = float(np.mean(list(values.values()))) if len(values) == len(columns) else float("nan")
         out.append(f"| {title} | " + " | ".join(_number(values.get(c)) for c in columns) + f" | {_number(mean)} |")
-    return [*out, "", "In brackets: number of images. Mean over the columns.", ""]
+    lost = {f[across]: f["left_out"] for f, _, _ in cells if f.get("left_out")}
+    told = [f"Without a usable label: {', '.join(f'{n}: {k} left out' for n, k in lost.items())}.", ""] if lost else []
+    return [*out, "", "In brackets: number of images. Mean over the columns.", "", *told]
 
 
 def _title(facts: dict[str, Any]) -> str:

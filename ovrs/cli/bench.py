@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,16 @@ def accuracy(
     method: Annotated[
         str | None, typer.Option(help="Methods separated by commas; options joined by +: none+prompts=names,tmpa.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Presets as rows of their own, separated by commas.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Presets as rows, separated by commas: segearth (each set's entry), mlmp/full+layers=1. They bring "
+            "their paper's words and image sizes."
+        ),
+    ] = None,
+    own_protocol: Annotated[
+        bool, typer.Option("--own-protocol", help="Show presets the images as they are, not as their papers do.")
+    ] = False,
     model: Annotated[
         str, typer.Option(help="Models of the catalog, or what --model of `ovrs map` takes; commas.")
     ] = "bundled",
@@ -36,32 +46,36 @@ def accuracy(
 ) -> None:
     """Score methods on labelled sets; interrupted, the same command goes on."""
     from ovrs.bench import accuracy as bench
-    from ovrs.bench import plots, report
-    from ovrs.bench.layouts import open_set
+    from ovrs.bench import cells, plots, report, rows
+    from ovrs.bench.layouts import LabelledSet, open_set
     from ovrs.collection import catalog as catalog_room
     from ovrs.options import ModelOptions
 
     known = catalog_room.load(catalog)
-    rows = [bench.parse_row(r.strip()) for r in (method or "").split(",") if r.strip()]
-    rows += [bench.preset_row(p.strip()) for p in (preset or "").split(",") if p.strip()]
-    if not rows:
+    methods = [rows.parse_row(r.strip()) for r in (method or "").split(",") if r.strip()]
+    presets = [p.strip() for p in (preset or "").split(",") if p.strip()]
+    if not methods and not presets:
         raise OptionError("name what to score: --method none,tmpa or --preset segearth/loveda")
     models = [known.models.get(m.strip()) or ModelOptions(model=m.strip()) for m in model.split(",")]
     levels = _levels(severity)
-    for name in dataset.split(","):
+    kinds = cells.corruptions(corruption)
+    work: dict[str, list[tuple[rows.Row, LabelledSet]]] = {}
+    for name in dataset.split(","):  # all before the first image, so that a wrong name costs no time
         entry = known.dataset(name.strip())
         words = None if entry.vocabulary is None else known.vocabulary(entry.vocabulary)
         data = open_set(name.strip(), entry, Path(known.resolve(entry.root)), words)
+        brought = [rows.preset_row(p, data, as_published=not own_protocol) for p in presets]
+        work[data.name] = [*((row, data) for row in methods), *brought]
+    for name, mine in work.items():
         clean = []
-        for chosen in models:
-            for row in rows:
-                for kind in bench.corruptions(corruption):
-                    for level in [0] if kind == bench.CLEAN else levels:
-                        cell = bench.Cell(data, row, chosen, kind, level, part)
-                        clean += [cell] if kind == bench.CLEAN else []
-                        score = bench.run_cell(cell, out, images=images, workers=workers)
-                        value = report.headline(cell.facts(), score)
-                        typer.echo(f"{data.name:16} {kind:18} {level}  {row.label:32} {value:6.2f}")
+        for chosen, (row, data) in product(models, mine):
+            for kind in kinds:
+                for level in [0] if kind == cells.CLEAN else levels:
+                    cell = cells.Cell(data, row, chosen, kind, level, part)
+                    clean += [cell] if kind == cells.CLEAN else []
+                    score = bench.run_cell(cell, out, images=images, workers=workers)
+                    value = report.headline(cell.facts(), score)
+                    typer.echo(f"{name:16} {kind:18} {level}  {row.label:32} {value:6.2f}")
         if panels and clean:
             typer.echo(f"panels: {plots.panels(clean, out, panels)}")
     for path in report.write_report(out):

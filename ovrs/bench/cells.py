@@ -1,0 +1,95 @@
+"""A cell of a benchmark: one set under one corruption with one row, and the facts that its numbers hang on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ovrs.bench.corruptions import CORRUPTIONS
+from ovrs.errors import OptionError
+from ovrs.options import MethodOptions, ModelOptions
+from ovrs.options import build as build_options
+from ovrs.provenance import NUMERICS, canonical
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ovrs.bench.layouts import LabelledSet
+    from ovrs.bench.rows import Row
+
+PROTOCOL = 1
+"""Counted up when the same options would give other numbers."""
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One set, one corruption, one method."""
+
+    data: LabelledSet
+    row: Row
+    model: ModelOptions
+    corruption: str
+    severity: int
+    part: int
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the numbers."""
+        method, row = self.options(), self.row
+        shown: dict[str, Any] = {}
+        if row.preset is not None:
+            shown = {
+                "preset": row.preset,
+                "words": self.data.words.provenance["words"],
+                "shown": None if row.protocol is None else row.protocol.model_dump(mode="json", exclude_defaults=True),
+            }
+        return {
+            "protocol": PROTOCOL,
+            "numerics": NUMERICS,
+            "dataset": self.data.name,
+            "split": self.data.split,
+            "held_out": list(self.data.held_out),
+            "shrink": self.data.shrink,
+            "classes": list(self.data.words.class_names),
+            "vocabulary": self.data.words.digest(),
+            "corruption": self.corruption,
+            "severity": self.severity,
+            "part": None if row.protocol else self.part,
+            "row": row.label,
+            "tuned_on_labels": row.tuned_on_labels,
+            **shown,
+            "model": self.shown_model().model_dump(mode="json"),
+            "method": method.model_dump(mode="json", exclude_unset=True),
+        }
+
+    def shown_model(self) -> ModelOptions:
+        """The model, with the windows of the protocol, else told how large the pixels that it is shown are."""
+        if self.row.protocol is not None:
+            wanted = {n: getattr(self.row.protocol, n) for n in ("crop", "stride") if getattr(self.model, n) is None}
+            return self.model.model_copy(update={n: v for n, v in wanted.items() if v is not None})
+        own = self.data.pixel_size
+        return self.model.told(None if own is None else own * self.data.shrink)
+
+    def options(self) -> MethodOptions:
+        model = self.model.model_dump(exclude_unset=True)
+        return build_options(model=model, method=self.row.method).method
+
+    def folder(self, results: Path) -> Path:
+        digest = hashlib.sha256(canonical(self.facts()).encode()).hexdigest()[:12]
+        return results / "cells" / f"{self.data.name}-{self.corruption}-{digest}"
+
+
+def corruptions(text: str) -> list[str]:
+    """`none`, `all` (clean and the fifteen), or names separated by commas.
+
+    Raises:
+        OptionError: An unknown name.
+    """
+    if text == "all":
+        return [CLEAN, *CORRUPTIONS]
+    names = [CLEAN if n.strip() in ("none", CLEAN) else n.strip() for n in text.split(",")]
+    wrong = [n for n in names if n != CLEAN and n not in CORRUPTIONS]
+    if wrong:
+        raise OptionError(f"no corruption {', '.join(wrong)}; choose all, none or of {', '.join(CORRUPTIONS)}")
+    return names
