@@ -312,25 +312,6 @@ def test_tuned_rows_stand_apart(folder):
     assert "| tmpa_released/vaihingen |" in second.split("## Per class")[0]
 
 
-@pytest.mark.parametrize("name", list(papers.tables()))
-def test_paper_tables_are_quoted_with_source_and_command(name, tmp_path):
-    text = papers.side_by_side(name, tmp_path)
-    assert "Theirs:" in text
-    assert "ovrs bench accuracy" in text
-    assert "ours," not in text
-    table = papers.tables()[name]
-    assert all(len(v) == len(table.columns) for v in table.rows.values())
-    assert set(table.match) <= set(table.rows)
-
-
-def test_ours_stand_under_theirs(tmp_path):
-    data = write_set("loveda", tmp_path / "d")
-    cell = cells.Cell(data, rows.parse_row("none"), ModelOptions(model="trivial", crop=16), "clean", 0, 64)
-    accuracy.run_cell(cell, tmp_path / "r")
-    text = papers.side_by_side("tmpa-table1", tmp_path / "r")
-    assert "| ↳ ours, none, trivial | – |" in text
-
-
 def test_wrong_words_are_named(folder):
     with pytest.raises(OptionError, match="no corruption rain"):
         cells.corruptions("rain")

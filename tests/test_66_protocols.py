@@ -102,7 +102,8 @@ def test_published_protocols_as_data():
     assert protocols.of_preset("segearth_ov3/openearthmap", "openearthmap").crop == 512
     assert protocols.of_preset("segearth_ov3/loveda", "loveda") == Protocol(whole=True)
     assert protocols.of_preset("segearth/loveda", None) is None
-    assert protocols.of_preset("sam3/coco", "voc20") is None
+    assert protocols.of_preset("sam3/coco", "voc20") == Protocol(whole=True)
+    assert protocols.of_preset("naclip/full", "loveda") is None
     for file, entry in protocols._table().items():
         assert "@" in entry["source"]
         for name in entry["sets"]:

@@ -41,6 +41,7 @@ class Cell:
         if row.preset is not None:
             shown = {
                 "preset": row.preset,
+                "benchmark": self.data.benchmark,
                 "words": self.data.words.provenance["words"],
                 "shown": None if row.protocol is None else row.protocol.model_dump(mode="json", exclude_defaults=True),
             }

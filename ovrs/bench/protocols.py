@@ -7,15 +7,17 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
+
+from ovrs import yamlfile
+from ovrs.errors import OptionError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = yamlfile.STRICT
 
 
 class Resize(_Part):
@@ -80,7 +82,7 @@ class Protocol(_Part):
 @cache
 def _table() -> dict[str, dict[str, Any]]:
     text = (resources.files("ovrs.bench") / "protocols.yaml").read_text("utf-8")
-    raw: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    raw: dict[str, dict[str, Any]] = yamlfile.parse(text, "protocols.yaml", OptionError).data
     return {name: {**raw[entry["like"]], **entry} if "like" in entry else entry for name, entry in raw.items()}
 
 

@@ -103,15 +103,16 @@ def report_command(results: Results) -> None:
 
 @app.command()
 def table(
-    name: Annotated[
-        str, typer.Argument(help="tmpa-table1, mlmp-table1, mlmp-ablation, coco-sam3-table1, segearth-ov3")
-    ],
+    name: Annotated[str | None, typer.Argument(help="A table; without a name all are listed.")] = None,
     results: Annotated[Path | None, typer.Option(help="Folder of our results.")] = None,
 ) -> None:
-    """A paper's table, quoted, with ours beside it where results exist, else the command that would make them."""
-    from ovrs.bench.papers import side_by_side
+    """A paper's table, quoted, with ours beside it where results exist, and the command that makes them."""
+    from ovrs.bench.papers import side_by_side, tables
 
-    typer.echo(side_by_side(name, results))
+    if name is None:
+        typer.echo("\n".join(f"{known:20} {table.title}" for known, table in tables().items()))
+    else:
+        typer.echo(side_by_side(name, results))
 
 
 @app.command()
