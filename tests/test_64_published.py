@@ -130,6 +130,9 @@ def test_the_record_of_a_map_tells_whose_words_were_asked(scene, tmp_path):
     own = run_map(scene, tmp_path / "a.zarr", "--preset", "segearth/loveda")
     assert [c["asked"] for c in own["classes"]] == lines(SEGEARTH["loveda"])
     assert own["provenance"]["words"].endswith("likyoo/SegEarth-OV@3e22a96, configs/cls_loveda.txt")
+    text = CliRunner().invoke(app, ["info", str(tmp_path / "a.zarr")]).output
+    assert "preset segearth/loveda; words: class files of SegEarth-OV: likyoo/SegEarth-OV@3e22a96" in text
+    assert "building: building, roof, house  [" in text
     mine = run_map(scene, tmp_path / "b.zarr", "--preset", "segearth/loveda", "--vocabulary", "udd5")
     assert [c["name"] for c in mine["classes"]] == list(vocabulary.load("udd5").class_names)
     assert mine["provenance"]["words"] == "given with the run, not the preset's"

@@ -119,6 +119,7 @@ def vocabulary_show(name: Annotated[str, typer.Argument(help="A shipped name or 
     from ovrs.words import vocabulary as room
 
     for entry in room.load(name).classes:
-        typer.echo(f"{entry.name} ({', '.join(entry.synonyms) or 'no synonyms'}), {entry.prompt_source}")
+        asked = f"asked for: {', '.join(entry.asked)}" if entry.asked else ", ".join(entry.synonyms) or "no synonyms"
+        typer.echo(f"{entry.name} ({asked}), {entry.prompt_source}")
         for sentence in entry.descriptions:
             typer.echo(f"    {sentence}")

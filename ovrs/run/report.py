@@ -92,6 +92,14 @@ def area_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _whose(provenance: dict[str, str]) -> str:
+    """Whose words were asked, of a run with a preset."""
+    if "preset" not in provenance:
+        return ""
+    sentences = f"; sentences: {provenance['sentences']}" if "sentences" in provenance else ""
+    return f"; preset {provenance['preset']}; words: {provenance['words']}{sentences}"
+
+
 def info_of(out: Path, *, as_json: bool = False) -> str:
     """Provenance and content of a finished store as text or JSON.
 
@@ -120,10 +128,11 @@ def info_of(out: Path, *, as_json: bool = False) -> str:
         "",
         *area_lines(facts),
         "",
-        f"prompts    vocabulary {facts['vocabulary']['name']}",
+        f"prompts    vocabulary {facts['vocabulary']['name']}" + _whose(facts["vocabulary"].get("provenance", {})),
     ]
     for entry in facts["vocabulary"]["classes"]:
-        words = ", ".join([entry["name"], *entry["synonyms"]])
-        lines.append(f"  {words}  [{entry['prompt_source']}]")
+        asked = ", ".join(entry.get("asked") or [entry["name"], *entry["synonyms"]])
+        name = f"{entry['name']}: " if entry.get("asked") else ""
+        lines.append(f"  {name}{asked}  [{entry['prompt_source']}]")
         lines += [f"      {sentence}" for sentence in entry["descriptions"]]
     return "\n".join(lines)

@@ -33,7 +33,7 @@ def lint(words: Vocabulary, tokens_of: Callable[[str], int], longest_template: s
     for entry in words.classes:
         if not entry.descriptions:
             found.append(f"{entry.name}: no descriptions")
-        for text in (*entry.synonyms, *entry.descriptions):
+        for text in (*entry.asked, *entry.synonyms, *entry.descriptions):
             spoken = text.lower().rstrip(".")
             if not spoken.strip():
                 found.append(f"{entry.name}: an empty prompt")

@@ -79,7 +79,7 @@ class ClassEntry(_Model):
     """One-sentence context prompts about what is visible from above."""
     phrases: tuple[Sentence, ...] = ()
     """Short singular nouns for detectors that are asked for concepts (SAM 3), the best first. Default: name and synonyms."""
-    asked: tuple[str, ...] = ()
+    asked: tuple[Sentence, ...] = ()
     """What models are asked for instead of name and synonyms: a paper's own words for this class. The name stays the legend's."""
     colour: HexColour | None = None
     """`#RRGGBB`."""
