@@ -98,6 +98,10 @@ def test_sentences_that_are_not_the_papers_are_told():
     assert "the paper's are not published" in words.provenance["sentences"]
     assert words.classes[1].descriptions == vocabulary.load("loveda").classes[1].descriptions
     assert words.classes[6].words == ("agricultural",)
+    tanks = published.vocabulary_of("tmpa_released/isaid")
+    assert [q for q in queries_of(tanks, "all")[0] if q.startswith("st")][1].startswith(
+        "store tank "
+    )  # as name: sentence
 
 
 def test_lists_of_another_length_are_refused():

@@ -26,6 +26,11 @@ def command_of(name):
     return shlex.split(line)[1:]
 
 
+@pytest.fixture(scope="module")
+def known():
+    return catalog.load(ROOT / "data_catalog.yaml")
+
+
 def parsed(words):
     command = get_command(app)
     while words and hasattr(command, "commands"):
@@ -34,9 +39,9 @@ def parsed(words):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_printed_commands_resolve(name):
+def test_printed_commands_resolve(name, known):
     """Each names data sets and models of the catalog, and presets that have options, words and protocol for each set."""
-    given, known = parsed(command_of(name)), catalog.load(ROOT / "data_catalog.yaml")
+    given = parsed(command_of(name))
     model = known.models[given["model"]]
     for data_set in given["dataset"].split(","):
         entry = known.dataset(data_set)
@@ -89,13 +94,12 @@ def test_printed_means_are_means(name):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, known):
     """Tiny copies of all sets in their publishers' layouts, and a catalog with stand-ins for the papers' networks."""
     root = tmp_path_factory.mktemp("papers")
-    published = catalog.load(ROOT / "data_catalog.yaml")
     names = sorted({d for t in papers.tables().values() for d in t.data_sets})
     for name in names:
-        write_set(published.dataset(name).layout, root / name)
+        write_set(known.dataset(name).layout, root / name)
     (root / "uavid/uavid_val").rename(root / "uavid/uavid_test")  # the split of the papers
     for file in (root / "voc20").glob("*/2007_1.*"):  # corruptions want 32 pixels
         with Image.open(file) as image:
@@ -104,7 +108,7 @@ def world(tmp_path_factory):
     text = {
         "version": 1,
         "models": {n: {"model": "trivial"} for n in ("openai-b16", "openai-l14", "sam3")},
-        "datasets": {n: {"layout": published.dataset(n).layout, "root": n} for n in names},
+        "datasets": {n: {"layout": known.dataset(n).layout, "root": n} for n in names},
     }
     (root / "c.yaml").write_text(yaml.safe_dump(text))
     return root

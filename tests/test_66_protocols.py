@@ -146,6 +146,7 @@ def test_a_preset_brings_words_windows_and_size(tmp_path, monkeypatch):
     assert facts["shown"] == {"resize": {"long": 448}, "crop": 224, "stride": 112}
     assert facts["words"].endswith("likyoo/SegEarth-OV@3e22a96, configs/cls_loveda.txt")
     assert facts["preset"] == "segearth/loveda"
+    assert (facts["sentences"], facts["part"], facts["shrink"]) == (None, None, 1.0)
     seen = []
     real = predict._mean_evidence
     monkeypatch.setattr(

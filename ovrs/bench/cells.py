@@ -43,6 +43,7 @@ class Cell:
                 "preset": row.preset,
                 "benchmark": self.data.benchmark,
                 "words": self.data.words.provenance["words"],
+                "sentences": self.data.words.provenance.get("sentences"),
                 "shown": None if row.protocol is None else row.protocol.model_dump(mode="json", exclude_defaults=True),
             }
         return {
@@ -51,7 +52,7 @@ class Cell:
             "dataset": self.data.name,
             "split": self.data.split,
             "held_out": list(self.data.held_out),
-            "shrink": self.data.shrink,
+            "shrink": 1.0 if row.protocol else self.data.shrink,
             "classes": list(self.data.words.class_names),
             "vocabulary": self.data.words.digest(),
             "corruption": self.corruption,

@@ -78,8 +78,8 @@ def queries_of(
         if prompts != "names":
             own += others
         if prompts == "all":
-            name = entry.name.lower()
-            own += [f"{entry.name} {d}" if prefix and name not in d.lower() else d for d in entry.descriptions]
+            name = first.lower()
+            own += [f"{first} {d}" if prefix and name not in d.lower() else d for d in entry.descriptions]
         queries += [clean(q) for q in own]
         class_of += [index] * len(own)
     return queries, class_of
