@@ -24,6 +24,7 @@ from ovrs import pipeline
 from ovrs.options import MapOptions
 from ovrs.redact import guard_logs, redacted
 from ovrs.run import begin
+from ovrs.run import finish as finishing
 from ovrs.run import publish as publishing
 from ovrs.run.rundir import Lock
 from ovrs.words import vocabulary
@@ -74,6 +75,7 @@ def map_scene(
     with concurrency(gpu_pool, occupy=1) if gpu_pool else nullcontext():
         this = begin.prepare(scene, words, store, options or MapOptions(), overwrite=overwrite)
         with Lock(this.run_dir):
+            finishing.reopen(this)
             progress = report(
                 create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {redacted(out)}"
             )

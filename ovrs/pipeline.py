@@ -116,14 +116,16 @@ def map_to(
     url = str(target)
     local = publish.staging_path(url, staging or Path(os.environ.get("OVRS_STAGING", "ovrs-staging")))
     there = None if overwrite else publish.published_facts(url)
+    again = there is not None and bool(there.get("holes")) and not options.run.allow_holes
     if there is not None:
         _, description = begin.build_job(uri, vocabulary, local, options)
         require_same(there["digest"], description["digest"], url)
-        log.info("%s is complete already", redacted(url))
-        return there
+        if not again:
+            log.info("%s is complete already", redacted(url))
+            return there
     local.parent.mkdir(parents=True, exist_ok=True)
     facts = map_scene(uri, vocabulary, local, options, overwrite=overwrite, progress=progress)
-    publish.publish(local, url, overwrite=overwrite)
+    publish.publish(local, url, overwrite=overwrite or again)
     begin.discard(local)
     return facts
 
@@ -136,10 +138,11 @@ def resume(out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
 
 def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
     """Compute the missing blocks of a prepared job and commit the store."""
-    if this.out.exists():
+    if this.out.exists() and not finish.holes_to_fill(this):
         log.info("%s is complete already", this.out)
         return finish.finish(this)
     with Lock(this.run_dir):
+        finish.reopen(this)
         for folder in (this.run_dir.path, this.run_dir.blocks):
             files.sweep_folder(folder)
         compute(this, this.missing(), progress=progress)

@@ -68,6 +68,8 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
         with Lock(this.run_dir):
             wanted = _manifest(this)
             _take_apart(this, found)
+            if verify.read_manifest(this.run_dir).get("facts", {}).get("holes"):
+                this = this.allowing_holes()
     try:
         pipeline.run(this, progress=progress)
     finally:

@@ -15,13 +15,13 @@ import pytest
 import zarr
 from conftest import environment, smooth
 
-from ovrs import files, pipeline
+from ovrs import files, pipeline, repair
 from ovrs.cli import edge
 from ovrs.cli.app import app
 from ovrs.engine import execute, tiling
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
 from ovrs.options import RunOptions, SceneOptions
-from ovrs.run import begin
+from ovrs.run import begin, publish, verify
 from ovrs.run.rundir import RunDir
 from ovrs.scene.opening import open_scene
 from ovrs.store import layout as store
@@ -341,3 +341,71 @@ def test_read_errors_tell_the_cause_and_the_file(write_raster):
     assert "scene.tif" in message
     assert "See previous exception" not in message
     assert "TIFF" in message
+
+
+def fail_in_the_first_row(monkeypatch):
+    real = store.write_block
+
+    def full(path, window, chunk, label, confidence, score):
+        if window.row_off == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, window, chunk, label, confidence, score)
+
+    monkeypatch.setattr(store, "write_block", full)
+
+
+def map_with_a_hole(noise_scene, words, trivial, out, monkeypatch):
+    """A scene, and the blocks that its finished map lacks because they failed."""
+    scene = noise_scene(700, 300)
+    with monkeypatch.context() as while_full:
+        fail_in_the_first_row(while_full)
+        facts = pipeline.map_scene(scene, words, out, trivial(allow_holes=True))
+    assert facts["holes"]
+    return scene, facts["holes"]
+
+
+def test_a_map_with_holes_is_complete_only_for_those_who_allow_them(
+    noise_scene, words, trivial, tmp_path, monkeypatch, caplog
+):
+    out, plain = tmp_path / "m.zarr", tmp_path / "plain.zarr"
+    scene, holes = map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
+    assert pipeline.map_scene(scene, words, out, trivial(allow_holes=True))["holes"] == holes
+    facts = pipeline.map_scene(scene, words, out, trivial())
+    assert facts["holes"] == []
+    assert "they are tried again" in caplog.text
+    assert pipeline.map_scene(scene, words, plain, trivial())["classes"] == facts["classes"]
+    np.testing.assert_array_equal(labels(out), labels(plain))
+    assert verify.check(out).problems == ()
+
+
+def test_a_map_whose_holes_fail_again_is_refused(noise_scene, words, trivial, tmp_path, monkeypatch):
+    out = tmp_path / "m.zarr"
+    scene, holes = map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
+    fail_in_the_first_row(monkeypatch)
+    with pytest.raises(IncompleteRunError, match="--allow-holes finishes"):
+        pipeline.map_scene(scene, words, out, trivial())
+    assert pipeline.map_scene(scene, words, out, trivial(allow_holes=True))["holes"] == holes
+
+
+def test_a_published_map_with_holes_is_replaced_by_a_whole_one(noise_scene, words, trivial, tmp_path, monkeypatch):
+    out, url = tmp_path / "m.zarr", f"file://{tmp_path}/there/m.zarr"
+    scene, _ = map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
+    publish.publish(out, url)
+    facts = pipeline.map_to(scene, words, url, trivial(), staging=tmp_path / "staging")
+    assert facts["holes"] == publish.published_facts(url)["holes"] == []
+    assert (labels(tmp_path / "there" / "m.zarr") != 255).all()
+
+
+def test_repair_leaves_allowed_holes_and_heals_the_rest(noise_scene, words, trivial, tmp_path, monkeypatch):
+    out = tmp_path / "m.zarr"
+    map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
+    before = labels(out)
+    chunk = max(p for p in (out / "label").rglob("*") if p.is_file() and p.name != "zarr.json")
+    chunk.write_bytes(b"damaged")
+    run = RunDir(out)
+    description = run.description()
+    description["options"]["run"]["allow_holes"] = False  # as where only a later command allowed them
+    run.begin(description)
+    fail_in_the_first_row(monkeypatch)
+    assert repair.repair(out)
+    np.testing.assert_array_equal(labels(out), before)

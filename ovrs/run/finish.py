@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def holes_to_fill(job: Job) -> list[str]:
+    """Names of the blocks without which the map was finished, where this run allows none to be missing."""
+    if not job.out.exists() or job.options.run.allow_holes:
+        return []
+    return list(store.facts(store.open_complete(job.out)).get("holes", []))
+
+
+def reopen(job: Job) -> None:
+    """Give a finished map its unfinished name where it has holes to fill; call with the run's lock held."""
+    holes = holes_to_fill(job)
+    if holes:
+        log.warning("%s was finished without %d of its blocks; they are tried again", job.out, len(holes))
+        job.out.rename(store.partial_path(job.out))
+
+
 def finish(job: Job) -> dict[str, Any]:
     """Sum the markers, build overviews, and give the store its final name.
 
@@ -32,6 +47,8 @@ def finish(job: Job) -> dict[str, Any]:
         IncompleteRunError: Blocks are missing or failed and holes were not allowed.
     """
     if job.out.exists():
+        if holes := holes_to_fill(job):
+            raise IncompleteRunError(_hole_message(job, holes, job.run_dir.records()))
         return store.facts(store.open_complete(job.out))
     identity.refuse_changed(job.scene.origin)
     partial, run = store.partial_path(job.out), job.run_dir

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,11 @@ class Job:
             "zarr_format": run.zarr_format,
             "keep_scores": run.store_scores,
         }
+
+    def allowing_holes(self) -> Job:
+        """The same job, finished although blocks fail."""
+        run = self.options.run.model_copy(update={"allow_holes": True})
+        return replace(self, options=self.options.model_copy(update={"run": run}))
 
     def block(self, name: str) -> Block:
         """The block of a name made by `Block.name`."""

@@ -48,7 +48,8 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
     Raises:
         StoreError: `source` is not complete or is damaged, or another map is at `url`, or it cannot be written.
     """
-    digest = short(store.facts(store.open_complete(source))["digest"])
+    facts = store.facts(store.open_complete(source))
+    digest = short({**facts["digest"], **({"holes": ",".join(facts["holes"])} if facts.get("holes") else {})})
     _require_whole(source)
     files, root = _filesystem(url)
     plan = {p.relative_to(source).as_posix(): p.stat().st_size for p in sorted(source.rglob("*")) if p.is_file()}
