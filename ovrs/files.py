@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovrs.errors import OutputError, OvrsError, not_written, told
+from ovrs.errors import OutputError, OvrsError, StoreError, not_written, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,6 +141,20 @@ def read_text(path: Path, error: type[OvrsError], limit: int = 1 << 24) -> str:
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
         raise error(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from problem
+
+
+def named(path: Path) -> Path:
+    """A path whose last part is a name: `.` and `..` are resolved.
+
+    Raises:
+        StoreError: It is the root folder.
+    """
+    if path.name not in ("", ".."):
+        return path
+    whole = path.resolve()
+    if not whole.name:
+        raise StoreError(f"{whole} is the root folder, not a map; name a store, NAME.zarr")
+    return whole
 
 
 def require_possible(path: Path) -> None:

@@ -9,7 +9,7 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from ovrs import pipeline
+from ovrs import files, pipeline
 from ovrs.errors import StoreError
 from ovrs.run import adaptation, begin, job, verify
 from ovrs.run.rundir import Lock, RunDir, write_sealed
@@ -52,6 +52,7 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
     Raises:
         OvrsError: As `ovrs.run.begin.resume` and `ovrs.pipeline.run`.
     """
+    out = files.named(out)
     _restore_description(out)
     found: tuple[Problem, ...] = ()
     wanted: dict[str, list[Any]] = {}

@@ -6,6 +6,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Geod, Transformer
 
+from ovrs.scene import ground
 from ovrs.scene.grid import Window, has_ground, nominal_size_m, pixel_size_m, regrid, row_areas_m2
 
 MOON = (
@@ -120,6 +121,24 @@ def test_grids_without_a_place_on_the_ground_say_so(caplog):
     assert row_areas_m2(nowhere, Window(0, 0, 10, 10))[0] == 1
     assert not has_ground(nowhere)
     assert caplog.text.count("outside the domain") >= 1
+
+
+@pytest.mark.parametrize("north", [3e7, 1e9, 1e12, 1e15])
+def test_where_a_projection_folds_its_own_metres_are_taken_and_it_is_said(north, caplog):
+    ground._warn_outside.cache_clear()
+    far = GeoBox((10, 10), Affine(1, 0, 500000, 0, -1, north), "EPSG:32633")
+    assert pixel_size_m(far) == (1, 1)
+    assert row_areas_m2(far, Window(0, 0, 10, 10)).tolist() == [1] * 10
+    assert not has_ground(far)
+    assert "outside the domain" in caplog.text
+
+
+def test_a_grid_beyond_the_antimeridian_keeps_its_place():
+    """Web Mercator at longitude 190, UTM zone 60 across 180°."""
+    wrapped = GeoBox((10, 10), Affine(1, 0, 21_150_764, 0, -1, 6_446_275), "EPSG:3857")
+    assert has_ground(wrapped)
+    assert pixel_size_m(wrapped)[0] == pytest.approx(0.643, abs=2e-3)
+    assert has_ground(GeoBox((10, 10), Affine(1, 0, 833_978, 0, -1, 54), "EPSG:32660"))
 
 
 def test_gsd_is_met_on_the_ground_and_the_model_is_told_it(noise_scene, words, trivial, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,6 +203,37 @@ def test_an_unfinished_run_is_compared_by_its_markers(work, command):
     assert "block 00001_00000: differs" in said
     assert command("resume", out)[0] == 0
     assert command("verify", out)[0] == 0
+
+
+def test_every_kind_of_damage_to_a_packed_chunk_is_named(work, command):
+    """Header, deflate stream, checksum: each has an error of its own."""
+    out = work("begun3")
+    chunk = store.partial_path(out) / "label/c/0/0"
+    whole = chunk.read_bytes()
+    for place in (0, 3, 10, 11, 14, len(whole) // 2, len(whole) - 5):
+        for flip in (0x01, 0x06, 0xFF):
+            content = bytearray(whole)
+            content[place] ^= flip
+            chunk.write_bytes(content)
+            code, said = command("verify", out)
+            assert (code, "traceback" in said.lower(), "unexpected" in said) in (
+                (3, False, False),
+                (4, False, False),
+            ), said
+            assert code == 4 or "label/c/0/0" in said or "block 00000_00000" in said
+
+
+def test_a_map_is_found_from_inside_and_the_root_folder_is_none(work, command, monkeypatch):
+    out = work("done3")
+    monkeypatch.chdir(out)
+    assert "complete" in command("status", Path())[1]
+    assert command("verify", Path())[0] == command("resume", Path())[0] == command("repair", Path())[0] == 0
+    monkeypatch.chdir(out.parent)
+    for name in ("status", "verify", "resume", "repair"):
+        code, said = command(name, Path("/"))
+        assert (code, "root folder" in said) == (3, True)
+        code, said = command(name, Path())
+        assert (code, "unexpected" in said) == (3, False)
 
 
 def test_resume_after_damage_gives_the_pixels_of_an_undamaged_run(work, made):

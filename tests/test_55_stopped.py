@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from affine import Affine
 from conftest import environment, smooth
 
 from ovrs import files, pipeline, repair
@@ -318,6 +319,23 @@ def test_enormous_claims_are_refused(tag, value, write_raster):
     path = write_raster(smooth(64, 64), tiled=True, blockxsize=64, blockysize=64)
     claiming(path, tag, value)
     with pytest.raises(SceneReadError):
+        open_scene(path, SceneOptions())
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        (1e-11, 0, 500000, 0, -1e-107, 5.6e6),
+        (0.5, 0, 500000, 0, -0.5, 7.5e160),
+        (0.5, 0, 1e17, 0, -0.5, 5.6e6),
+        (0.5, 0.5, 500000, 0.5, 0.5, 5.6e6),
+        (0.5, 0, float("nan"), 0, -0.5, 5.6e6),
+    ],
+    ids=["tiny", "far north", "far east", "one line", "nan"],
+)
+def test_pixels_without_a_place_of_their_own_are_refused(transform, write_raster):
+    path = write_raster(smooth(64, 64), transform=Affine(*transform))
+    with pytest.raises(SceneReadError, match="header damaged"):
         open_scene(path, SceneOptions())
 
 

@@ -139,6 +139,7 @@ def resume(out: Path) -> Job:
     Raises:
         DigestMismatchError: Scene, weights or code are no longer what they were.
     """
+    out = files.named(out)
     description = RunDir(out).description()
     try:
         options = MapOptions.model_validate(description["options"])

@@ -65,7 +65,7 @@ class RunDir:
     """Access to one run directory. Holds no state but the path: the truth is on disk."""
 
     def __init__(self, store: Path) -> None:
-        self.store = store
+        self.store = store = files.named(store)
         self.path = store.with_name(store.name.removesuffix(".zarr") + ".run")
         self.blocks = self.path / "blocks"
 

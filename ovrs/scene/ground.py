@@ -98,14 +98,18 @@ def _half_side(crs: CRS, affine: Affine) -> float:
 def _to_degrees(
     crs: CRS, affine: Affine, positions: list[tuple[float, float]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Longitudes and latitudes in degrees of positions in pixels; None if the CRS or any position has none."""
+    """Longitudes and latitudes in degrees of positions in pixels; None if the CRS or any position has none.
+
+    Far outside its domain a projection folds: the way back leads to another northing, or to none.
+    """
     transformer = _transformer(crs)
     if transformer is None:
         return None
     x, y = np.array([affine @ p for p in positions], np.float64).T
     longitudes, latitudes = transformer.transform(x, y)
-    if not (np.isfinite(longitudes).all() and np.isfinite(latitudes).all()):
-        _warn_outside(crs.name, round(float(x[0])), round(float(y[0])))
+    _, northings = transformer.transform(longitudes, latitudes, direction="INVERSE")
+    if not (np.abs(northings - y) * unit(crs) < _REACH).all():  # also where any number is infinite
+        _warn_outside(crs.name, f"{x[0]:.9g}", f"{y[0]:.9g}")
         return None
     assert crs.geodetic_crs is not None  # or there would be no transformer
     degrees = math.degrees(unit(crs.geodetic_crs))
@@ -122,9 +126,9 @@ def _transformer(crs: CRS) -> Transformer | None:
 
 
 @lru_cache(maxsize=256)
-def _warn_outside(name: str, x: int, y: int) -> None:
+def _warn_outside(name: str, x: str, y: str) -> None:
     log.warning(
-        "x %d, y %d lie outside the domain of %s; its own metres are taken for metres on the ground", x, y, name
+        "x %s, y %s lie outside the domain of %s; its own metres are taken for metres on the ground", x, y, name
     )
 
 

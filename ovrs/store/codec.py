@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numcodecs
 import zarr
-from isal import igzip
+from isal import igzip, isal_zlib
 from numcodecs.compat import ensure_contiguous_ndarray
 from zarr.codecs import GzipCodec
 from zarr.core.buffer.cpu import as_numpy_array_wrapper
@@ -32,11 +32,19 @@ class FastGzip(GzipCodec):
         return as_numpy_array_wrapper(self._packed, chunk_bytes, chunk_spec.prototype)
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        return as_numpy_array_wrapper(igzip.decompress, chunk_bytes, chunk_spec.prototype)
+        return as_numpy_array_wrapper(_unpacked, chunk_bytes, chunk_spec.prototype)
 
     def _packed(self, data: Any) -> bytes:
         packed: bytes = igzip.compress(data, min(self.level, HIGHEST_LEVEL), mtime=0)
         return packed
+
+
+def _unpacked(data: Any) -> bytes:
+    try:
+        content: bytes = igzip.decompress(data)
+    except isal_zlib.error as error:  # no subclass of what readers expect of damaged data
+        raise ValueError(f"damaged gzip data: {error}") from error
+    return content
 
 
 class TimelessGzip(numcodecs.GZip):  # type: ignore[misc]

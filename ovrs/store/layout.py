@@ -25,6 +25,7 @@ import numpy as np
 import zarr
 from pyproj.enums import WktVersion
 
+from ovrs import files
 from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
 from ovrs.errors import GridMismatchError, StoreError
 from ovrs.names import cf_words
@@ -366,6 +367,7 @@ def open_complete(path: Path) -> zarr.Group:
 
 def partial_path(path: Path) -> Path:
     """Where a store lives until it is committed."""
+    path = files.named(path)
     return path.with_name(path.name + ".partial")
 
 
