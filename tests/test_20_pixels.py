@@ -208,6 +208,26 @@ def test_palettes_are_expanded_before_anything_else(write_raster):
     np.testing.assert_allclose(coarse, total / np.maximum(count, 1), atol=1)
 
 
+def test_an_alpha_band_that_looks_like_imagery_is_told(write_raster, caplog):
+    """GDAL calls a nameless fourth band alpha; near-infrared is zero over water."""
+    infrared = np.where(HOLE, 0, picture()[:1] // 2 + 20).astype(np.uint8)
+    path = write_raster(np.concatenate([picture(), infrared]), photometric="RGB", alpha="YES")
+    open_scene(path, SceneOptions())
+    assert "band 4" in caplog.text
+    assert "-colorinterp_4 undefined" in caplog.text
+    caplog.clear()
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = (*target.colorinterp[:3], ColorInterp.undefined)
+    assert every_way(path).valid.all()
+    for opaque, kind in ((255, "uint8"), (255, "uint16"), (65535, "uint16")):
+        alpha = np.where(HOLE, 0, opaque)[None].astype(kind)
+        soft = write_raster(
+            np.concatenate([picture(kind), alpha]), f"{opaque}{kind}.tif", photometric="RGB", alpha="YES"
+        )
+        open_scene(soft, SceneOptions())
+    assert not caplog.records
+
+
 def test_transparent_colours_of_a_palette_are_no_data(tmp_path, write_raster):
     index = np.where(HOLE, 3, 200).astype(np.uint8)[None]
     path = write_raster(index, "p.png", driver="PNG")

@@ -339,6 +339,16 @@ def test_pixels_without_a_place_of_their_own_are_refused(transform, write_raster
         open_scene(path, SceneOptions())
 
 
+def test_text_in_a_header_that_is_none_is_refused(write_raster):
+    site = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["X",EAST],AXIS["Y",NORTH]]'
+    path = write_raster(smooth(64, 64), crs=site)
+    content = path.read_bytes()
+    assert b"site grid" in content
+    path.write_bytes(content.replace(b"site grid", b"s\xc7te grid"))
+    with pytest.raises(SceneReadError, match="no UTF-8 text"):
+        open_scene(path, SceneOptions())
+
+
 def test_a_plan_of_too_many_blocks_is_refused(noise_scene, words, trivial, tmp_path, monkeypatch):
     monkeypatch.setattr(tiling, "MOST_BLOCKS", 3)
     with pytest.raises(OptionError, match="--bbox"):

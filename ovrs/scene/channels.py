@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from ovrs.errors import OptionError, SceneReadError
 
@@ -29,6 +33,11 @@ _OTHER_COLOURS = {
     ColorInterp.Cb: "YCbCr",
     ColorInterp.Cr: "YCbCr",
 }
+
+_OPAQUE = (1, 255, 32767, 65535)
+"""Alpha of opaque pixels, by type and habit."""
+_PROBE = 64
+"""Side of a window in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +129,23 @@ def choose_channels(source: Any, options: SceneOptions) -> Channels:
         inverted=inverted,
         bits=bits.pop() if len(bits) == 1 else 8,
     )
+
+
+def is_alpha_an_image(source: Any, alpha: int) -> bool:
+    """Whether a band that is called alpha looks like imagery: most of its numbers are none that stand for opaque.
+
+    GDAL takes a fourth band without a name, such as near-infrared, for alpha. Looks at 16 small windows; those that
+    cannot be read tell nothing.
+    """
+    partly = seen = 0
+    for i, j in product(range(4), repeat=2):
+        corner = int(source.width * (j + 0.5) / 4), int(source.height * (i + 0.5) / 4)
+        with suppress(RasterioError):
+            values = source.read(alpha, window=Window(*corner, _PROBE, _PROBE))
+            values = values[values > 0]
+            seen += values.size
+            partly += values.size - np.isin(values, _OPAQUE).sum()
+    return bool(partly > seen / 2)
 
 
 def _choose_bands(source: Any, wanted: tuple[int, ...] | None, alpha: int | None) -> tuple[int, ...]:

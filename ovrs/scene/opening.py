@@ -19,7 +19,7 @@ from rasterio.vrt import WarpedVRT
 from ovrs.errors import OptionError, SceneReadError, told
 from ovrs.redact import is_redacted, redacted
 from ovrs.scene import identity
-from ovrs.scene.channels import choose_channels, differs
+from ovrs.scene.channels import choose_channels, differs, is_alpha_an_image
 from ovrs.scene.grid import Window, crop_to_bounds, nominal_size_m, regrid
 from ovrs.scene.limits import check_claims
 from ovrs.scene.radiometry import DEFAULT_PERCENTILES, fixed_stretch, measure_stretch, suspected_nodata
@@ -58,6 +58,14 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
     with _opened(uri) as source:
         origin = identity.origin_of(str(uri))
         channels = choose_channels(source, options)
+        if channels.alpha is not None and is_alpha_an_image(source, channels.alpha):
+            log.warning(
+                "band %d of %s is called alpha and looks like imagery; its zeros count as no data. If it is near-infrared or "
+                "the like, say so: gdal_edit.py -colorinterp_%d undefined",
+                channels.alpha,
+                uri,
+                channels.alpha,
+            )
         geobox, warp, coarser = _settle_grid(source, options)
         geobox, aoi, aoi_note = _restrict(geobox, options)
         scene = RasterScene(
@@ -122,7 +130,7 @@ def _has_valid_pixel(scene: RasterScene) -> bool:
 
 @contextmanager
 def _opened(uri: str | Path) -> Iterator[Any]:
-    with environment(str(uri)):
+    with environment(str(uri)), _readable_text(uri):
         try:
             with quiet():
                 source = rasterio.open(uri)
@@ -135,6 +143,14 @@ def _opened(uri: str | Path) -> Iterator[Any]:
                     f"{uri} opens without bands; name one of its sub-datasets: {', '.join(source.subdatasets) or 'none found'}"
                 )
             yield source
+
+
+@contextmanager
+def _readable_text(uri: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise SceneReadError(f"{uri}: a name or note in its header is no UTF-8 text; is it damaged?") from error
 
 
 def _settle_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool, bool]:
