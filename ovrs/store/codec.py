@@ -18,9 +18,13 @@ from zarr.core.buffer.cpu import as_numpy_array_wrapper
 from zarr.registry import register_codec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer
 
+_decompress: Callable[[Any], bytes] = igzip.decompress
+_DAMAGED: Any = isal_zlib.error
 HIGHEST_LEVEL = 3
 """ISA-L's; zarr's levels go to 9."""
 
@@ -41,8 +45,8 @@ class FastGzip(GzipCodec):
 
 def _unpacked(data: Any) -> bytes:
     try:
-        content: bytes = igzip.decompress(data)
-    except isal_zlib.error as error:  # no subclass of what readers expect of damaged data
+        content: bytes = _decompress(data)
+    except _DAMAGED as error:  # no subclass of what readers expect of damaged data
         raise ValueError(f"damaged gzip data: {error}") from error
     return content
 
