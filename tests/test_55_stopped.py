@@ -195,7 +195,7 @@ def test_a_stopped_run_says_what_is_kept_and_leaves_nothing(
 def test_stopped_before_anything_was_begun(noise_scene, tmp_path):
     noise_scene(64, 64)
     code = (
-        "import os, signal; from ovrs import edge, pipeline, __main__ as m\n"
+        "import os, signal; from ovrs import pipeline, __main__ as m\n"
         "pipeline.begin.build_job = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nm.main()"
     )
     process = subprocess.Popen(
