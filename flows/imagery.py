@@ -9,6 +9,7 @@ What is mapped stands in a ledger beside the maps, so a restarted or a second wa
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def map_image(
             if not image.content:
                 raise
             out = versions.place(newest, image.content)  # of this content alone, so it may be begun anew
-            get_run_logger().warning("%s is begun anew: %s", image.name, error)
+            logging.getLogger(__name__).warning("%s is begun anew: %s", image.name, error)
             facts = work(out, overwrite=True)
         ledger.require_held(image)
         _make_newest(ledger, image, out, newest)

@@ -42,11 +42,18 @@ def status(
         found = {c: ds for c, ds in found.items() if ds}
         if not found:
             raise _unknown(known, str(name))
+    if as_json or not whole:
+        mapped = _mapped(ledger)
     if as_json:
-        typer.echo(json.dumps([_facts(d, ledger) for ds in found.values() for d in ds], indent=1))
-    else:
-        for collection, deliveries in found.items():
-            _print(collection, deliveries, ledger, each=not whole)
+        typer.echo(json.dumps([_facts(d, mapped) for ds in found.values() for d in ds], indent=1))
+    for collection, deliveries in found.items() if not as_json else ():
+        if whole:
+            _print_counts(collection, deliveries)
+        for delivery in deliveries:
+            if not whole or delivery.state != "done":
+                _print(delivery)
+            for older in [] if whole else _versions(delivery, mapped):
+                typer.echo(f"  version   {older['map']}")
     if any(d.state not in ("done", "forgotten") for ds in found.values() for d in ds):
         raise typer.Exit(IncompleteRunError.exit_code)
 
@@ -117,33 +124,34 @@ def _unknown(known: Catalog, name: str) -> CatalogError:
     )
 
 
-def _print(collection: str, deliveries: list[Delivery], ledger: Ledger, *, each: bool) -> None:
-    counts = Counter(d.state for d in deliveries)
-    if not each:
-        told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no images"
-        typer.echo(f"{collection}: {told}")
-    for delivery in deliveries:
-        if each or delivery.state != "done":
-            why = delivery.reason or (f"same bytes as {delivery.same_as}" if delivery.same_as else "")
-            line = f"  {delivery.state:9} {delivery.image.name}  {delivery.map}  {why}"
-            typer.echo(" ".join(line.split(" ")).rstrip())
-        if each:
-            for older in _versions(delivery, ledger):
-                typer.echo(f"  version   {older['map']}")
+def _print_counts(collection: str, deliveries: list[Delivery]) -> None:
+    counts = sorted(Counter(d.state for d in deliveries).items())
+    typer.echo(f"{collection}: {', '.join(f'{count} {state}' for state, count in counts) or 'no images'}")
 
 
-def _versions(delivery: Delivery, ledger: Ledger) -> list[dict[str, Any]]:
-    """Older contents of an image that have a map, the newest first."""
+def _print(delivery: Delivery) -> None:
+    why = delivery.reason or (f"same bytes as {delivery.same_as}" if delivery.same_as else "")
+    typer.echo("  ".join(part for part in (f"  {delivery.state:9}", delivery.image.name, delivery.map, why) if part))
+
+
+Mapped = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def _mapped(ledger: Ledger) -> Mapped:
+    """Entries with a map by collection and name, the newest first."""
+    found: Mapped = {}
+    for entry in sorted(ledger.entries(), key=lambda e: -float(e.get("time", 0))):
+        if entry.get("map"):
+            found.setdefault((entry["collection"], entry["name"]), []).append(entry)
+    return found
+
+
+def _versions(delivery: Delivery, mapped: Mapped) -> list[dict[str, Any]]:
     image = delivery.image
-    known = [
-        e
-        for e in ledger.entries()
-        if (e["collection"], e["name"]) == (image.collection, image.name) and e["key"] != image.key and e.get("map")
-    ]
-    return sorted(known, key=lambda e: -float(e.get("time", 0)))
+    return [e for e in mapped.get((image.collection, image.name), []) if e["key"] != image.key]
 
 
-def _facts(delivery: Delivery, ledger: Ledger) -> dict[str, Any]:
+def _facts(delivery: Delivery, mapped: Mapped) -> dict[str, Any]:
     image = delivery.image
     return {
         "collection": image.collection,
@@ -153,5 +161,5 @@ def _facts(delivery: Delivery, ledger: Ledger) -> dict[str, Any]:
         "map": delivery.map,
         "same_as": delivery.same_as,
         "reason": delivery.reason,
-        "versions": [{"content": e["content"], "map": e["map"]} for e in _versions(delivery, ledger)],
+        "versions": [{"content": e["content"], "map": e["map"]} for e in _versions(delivery, mapped)],
     }

@@ -73,13 +73,11 @@ def look(catalog: Catalog, collection: str, ledger: Ledger, *, read: bool = True
         ledger.remember(collection, known)
     entries = {e["key"]: e for e in ledger.entries()}
     out: list[Delivery] = []
-    first: dict[str, str] = {}
     images = [_with_content(i, known) for i in found if i.name not in waiting]
+    names: dict[str, set[str]] = {}
     for image in images:
-        entry = entries.get(image.key)
-        if entry is not None and any(i.name == entry["name"] and i.key == image.key for i in images):
-            first[image.key] = entry["name"]
-        first.setdefault(image.key, image.name)
+        names.setdefault(image.key, set()).add(image.name)
+    first = {k: entries[k]["name"] if k in entries and entries[k]["name"] in n else min(n) for k, n in names.items()}
     for image in images:
         entry = entries.get(image.key) or _adopted(catalog, image, entries, ledger)
         out.append(_delivery(catalog, image, entry, first[image.key], ledger))
