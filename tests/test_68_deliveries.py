@@ -118,11 +118,9 @@ def test_a_half_file_waits_until_it_is_whole(site, noise_scene, tmp_path, monkey
         assert found.reason
         assert site.states(read=False) == {"a": "waiting"}
     assert not site.ledger.entries()
-    monkeypatch.setattr(
-        deliveries, "PATIENCE_SECONDS", -1.0
-    )  # nobody completes it: it is tried, and tells why it fails
-    assert site.states() == {"a": "new"}
-    monkeypatch.undo()
+    with monkeypatch.context() as later:  # nobody completes it: it is tried, and tells why it fails
+        later.setattr(deliveries, "PATIENCE_SECONDS", -1.0)
+        assert site.states() == {"a": "new"}
     part.write_bytes(whole)
     os.utime(part, (1e9 + 1, 1e9 + 1))
     assert site.states() == {"a": "new"}

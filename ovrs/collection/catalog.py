@@ -238,7 +238,7 @@ def glob(pattern: str) -> list[str]:
     places = [pattern]
     if deep:
         places = [f"{globbing.escape(folder)}/{tail}" for root in _found(head or ".") for folder in _below(root)]
-    return sorted({str(Path(f)) for place in places for f in _found(place)})
+    return sorted({os.path.normpath(f) if ".." not in f else str(Path(f)) for place in places for f in _found(place)})
 
 
 def literal_folder(pattern: str) -> str:

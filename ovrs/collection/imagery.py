@@ -61,10 +61,10 @@ def _objects(pattern: str) -> list[_Found]:
 
 
 def _files(pattern: str, root: str, settle: float) -> list[_Found]:
-    own, base, found = Products(root), literal_folder(pattern), []
+    own, base, found = Products(root), os.path.abspath(literal_folder(pattern)), []  # noqa: PTH100
     for file in glob(pattern):
         try:
-            state = Path(file).stat()
+            state = os.stat(file)  # noqa: PTH116  (thousands of files: a Path for each is half of the time)
         except OSError as error:
             log.warning("%s is left out: it is a link to nothing, or is gone (%s)", file, error.strerror)
             continue
@@ -77,10 +77,12 @@ def _files(pattern: str, root: str, settle: float) -> list[_Found]:
         elif age < settle:
             log.info("%s changed a moment ago; it is left for the next look", file)
             continue
-        if own.has(Path(file)):
+        if own.has(file):
             log.info("%s is a product of ovrs; it is left out", file)
             continue
-        found.append(_Found(os.path.abspath(file), Path(file).stem, os.path.relpath(file, base), fingerprint(state)))  # noqa: PTH100
+        path = os.path.abspath(file)  # noqa: PTH100
+        stem = os.path.splitext(os.path.basename(file))[0]  # noqa: PTH119, PTH122
+        found.append(_Found(path, stem, path.removeprefix(base).lstrip("/"), fingerprint(state)))
     return found
 
 
@@ -91,16 +93,15 @@ def fingerprint(state: os.stat_result) -> str:
 
 def _names(found: list[_Found]) -> list[str]:
     """A name of its own for each: its stem; of equal stems the path below the pattern's folder, then with its suffix."""
-    stems = Counter(safe_name(f.stem) for f in found)
-    longer = Counter(_path_name(f.below, "") for f in found)
+    names = [safe_name(f.stem) for f in found]
+    stems = Counter(names)
+    if len(stems) == len(names):
+        return names
+    longer = Counter(_path_name(f.below, "") for f, name in zip(found, names, strict=True) if stems[name] > 1)
     out = []
-    for f in found:
-        name = safe_name(f.stem)
-        if stems[name] > 1:
-            name = _path_name(f.below, "")
-            if longer[name] > 1:
-                name = _path_name(f.below, f.uri)
-        out.append(name)
+    for f, name in zip(found, names, strict=True):
+        path = _path_name(f.below, "") if stems[name] > 1 else name
+        out.append(_path_name(f.below, f.uri) if longer[path] > 1 else path)
     return out
 
 
@@ -128,18 +129,23 @@ class Products:
 
     def __init__(self, root: str) -> None:
         self._root = None if "://" in root or root.startswith("/vsi") else Path(root).resolve()
-        self._stores: dict[Path, bool] = {}
+        self._folders: dict[str, str] = {}
 
-    def has(self, file: Path) -> bool:
+    def has(self, file: str) -> bool:
         """Whether a file is a product. Only files beside a map, below the root, are opened."""
-        folder = file.parent.resolve()
+        folder = os.path.dirname(file)  # noqa: PTH120
+        if folder not in self._folders:
+            self._folders[folder] = self._kind(Path(folder).resolve())
+        kind = self._folders[folder]
+        return kind == "inside" or (kind == "beside" and is_marked(Path(file)))
+
+    def _kind(self, folder: Path) -> str:
+        """`inside` a map, `beside` maps, or neither."""
         if self._root is None or not folder.is_relative_to(self._root):
-            return False
+            return ""
         if any(part.endswith((".zarr", ".run", ".versions")) for part in folder.relative_to(self._root).parts):
-            return True
-        if folder not in self._stores:
-            self._stores[folder] = any(folder.glob("*.zarr"))
-        return self._stores[folder] and is_marked(file)
+            return "inside"
+        return "beside" if any(folder.glob("*.zarr")) else ""
 
 
 def is_marked(file: Path) -> bool:
