@@ -84,11 +84,11 @@ def map_image(
 def _out(ledger: Ledger, image: Image, newest: str) -> str:
     """Where an image is mapped: its name if nothing has it, else a place of its own until it is finished."""
     begun = (ledger.entry(image) or {}).get("out")
+    if begun and begun != newest and versions.holds(newest, image.content) and not versions.holds(begun, image.content):
+        versions.promote(begun, newest, newest)  # its change of names was cut off
+        return newest
     if begun:
-        moved = (
-            versions.is_free(begun) and versions.content_at(newest) == image.content
-        )  # cut off before it was recorded
-        return newest if moved else str(begun)
+        return str(begun)
     taken = any(e.get("out") == newest and e["key"] != image.key for e in ledger.entries())
     return (
         versions.place(newest, image.content) if image.content and (taken or not versions.is_free(newest)) else newest

@@ -18,7 +18,7 @@ from ovrs.cli.app import app
 from ovrs.collection import catalog, deliveries, imagery, objects
 from ovrs.collection import ledger as ledgers
 from ovrs.collection.ledger import Image, Ledger
-from ovrs.errors import CatalogError, StoreLockedError
+from ovrs.errors import CatalogError, OutputError, StoreLockedError
 from ovrs.options import RunOptions
 from ovrs.run import versions
 from ovrs.words import vocabulary
@@ -418,6 +418,35 @@ def test_a_run_of_another_release_is_begun_anew(map_all, site, noise_scene, word
     assert site.ledger.entry(found.image)["attempt"] == 1
     assert newest.exists()
     assert not newest.with_name("a.zarr.partial").exists()
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2, 3, 4, 5])
+def test_a_change_of_versions_that_is_cut_off_goes_on(map_all, site, noise_scene, tmp_path, monkeypatch, moves):
+    newest = tmp_path / "maps/drop/a.zarr"
+    noise_scene(70, 60, name="in/a.tif")
+    assert map_all() == {"a": "mapped"}
+    old = pixels(newest)
+    noise_scene(70, 60, name="in/a.tif", seed=1)
+    real, left = Path.rename, [moves]
+
+    def rename(path, target):
+        if ".versions" in f"{path}{target}" and not target.name.startswith("."):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
+        return real(path, target)
+
+    with monkeypatch.context() as later:
+        later.setattr(versions.Path, "rename", rename)
+        with pytest.raises(OutputError):
+            map_all()
+    assert map_all() == {"a": "mapped"}
+    (older,) = (tmp_path / "maps/drop/a.versions").glob("*.zarr")
+    np.testing.assert_array_equal(pixels(older), old)
+    assert (pixels(newest) != old).any()
+    assert all(versions.RunDir(store).exists for store in (newest, older))
+    assert {e["map"] for e in site.ledger.entries()} == {str(newest), str(older)}
+    assert site.states() == {"a": "done"}
 
 
 # ---- object storage

@@ -55,6 +55,11 @@ def content_at(out: str) -> str:
     return str(scene.get("sha256", "")) if isinstance(scene, dict) else ""
 
 
+def holds(out: str, content: str) -> bool:
+    """Whether the finished map at `out` was made of a scene with this hash."""
+    return bool(content) and content_at(out) == content
+
+
 def promote(made: str, out: str, older: str) -> None:
     """Give the finished map at `made` the name `out`; a map that has it now goes to `older`.
 
