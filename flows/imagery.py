@@ -9,25 +9,35 @@ What is mapped stands in a ledger beside the maps, so a restarted or a second wa
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import CancelledRun
 from prefect.futures import wait
+from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows._tasks import report
 from flows.map_scene import map_scene
 from ovrs.collection import catalog as room
-from ovrs.collection.imagery import images
-from ovrs.collection.ledger import Image, Ledger
-from ovrs.errors import IncompleteRunError
+from ovrs.collection.deliveries import Delivery, look
+from ovrs.collection.ledger import NO_ATTEMPT, Image, Ledger, release_held
+from ovrs.errors import DigestMismatchError, IncompleteRunError
 from ovrs.options import RunOptions
+from ovrs.run import versions
 from ovrs.run.publish import short
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 AT_ONCE = 2
 """Scenes under way at a time in one flow run; `gpu_pool` limits them over all flow runs."""
+LISTED = 20
+"""Names that a message lists."""
 
 
 @task(name="map-image", cache_policy=NO_CACHE)
@@ -39,19 +49,66 @@ def map_image(
     entry, ledger = known.collection(collection), Ledger(known.resolve(known.outputs.root))
     if not ledger.claim(image):
         return "taken"
-    out = known.output(f"{collection}/{image.name}")
+    newest = known.output(f"{collection}/{image.name}")
     words = known.vocabularies.get(entry.vocabulary)
-    with ledger.working_on(image):
-        facts = map_scene(
+
+    def work(out: str, *, overwrite: bool = False) -> dict[str, Any]:
+        ledger.note(image, out=out)
+        facts: dict[str, Any] = map_scene(
             image.uri,
             out,
             vocabulary_name=str(known.base / words) if words else entry.vocabulary,
             options=known.options(entry, run),
             gpu_pool=gpu_pool,
             allow_composed_prompts=allow_composed_prompts,
+            overwrite=overwrite,
         )
-    ledger.done(image, map=out, digest=short(facts["digest"]))
+        return facts
+
+    with ledger.working_on(image, (*NO_ATTEMPT, CancelledRun)):
+        out = _out(ledger, image, newest)
+        try:
+            facts = work(out)
+        except DigestMismatchError as error:
+            if not image.content:
+                raise
+            out = versions.place(newest, image.content)  # of this content alone, so it may be begun anew
+            logging.getLogger(__name__).warning("%s is begun anew: %s", image.name, error)
+            facts = work(out, overwrite=True)
+        ledger.require_held(image)
+        _make_newest(ledger, image, out, newest)
+        ledger.done(image, map=newest, out=newest, digest=short(facts["digest"]))
     return "mapped"
+
+
+def _out(ledger: Ledger, image: Image, newest: str) -> str:
+    """Where an image is mapped: its name if nothing has it, else a place of its own until it is finished."""
+    begun = (ledger.entry(image) or {}).get("out")
+    if begun and begun != newest and versions.holds(newest, image.content) and not versions.holds(begun, image.content):
+        versions.promote(begun, newest, newest)  # its change of names was cut off
+        return newest
+    if begun:
+        return str(begun)
+    taken = any(e.get("out") == newest and e["key"] != image.key for e in ledger.entries())
+    return (
+        versions.place(newest, image.content) if image.content and (taken or not versions.is_free(newest)) else newest
+    )
+
+
+def _make_newest(ledger: Ledger, image: Image, made: str, newest: str) -> None:
+    """Give a finished map the image's name; the one that has it becomes an older version, which the ledger knows."""
+    before = [e for e in ledger.entries() if e.get("map") == newest and e["key"] != image.key]
+    content = before[0].get("content", "") if before else versions.content_at(newest)
+    older = versions.place(newest, content or f"before-{image.content}")
+    if made != newest:
+        versions.promote(made, newest, older)
+    for entry in before:
+        ledger.update(entry, map=older, out=older)
+
+
+def _outcome(delivery: Delivery) -> str:
+    """What stands in results for an image that this pass does not map."""
+    return "taken" if delivery.state in ("done", "busy") or delivery.same_as else delivery.state
 
 
 @flow(name="map-collection", task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE))  # type: ignore[arg-type]
@@ -62,7 +119,7 @@ def map_collection(
     gpu_pool: str | None = None,
     allow_composed_prompts: bool = False,
 ) -> dict[str, str]:
-    """Map every image of a collection that is not mapped yet.
+    """Map every image of a collection that is not mapped yet; the same content is mapped once.
 
     Args:
         collection: A name in the catalog.
@@ -72,25 +129,68 @@ def map_collection(
         allow_composed_prompts: See `map_scene`.
 
     Returns:
-        What became of each image: `mapped`, `taken` (before, or by somebody else), or `failed`.
+        What became of each image: `mapped`, `taken` (before, or by somebody else, or as another one of equal bytes),
+        `waiting` (not whole yet), or `forgotten` (`ovrs collection forget`).
+
+    Raises:
+        IncompleteRunError: Images failed, or have no attempt left; every pass says so until somebody acts.
     """
-    found = images(room.load(catalog), collection)
+    known = room.load(catalog)
+    found = look(known, collection, Ledger(known.resolve(known.outputs.root)))
     log = get_run_logger()
     log.info("collection %s holds %d images", collection, len(found))
     runs = {
-        i.name: map_image.submit(catalog, collection, i, run or RunOptions(), gpu_pool, allow_composed_prompts)
-        for i in found
-    }
-    wait(list(runs.values()))
-    outcome = {n: str(r.result()) if r.state.is_completed() else "failed" for n, r in runs.items()}
-    if any(o != "taken" for o in outcome.values()):
-        create_table_artifact(key="collection", table=[{"image": n, "outcome": o} for n, o in outcome.items()])
-    failed = [n for n, o in outcome.items() if o == "failed"]
-    if failed:
-        raise IncompleteRunError(
-            f"{len(failed)} of {len(found)} images failed: {', '.join(failed)}; the next run tries them again"
+        d.image.name: map_image.submit(
+            catalog, collection, d.image, run or RunOptions(), gpu_pool, allow_composed_prompts
         )
-    return outcome
+        for d in _taken_up(known, found)
+    }
+    try:
+        wait(list(runs.values()))
+    except BaseException:  # cancelled, or the worker is being restarted
+        release_held()
+        raise
+    outcome = {d.image.name: _outcome(d) for d in found}
+    outcome |= {n: str(r.result()) if r.state.is_completed() else "failed" for n, r in runs.items()}
+    reasons = {d.image.name: d.reason for d in found if d.reason}
+    if set(outcome.values()) - {"taken", "forgotten"}:
+        table = [{"image": n, "outcome": o, "reason": reasons.get(n, "")} for n, o in outcome.items()]
+        report(create_table_artifact, key="collection", table=table, description=f"Images of {collection}")
+    return _finished(collection, outcome, reasons)
+
+
+def _taken_up(known: room.Catalog, found: list[Delivery]) -> Iterator[Delivery]:
+    """The images that a pass submits; contents that came back are given free first."""
+    ledger = Ledger(known.resolve(known.outputs.root))
+    for delivery in found:
+        if delivery.to_do:
+            entry = ledger.entry(delivery.image)
+            if delivery.state == "returned" and entry is not None:
+                ledger.decide(entry, "released")
+            yield delivery
+
+
+def _finished(collection: str, outcome: dict[str, str], reasons: dict[str, str]) -> dict[str, str]:
+    """The outcome with a message; an error while an image is not mapped that nobody will map by himself."""
+    named = {o: sorted(n for n, found in outcome.items() if found == o) for o in set(outcome.values())}
+    parts = []
+    if failed := named.get("failed"):
+        again = "the next run tries them again"
+        parts.append(f"{len(failed)} of {len(outcome)} images failed: {_listed(failed)}; {again}")
+    if hopeless := named.get("hopeless"):
+        why = "; ".join(f"{n} ({reasons[n][:200]})" for n in hopeless[:LISTED])
+        act = "`ovrs collection retry NAME` or `ovrs collection forget NAME`"
+        parts.append(f"{len(hopeless)} of {len(outcome)} images have no attempt left: {why}; {act}")
+    if waiting := named.get("waiting"):
+        parts.append(f"{len(waiting)} are not whole yet: {_listed(waiting)}")
+    message = ". ".join([f"{collection}: {len(named.get('mapped', []))} mapped", *parts])
+    if failed or hopeless:
+        raise IncompleteRunError(message)
+    return Completed(message=message, data=outcome)  # type: ignore[return-value]  # Prefect gives callers the data
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 @flow(name="watch-collection")
@@ -103,12 +203,11 @@ def watch_collection(
 ) -> dict[str, str]:
     """One look for new imagery; a schedule repeats it. Cheap when there is none (arguments as `map_collection`)."""
     known = room.load(catalog)
-    ledger = Ledger(known.resolve(known.outputs.root))
-    states = {i: ledger.entry(i) for i in images(known, collection)}
-    fresh = [i for i, e in states.items() if e is None or e["status"] != "done"]
-    if not fresh:
-        get_run_logger().info("nothing new in %s (%d images are mapped)", collection, len(states))
-        return {}
+    found = look(known, collection, Ledger(known.resolve(known.outputs.root)))
+    if all(d.state in ("done", "busy", "forgotten") for d in found):
+        message = f"nothing new in {collection} ({len(found)} images)"
+        get_run_logger().info(message)
+        return Completed(message=message, data={})  # type: ignore[return-value]
     outcome: dict[str, str] = map_collection(collection, catalog, run, gpu_pool, allow_composed_prompts)
     return outcome
 

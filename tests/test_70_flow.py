@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from typer.testing import CliRunner
 
 from ovrs import pipeline
 from ovrs.errors import IncompleteRunError
@@ -119,6 +120,39 @@ def test_a_watcher_maps_what_is_new_and_nothing_twice(prefect_server, noise_scen
     assert (store / "zarr.json").stat().st_mtime_ns == before
     states = {e["name"]: e["status"] for e in Ledger(str(tmp_path / "maps")).entries()}
     assert states == {"a": "done", "b": "failed"}
+
+
+def test_a_pass_submits_what_is_to_do_and_tells_the_hopeless_every_time(
+    prefect_server, noise_scene, tmp_path, monkeypatch
+):
+    import flows.imagery as room
+    from ovrs.cli.app import app
+    from ovrs.collection import imagery
+    from ovrs.collection.ledger import MAX_ATTEMPTS
+
+    monkeypatch.setattr(imagery, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(imagery.images, "__kwdefaults__", {"settle": 0.0})
+    submitted, real = [], room.map_image.submit
+    monkeypatch.setattr(room.map_image, "submit", lambda *a: submitted.append(a[2].name) or real(*a))
+    file = tmp_path / "c.yaml"
+    file.write_text(WATCHED)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bad.tif").write_bytes(b"no raster")
+    for _ in range(MAX_ATTEMPTS):
+        with pytest.raises(IncompleteRunError, match="1 of 1 images failed: bad"):
+            room.map_collection("drop", file)
+    noise_scene(100, 90, name="in/a.tif")
+    submitted.clear()
+    for flow in (room.map_collection, room.watch_collection):
+        with pytest.raises(IncompleteRunError, match=r"1 of 2 images have no attempt left: bad \(.*retry NAME"):
+            flow("drop", file)
+    assert submitted == ["a"]
+    run = CliRunner()
+    assert run.invoke(app, ["collection", "forget", "bad", "--catalog", str(file)]).exit_code == 0
+    assert room.watch_collection("drop", file) == {}
+    state = room.map_collection("drop", file, return_state=True)
+    assert (state.is_completed(), state.message) == (True, "drop: 0 mapped")
+    assert submitted == ["a"]
 
 
 def test_export_flow_writes_products_of_a_finished_map(prefect_server, noise_scene, words, trivial, tmp_path):

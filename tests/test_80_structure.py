@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
     ("words", "options"),
-    ("collection", "scene", "methods"),
+    ("scene", "methods"),
+    ("collection",),
     ("engine",),
     ("store",),
     ("model",),

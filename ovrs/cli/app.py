@@ -12,6 +12,7 @@ import typer
 from ovrs import redact
 from ovrs.cli import bench as cli_bench
 from ovrs.cli import catalog as cli_catalog
+from ovrs.cli import collection as cli_collection
 from ovrs.cli import edge
 from ovrs.cli import products as cli_products
 from ovrs.cli import sam3 as cli_sam3
@@ -33,6 +34,7 @@ app.add_typer(cli_products.app)
 app.add_typer(cli_words.app)  # without a name: their commands stand beside ours
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_catalog.app, name="catalog")
+app.add_typer(cli_collection.app, name="collection")
 app.add_typer(cli_sam3.app, name="sam3")
 
 Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=False)]

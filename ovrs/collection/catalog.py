@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob as globbing
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -229,13 +230,31 @@ def _known(entries: dict[str, E], name: str, kind: str) -> E:
 def glob(pattern: str) -> list[str]:
     """Files and folders that a pattern finds, sorted; `**` goes down any number of folders, through links too.
 
-    Hidden ones (`.NAME`) are found only by patterns that begin with a dot.
+    Hidden ones (`.NAME`) are found only by patterns that begin with a dot. Folders that exist under the very name that
+    the pattern begins with are taken literally, brackets or not.
     """
+    pattern = _with_literal_folders(pattern)
     head, deep, tail = pattern.partition("**/")
     places = [pattern]
     if deep:
         places = [f"{globbing.escape(folder)}/{tail}" for root in _found(head or ".") for folder in _below(root)]
-    return sorted({str(Path(f)) for place in places for f in _found(place)})
+    return sorted({os.path.normpath(f) if ".." not in f else str(Path(f)) for place in places for f in _found(place)})
+
+
+def literal_folder(pattern: str) -> str:
+    """The folder that a pattern of local files begins with, as far as it exists under that name."""
+    folder = Path(Path(pattern).anchor)
+    for part in Path(pattern).parts[len(folder.parts) : -1]:
+        if not (folder / part).is_dir():
+            break
+        folder /= part
+    return str(folder)
+
+
+def _with_literal_folders(pattern: str) -> str:
+    folder = literal_folder(pattern)
+    rest = Path(pattern).parts[len(Path(folder).parts) :]
+    return str(Path(globbing.escape(folder), *rest)) if rest else pattern
 
 
 def _found(pattern: str) -> list[str]:
@@ -255,7 +274,7 @@ def _below(root: str) -> Iterator[str]:
 
 def require_own_names(what: str, names: list[str]) -> None:
     """Raise CatalogError where two files would give maps of one name."""
-    doubles = sorted({n for n in names if names.count(n) > 1})
+    doubles = sorted(n for n, count in Counter(names).items() if count > 1)
     if doubles:
         raise CatalogError(f"{what}: several files are called {', '.join(doubles)}; their maps would collide")
 

@@ -31,6 +31,7 @@ _ARCHIVE_END = re.compile(
 )
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "GDALOpenEx": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_uint, *[ctypes.c_void_p] * 3]),
+    "GDALIdentifyDriver": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_void_p]),
     "GDALGetFileList": (ctypes.c_void_p, [ctypes.c_void_p]),
     "GDALClose": (None, [ctypes.c_void_p]),
     "CSLDestroy": (None, [ctypes.c_void_p]),
@@ -138,6 +139,12 @@ def _listed(name: str) -> list[str]:
         return _strings(gdal.GDALGetFileList(dataset))
     finally:
         gdal.GDALClose(dataset)
+
+
+def is_raster(name: str) -> bool:
+    """Whether some driver takes a file for its own by name and first bytes, whole or not."""
+    with rasterio.Env():
+        return bool(_gdal().GDALIdentifyDriver(_bytes(name), None))
 
 
 def headers(name: str) -> dict[str, str]:
