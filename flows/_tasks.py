@@ -41,16 +41,20 @@ log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 300.0
 """How long nothing is reported after the Prefect server did not answer: each attempt takes Prefect's client a minute."""
-HEALABLE = (
+HEALABLE = {
     "SceneReadError",
     "OSError",
     "OutputError",
-    "ConnectionError",
     "TimeoutError",
     "KilledWorker",
     "OutOfMemoryError",
-)
-"""Failures that another attempt can cure; anything else fails at once."""
+    "ConnectionError",
+    "ConnectionAbortedError",
+    "ConnectionRefusedError",
+    "ConnectionResetError",
+    "BrokenPipeError",
+}
+"""Classes of errors (`BlockRecord.error`) that another attempt can cure; anything else fails at once."""
 
 
 class Reports:
@@ -75,11 +79,9 @@ report = Reports()
 
 
 async def can_heal(_task: object, _run: TaskRun, state: State[Any]) -> bool:
-    """Retry a batch only when every reason in its error is of the healable kind."""
+    """Retry a batch only when every block in it that failed did so with an error of a healable class."""
     failure = await state.aresult(raise_on_failure=False)
-    return isinstance(failure, IncompleteRunError) and all(
-        line.strip().startswith(HEALABLE) for line in str(failure).splitlines()[1:]
-    )
+    return isinstance(failure, IncompleteRunError) and {r.error for r in failure.records} <= HEALABLE
 
 
 @task(name="map-blocks", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=can_heal, cache_policy=NO_CACHE)
@@ -91,9 +93,8 @@ def map_blocks(this: Job, names: list[str], progress_artifact: Any = None) -> in
         done = 1 - len(this.missing()) / this.plan.block_count
         report(update_progress_artifact, progress_artifact, progress=round(100 * done, 1))
     if failed:
-        raise IncompleteRunError(
-            "\n".join([f"{len(failed)} blocks failed", *(f"{r.reason} (block {r.name})" for r in failed)])
-        )
+        listed = [f"{r.reason} (block {r.name})" for r in failed]
+        raise IncompleteRunError("\n".join([f"{len(failed)} blocks failed", *listed]), failed)
     return len(names)
 
 

@@ -181,18 +181,10 @@ def _records(this: Job, names: list[str]) -> Generator[BlockRecord]:
             for records in found:
                 yield from records
         return
-    worker, killers = work.Worker(this), []
-    with closing(execute.run(run, worker, groups, warm=worker.warm, lost=worker.lost)) as found:
+    worker = work.Worker(this)
+    with closing(execute.run(run, worker, groups, warm=worker.warm, parts=worker.parts, lost=worker.lost)) as found:
         for records in found:
-            if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
-                killers += [r.name for r in records if not r.finished]  # one of them did it: each gets its own chance
-                records = [r for r in records if r.finished]
             yield from records
-    if killers:
-        alone = [[n] for n in killers]
-        with closing(execute.run(run, worker, alone, warm=worker.warm, lost=worker.lost)) as found:
-            for records in found:
-                yield from records
 
 
 def batches(names: list[str], count: int) -> list[list[str]]:

@@ -194,8 +194,8 @@ def test_a_stopped_run_says_what_is_kept_and_leaves_nothing(
 def test_stopped_before_anything_was_begun(noise_scene, tmp_path):
     noise_scene(64, 64)
     code = (
-        "import os, signal; from ovrs import edge, pipeline, __main__ as m\n"
-        "pipeline.begin.build_job = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nm.main()"
+        "import os, signal; from ovrs import pipeline; from ovrs.cli.app import main\n"
+        "pipeline.begin.build_job = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nmain()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "map", str(tmp_path / "scene.tif"), *WORDS, "-o", str(tmp_path / "m.zarr")],
