@@ -26,7 +26,6 @@ from ovrs.errors import IncompleteRunError
 from ovrs.export import target
 from ovrs.export.cog import write_cog
 from ovrs.export.quicklook import write_quicklook
-from ovrs.run import finish as finishing
 from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
 from ovrs.words.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
 
@@ -85,20 +84,17 @@ async def can_heal(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 
 
 @task(name="map-blocks", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=can_heal, cache_policy=NO_CACHE)
-def map_blocks(this: Job, names: list[str], progress_artifact: Any = None) -> int:
+def map_blocks(job: Job, names: list[str], progress_artifact: Any = None) -> int:
     """Compute those of `names` that have no finished marker; the markers, not Prefect, say what is done."""
-    missing = set(this.missing())
-    failed = [r for r in pipeline.compute(this, [n for n in names if n in missing]) if not r.finished]
+    missing = set(job.missing())
+    failed = [r for r in pipeline.compute(job, [n for n in names if n in missing]) if not r.finished]
     if progress_artifact is not None:
-        done = 1 - len(this.missing()) / this.plan.block_count
+        done = 1 - len(job.missing()) / job.plan.block_count
         report(update_progress_artifact, progress_artifact, progress=round(100 * done, 1))
     if failed:
         listed = [f"{r.reason} (block {r.name})" for r in failed]
         raise IncompleteRunError("\n".join([f"{len(failed)} blocks failed", *listed]), failed)
     return len(names)
-
-
-finish = task(name="finish", cache_policy=NO_CACHE)(finishing.finish)
 
 
 @task(name="prompts", cache_policy=NO_CACHE)

@@ -81,15 +81,15 @@ def test_a_scene_goes_from_s3_to_s3(bucket, noise_scene, words, trivial, tmp_pat
     scene = noise_scene(400, 300)
     bucket.put_file(str(scene), "maps/in/scene.tif")
     url = "s3://maps/out/scene.zarr"
-    facts = pipeline.map_to("s3://maps/in/scene.tif", words, url, trivial())
+    facts = pipeline.map_scene("s3://maps/in/scene.tif", words, url, trivial())
     pipeline.map_scene(scene, words, tmp_path / "local.zarr", trivial())
     for there, here in zip(labels(url), labels(tmp_path / "local.zarr"), strict=True):
         np.testing.assert_array_equal(there, here)
     assert not list((tmp_path / "ovrs-staging").glob("*"))  # published, so taken away
-    again = pipeline.map_to("s3://maps/in/scene.tif", words, url, trivial())
+    again = pipeline.map_scene("s3://maps/in/scene.tif", words, url, trivial())
     assert again["digest"] == facts["digest"]
     with pytest.raises(DigestMismatchError):
-        pipeline.map_to("s3://maps/in/scene.tif", words, url, trivial(block_pitches=3))
+        pipeline.map_scene("s3://maps/in/scene.tif", words, url, trivial(block_pitches=3))
 
 
 def test_another_scene_under_the_same_key_is_noticed(bucket, noise_scene, words, trivial, tmp_path):
