@@ -1,6 +1,7 @@
 """One request is one value: command line, Python, catalog and flow come to equal options."""
 
 import importlib
+import pickle
 
 import pytest
 import yaml
@@ -97,6 +98,18 @@ def test_one_request_is_one_value(name, told, tmp_path):
     for way, found in ways.items():
         assert found == python, way
         assert found.model_dump_json() == python.model_dump_json(), way
+
+
+def test_a_request_by_names_wants_classes_once(words):
+    by_name = Request.from_names("a.tif", "m.zarr", vocabulary="demo")
+    assert by_name == pickle.loads(pickle.dumps(by_name))
+    assert by_name == Request(uri="a.tif", target="m.zarr", words=words)
+    assert by_name.options == MapOptions()
+    listed = [Request.from_names("a", "b", classes=c).words.class_names for c in ("water, grass", ["water", "grass"])]
+    assert list(map(list, listed)) == [["water", "grass"]] * 2
+    for wrong in ({}, {"classes": "water, grass", "vocabulary": "demo"}):
+        with pytest.raises(OptionError, match="either --classes"):
+            Request.from_names("a.tif", "m.zarr", **wrong)
 
 
 @pytest.mark.parametrize(("place", "first"), [("folder", "python"), ("url", "flow")])
