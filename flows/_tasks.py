@@ -26,7 +26,6 @@ from ovrs.errors import IncompleteRunError
 from ovrs.export import target
 from ovrs.export.cog import write_cog
 from ovrs.export.quicklook import write_quicklook
-from ovrs.run import finish as finishing
 from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
 from ovrs.words.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
 
@@ -41,16 +40,20 @@ log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 300.0
 """How long nothing is reported after the Prefect server did not answer: each attempt takes Prefect's client a minute."""
-HEALABLE = (
+HEALABLE = {
     "SceneReadError",
     "OSError",
     "OutputError",
-    "ConnectionError",
     "TimeoutError",
     "KilledWorker",
     "OutOfMemoryError",
-)
-"""Failures that another attempt can cure; anything else fails at once."""
+    "ConnectionError",
+    "ConnectionAbortedError",
+    "ConnectionRefusedError",
+    "ConnectionResetError",
+    "BrokenPipeError",
+}
+"""Classes of errors (`BlockRecord.error`) that another attempt can cure; anything else fails at once."""
 
 
 class Reports:
@@ -75,29 +78,23 @@ report = Reports()
 
 
 async def can_heal(_task: object, _run: TaskRun, state: State[Any]) -> bool:
-    """Retry a batch only when every reason in its error is of the healable kind."""
+    """Retry a batch only when every block in it that failed did so with an error of a healable class."""
     failure = await state.aresult(raise_on_failure=False)
-    return isinstance(failure, IncompleteRunError) and all(
-        line.strip().startswith(HEALABLE) for line in str(failure).splitlines()[1:]
-    )
+    return isinstance(failure, IncompleteRunError) and {r.error for r in failure.records} <= HEALABLE
 
 
 @task(name="map-blocks", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=can_heal, cache_policy=NO_CACHE)
-def map_blocks(this: Job, names: list[str], progress_artifact: Any = None) -> int:
+def map_blocks(job: Job, names: list[str], progress_artifact: Any = None) -> int:
     """Compute those of `names` that have no finished marker; the markers, not Prefect, say what is done."""
-    missing = set(this.missing())
-    failed = [r for r in pipeline.compute(this, [n for n in names if n in missing]) if not r.finished]
+    missing = set(job.missing())
+    failed = [r for r in pipeline.compute(job, [n for n in names if n in missing]) if not r.finished]
     if progress_artifact is not None:
-        done = 1 - len(this.missing()) / this.plan.block_count
+        done = 1 - len(job.missing()) / job.plan.block_count
         report(update_progress_artifact, progress_artifact, progress=round(100 * done, 1))
     if failed:
-        raise IncompleteRunError(
-            "\n".join([f"{len(failed)} blocks failed", *(f"{r.reason} (block {r.name})" for r in failed)])
-        )
+        listed = [f"{r.reason} (block {r.name})" for r in failed]
+        raise IncompleteRunError("\n".join([f"{len(failed)} blocks failed", *listed]), failed)
     return len(names)
-
-
-finish = task(name="finish", cache_policy=NO_CACHE)(finishing.finish)
 
 
 @task(name="prompts", cache_policy=NO_CACHE)

@@ -8,8 +8,9 @@ resume`, continues.
 from __future__ import annotations
 
 import argparse
-import os
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,13 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._tasks import export, finish, map_blocks, prompts, publish, report
+from flows._tasks import export, map_blocks, prompts, publish, report
 from ovrs import pipeline
 from ovrs.options import MapOptions
 from ovrs.redact import guard_logs, redacted
-from ovrs.run import begin
-from ovrs.run import finish as finishing
-from ovrs.run import publish as publishing
-from ovrs.run.rundir import Lock
-from ovrs.words import vocabulary
+from ovrs.request import Request
+from ovrs.run.job import Job
+from ovrs.run.publish import is_remote
 from ovrs.words.prompts import LanguageModel
 
 BATCHES = 16
@@ -66,30 +65,21 @@ def map_scene(
         gpu_pool: Name of a Prefect concurrency limit: so many scenes at a time use the GPUs.
     """
     guard_logs()
-    words = vocabulary.load(vocabulary_name) if vocabulary_name else vocabulary.from_names(classes.split(","))
-    words = prompts(words, llm, scene_context, allow_composed_prompts)
-    remote = publishing.is_remote(out)
-    staging = Path(os.environ.get("OVRS_STAGING", "ovrs-staging"))
-    store = publishing.staging_path(out, staging) if remote else Path(out)
-    store.parent.mkdir(parents=True, exist_ok=True)
+    request = Request.from_names(
+        scene, out, classes=classes or None, vocabulary=vocabulary_name or None, options=options
+    )
+    request = replace(request, words=prompts(request.words, llm, scene_context, allow_composed_prompts))
     with concurrency(gpu_pool, occupy=1) if gpu_pool else nullcontext():
-        this = begin.prepare(scene, words, store, options or MapOptions(), overwrite=overwrite)
-        with Lock(this.run_dir):
-            finishing.reopen(this)
-            progress = report(
-                create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {redacted(out)}"
-            )
-            runs = [map_blocks.submit(this, names, progress) for names in pipeline.batches(this.missing(), batches)]
-            wait(runs)
-            facts: dict[str, Any] = finish(this)  # refuses while a block is missing, whatever Prefect believes
-    if remote:
-        publishing.publish(store, out, overwrite=overwrite)
-        begin.discard(store)
-        publish(facts, None, [redacted(out)])
-        return facts
-    paths = export(store) if products else []
-    publish(facts, paths[-1] if paths else None, [out, *paths])
+        facts = pipeline.map(request, overwrite=overwrite, around=partial(in_task_runs, batches, redacted(out)))
+    paths = export(Path(out)) if products and not is_remote(out) else []
+    publish(facts, paths[-1] if paths else None, [redacted(out), *paths])
     return facts
+
+
+def in_task_runs(count: int, out: str, job: Job, names: list[str]) -> None:
+    """Compute the named blocks of the job for `out` in at most `count` task runs. Markers say which ones are done."""
+    progress = report(create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {out}")
+    wait([map_blocks.submit(job, part, progress) for part in pipeline.batches(names, count)])
 
 
 def main() -> None:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING, Protocol
 
 from ovrs.redact import redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 EXIT_CODES = {
     0: "done",
@@ -128,10 +132,32 @@ class StoreLockedError(StoreError):
     """Another run is writing this store."""
 
 
+class FailedBlock(Protocol):
+    """What an incomplete run knows of a block that failed; `ovrs.run.rundir.BlockRecord` is one."""
+
+    @property
+    def name(self) -> str:
+        """`ROW_COLUMN` in the plan."""
+
+    @property
+    def error(self) -> str:
+        """Class name of the error that ended the block."""
+
+
 class IncompleteRunError(StoreError):
-    """Some blocks are missing; the store can be resumed."""
+    """Some blocks are missing; the store can be resumed.
+
+    `records` holds the failed blocks, so that a caller decides by their fields and not by the message.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, records: Iterable[FailedBlock] = ()) -> None:
+        super().__init__(message)
+        self.records = tuple(records)
+
+    def __reduce__(self) -> tuple[type[IncompleteRunError], tuple[object, ...]]:
+        return type(self), (str(self), self.records)
 
 
 class DamagedBlocksError(IncompleteRunError):
@@ -141,7 +167,7 @@ class DamagedBlocksError(IncompleteRunError):
         super().__init__(message)
         self.names = names
 
-    def __reduce__(self) -> tuple[type[DamagedBlocksError], tuple[str, list[str]]]:
+    def __reduce__(self) -> tuple[type[DamagedBlocksError], tuple[object, ...]]:
         return type(self), (str(self), self.names)
 
 

@@ -380,6 +380,12 @@ def build(**sections: Mapping[str, object]) -> MapOptions:
         ) from error
 
 
+def merged(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """`first` with what `then` says; the section `sam3` is joined key by key."""
+    nested = {**first.get("sam3", {}), **then.get("sam3", {})}
+    return {**first, **then, **({"sam3": nested} if nested else {})}
+
+
 def _told(place: tuple[int | str, ...], what: str, given: object) -> str:
     """One fault in words; a section of options is no value that anybody typed."""
     got = "" if isinstance(given, BaseModel) else f" (got {given!r})"

@@ -1,4 +1,5 @@
-"""The main path: a GeoTIFF and words in, a georeferenced class map out."""
+"""The story: a scene and words in, a georeferenced class map out. Command line, catalog and flow make a `Request`; `map`
+does the rest."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from ovrs.engine import execute
 from ovrs.errors import DamagedBlocksError, OutputError
 from ovrs.provenance import require_same
 from ovrs.redact import redacted
+from ovrs.request import Request
 from ovrs.run import begin, finish, publish, work
 from ovrs.run.rundir import Lock, RunDir
 
@@ -29,42 +31,87 @@ if TYPE_CHECKING:
     from ovrs.words.vocabulary import Vocabulary
 
     Progress = Callable[[BlockRecord, int, int], None]
+    Around = Callable[[Job, list[str]], object]
 
 log = logging.getLogger(__name__)
 
 
-def map_scene(
-    uri: str | Path,
-    vocabulary: Vocabulary,
-    out: Path,
-    options: MapOptions,
+def map(  # noqa: A001  (the verb of this package)
+    request: Request,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    staging: Path | None = None,
+    around: Around | None = None,
 ) -> dict[str, Any]:
-    """Map one scene into a Zarr store.
+    """Make the map that a request asks for.
 
-    Opens the scene, plans its blocks, builds the segmenter, creates the store, runs the missing blocks with the chosen
-    executor and commits. Called again after an interruption, it goes on where the markers say.
+    Opens the scene, plans its blocks, builds the segmenter, creates the store, computes the missing blocks and commits.
+    Called again after an interruption, it goes on where the markers say; a map that is there is not computed again.
+    A map for a URL is made in `staging`, published, and removed from there.
 
     Args:
-        uri: Anything GDAL can open.
-        vocabulary: The classes and their prompts.
-        out: `NAME.zarr`; the run directory `NAME.run` is kept beside it.
-        options: See `ovrs.options`.
-        overwrite: Discard what is at `out` and begin anew.
-        progress: Called after each block with its record, the blocks done so far and the number of all.
+        request: Scene, classes, options and target.
+        overwrite: Discard what is at the target and begin anew.
+        progress: Called after each block with its record, the blocks done so far and the number of all. Not with `around`.
+        staging: Folder for unpublished maps; all workers must see it. Default: `$OVRS_STAGING`, else `ovrs-staging`.
+        around: Computes the named blocks of a job by calling `compute` itself, such as in task runs of Prefect.
+            Markers, and not what it returns, say what is done. The list of names may be empty.
 
     Returns:
         The store's `ovrs` attribute: provenance, class areas, events.
 
     Raises:
-        OvrsError: Any of its leaves; the message says what to do. Blocks that are already done are kept.
+        OvrsError: Any of its leaves; the message says what to do. Blocks that are done are kept.
     """
-    if options.run.executor == "dask" and options.run.scheduler is not None:
-        execute.reach(options.run.scheduler)
+    around = around or partial(compute, progress=progress)
+    if not publish.is_remote(request.target):
+        return _made(request, Path(request.target), overwrite=overwrite, around=around)
+    url = str(request.target)
+    local = publish.staging_path(url, staging or Path(os.environ.get("OVRS_STAGING", "ovrs-staging")))
+    there = None if overwrite else publish.published_facts(url)
+    fill_holes = there is not None and bool(there.get("holes")) and not request.options.run.allow_holes
+    if there is not None:
+        _, description = begin.build_job(request.uri, request.words, local, request.options)
+        require_same(there["digest"], description["digest"], url)
+        if not fill_holes:
+            log.info("%s is complete already", redacted(url))
+            return there
+    local.parent.mkdir(parents=True, exist_ok=True)
+    facts = _made(request, local, overwrite=overwrite, around=around)
+    publish.publish(local, url, overwrite=overwrite or fill_holes)
+    begin.discard(local)
+    return facts
+
+
+def map_scene(
+    uri: str | Path,
+    vocabulary: Vocabulary,
+    out: str | Path,
+    options: MapOptions,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`map` for a request that is given by its parts: scene, classes, target and options."""
+    request = Request(uri=uri, words=vocabulary, options=options, target=out)
+    return map(request, overwrite=overwrite, progress=progress)
+
+
+def resume(out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map`)."""
     with _told_what_is_kept(out):
-        return run(begin.prepare(uri, vocabulary, out, options, overwrite=overwrite), progress=progress)
+        return run(begin.resume(out), progress=progress)
+
+
+def _made(request: Request, out: Path, *, overwrite: bool, around: Around) -> dict[str, Any]:
+    """The map of a request as a store of this machine."""
+    options = request.options.run
+    if options.executor == "dask" and options.scheduler is not None:
+        execute.reach(options.scheduler)
+    with _told_what_is_kept(out):
+        job = begin.prepare(request.uri, request.words, out, request.options, overwrite=overwrite)
+        return run(job, around=around)
 
 
 @contextmanager
@@ -91,77 +138,33 @@ def _going_on(out: Path) -> str:
     return "nothing was begun; the same command begins again"
 
 
-def map_to(
-    uri: str | Path,
-    vocabulary: Vocabulary,
-    target: str | Path,
-    options: MapOptions,
-    *,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    staging: Path | None = None,
-) -> dict[str, Any]:
-    """`map_scene`, to a path or to a URL: a map for a URL is made in `staging`, published, and taken away there.
-
-    Args:
-        uri: See `map_scene`, as for `vocabulary`, `options`, `overwrite` and `progress`.
-        target: `NAME.zarr` or `s3://bucket/NAME.zarr`.
-        staging: Folder for unpublished maps; all workers must see it. Default: `$OVRS_STAGING`, else `ovrs-staging`.
-
-    Raises:
-        OvrsError: See `map_scene` and `ovrs.run.publish.publish`. What is computed stays in `staging`.
-    """
-    if not publish.is_remote(target):
-        return map_scene(uri, vocabulary, Path(target), options, overwrite=overwrite, progress=progress)
-    url = str(target)
-    local = publish.staging_path(url, staging or Path(os.environ.get("OVRS_STAGING", "ovrs-staging")))
-    there = None if overwrite else publish.published_facts(url)
-    again = there is not None and bool(there.get("holes")) and not options.run.allow_holes
-    if there is not None:
-        _, description = begin.build_job(uri, vocabulary, local, options)
-        require_same(there["digest"], description["digest"], url)
-        if not again:
-            log.info("%s is complete already", redacted(url))
-            return there
-    local.parent.mkdir(parents=True, exist_ok=True)
-    facts = map_scene(uri, vocabulary, local, options, overwrite=overwrite, progress=progress)
-    publish.publish(local, url, overwrite=overwrite or again)
-    begin.discard(local)
-    return facts
-
-
-def resume(out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map_scene`)."""
-    with _told_what_is_kept(out):
-        return run(begin.resume(out), progress=progress)
-
-
-def run(this: Job, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Compute the missing blocks of a prepared job and commit the store."""
-    if this.out.exists() and not finish.holes_to_fill(this):
-        log.info("%s is complete already", this.out)
-        return finish.finish(this)
-    with Lock(this.run_dir):
-        finish.reopen(this)
-        for folder in (this.run_dir.path, this.run_dir.blocks):
+def run(job: Job, *, progress: Progress | None = None, around: Around | None = None) -> dict[str, Any]:
+    """Compute the missing blocks of a prepared job and commit the store (arguments as `map`)."""
+    around = around or partial(compute, progress=progress)
+    if job.out.exists() and not finish.holes_to_fill(job):
+        log.info("%s is complete already", job.out)
+        return finish.finish(job)
+    with Lock(job.run_dir):
+        finish.reopen(job)
+        for folder in (job.run_dir.path, job.run_dir.blocks):
             files.sweep_folder(folder)
-        compute(this, this.missing(), progress=progress)
-        with files.writing(this.out):
+        around(job, job.missing())
+        with files.writing(job.out):
             try:
-                return finish.finish(this)
+                return finish.finish(job)
             except DamagedBlocksError as error:
                 damaged = error.names
-        compute(this, damaged, progress=progress)
-        with files.writing(this.out):
-            return finish.finish(this)
+        around(job, damaged)
+        with files.writing(job.out):
+            return finish.finish(job)
 
 
-def compute(this: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:
+def compute(job: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:
     """Run the named blocks with the job's executor; failures are recorded, not raised."""
-    total = this.plan.block_count
+    total = job.plan.block_count
     done = total - len(names)
     records = []
-    with closing(_records(this, names)) as found:
+    with closing(_records(job, names)) as found:
         for record in found:
             records.append(record)
             done += record.finished
@@ -170,32 +173,24 @@ def compute(this: Job, names: list[str], *, progress: Progress | None = None) ->
     return records
 
 
-def _records(this: Job, names: list[str]) -> Generator[BlockRecord]:
+def _records(job: Job, names: list[str]) -> Generator[BlockRecord]:
     """Block records as they come, from whichever executor; closing it ends the work."""
-    run = this.options.run
+    run = job.options.run
     if run.executor == "serial":
-        yield from work.run_blocks(this, names)
+        yield from work.run_blocks(job, names)
         return
     size = run.batch if run.scheduler else min(run.batch, max(1, len(names) // run.workers))  # nobody stays idle
     groups = [names[i : i + size] for i in range(0, len(names), size)]
     if run.executor == "threads":
         stop = threading.Event()
-        with closing(execute.run(run, partial(work.run_in_turn, this, stop), groups, stop=stop)) as found:
+        with closing(execute.run(run, partial(work.run_in_turn, job, stop), groups, stop=stop)) as found:
             for records in found:
                 yield from records
         return
-    worker, killers = work.Worker(this), []
-    with closing(execute.run(run, worker, groups, warm=worker.warm, lost=worker.lost)) as found:
+    worker = work.Worker(job)
+    with closing(execute.run(run, worker, groups, warm=worker.warm, parts=worker.parts, lost=worker.lost)) as found:
         for records in found:
-            if len(records) > 1 and any(r.reason.startswith("KilledWorker") for r in records):
-                killers += [r.name for r in records if not r.finished]  # one of them did it: each gets its own chance
-                records = [r for r in records if r.finished]
             yield from records
-    if killers:
-        alone = [[n] for n in killers]
-        with closing(execute.run(run, worker, alone, warm=worker.warm, lost=worker.lost)) as found:
-            for records in found:
-                yield from records
 
 
 def batches(names: list[str], count: int) -> list[list[str]]:

@@ -23,6 +23,15 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("OVRS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(scope="session")
+def prefect_server():
+    """Prefect's own server, for the tests that run a flow."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
 @pytest.fixture
 def write_raster(tmp_path):
     """`write_raster(array, **profile)` writes `(band, y, x)` and returns the path."""

@@ -16,7 +16,14 @@ from ovrs import pipeline
 from ovrs.collection import catalog
 from ovrs.collection.imagery import images
 from ovrs.collection.ledger import Image, Ledger
-from ovrs.errors import CatalogError, DigestMismatchError, SceneChangedError, SchedulerLostError, StoreError
+from ovrs.errors import (
+    CatalogError,
+    DigestMismatchError,
+    IncompleteRunError,
+    SceneChangedError,
+    SchedulerLostError,
+    StoreError,
+)
 from ovrs.run import begin, publish, work
 
 ROOT = Path(__file__).parents[1]
@@ -74,15 +81,15 @@ def test_a_scene_goes_from_s3_to_s3(bucket, noise_scene, words, trivial, tmp_pat
     scene = noise_scene(400, 300)
     bucket.put_file(str(scene), "maps/in/scene.tif")
     url = "s3://maps/out/scene.zarr"
-    facts = pipeline.map_to("s3://maps/in/scene.tif", words, url, trivial())
+    facts = pipeline.map_scene("s3://maps/in/scene.tif", words, url, trivial())
     pipeline.map_scene(scene, words, tmp_path / "local.zarr", trivial())
     for there, here in zip(labels(url), labels(tmp_path / "local.zarr"), strict=True):
         np.testing.assert_array_equal(there, here)
     assert not list((tmp_path / "ovrs-staging").glob("*"))  # published, so taken away
-    again = pipeline.map_to("s3://maps/in/scene.tif", words, url, trivial())
+    again = pipeline.map_scene("s3://maps/in/scene.tif", words, url, trivial())
     assert again["digest"] == facts["digest"]
     with pytest.raises(DigestMismatchError):
-        pipeline.map_to("s3://maps/in/scene.tif", words, url, trivial(block_pitches=3))
+        pipeline.map_scene("s3://maps/in/scene.tif", words, url, trivial(block_pitches=3))
 
 
 def test_another_scene_under_the_same_key_is_noticed(bucket, noise_scene, words, trivial, tmp_path):
@@ -308,6 +315,61 @@ def test_a_dying_worker_loses_nothing_and_a_poisoned_item_is_recorded(tmp_path, 
     wanted = {0, 2, 4, 8, 10, "lost 3" if always else 6}
     assert set(found) == wanted
     assert len(found) == 6
+
+
+class Poisoned:
+    """A picklable job over lists of numbers that kills its process for one number."""
+
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __call__(self, numbers):
+        import os
+        import signal
+
+        if self.victim in numbers:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [2 * n for n in numbers]
+
+    def parts(self, numbers):
+        return [[n] for n in numbers]
+
+    def lost(self, numbers, error):
+        return [f"{type(error).__name__} {n}" for n in numbers]
+
+
+def test_an_item_that_kills_workers_is_divided_and_only_its_poison_is_lost():
+    import dask
+
+    from ovrs.engine.execute import run
+    from ovrs.options import RunOptions
+
+    work, options = Poisoned(3), RunOptions(executor="dask", workers=1)
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):  # the first death of a worker is enough
+        done = list(run(options, work, [[0, 1], [2, 3]], parts=work.parts, lost=work.lost))
+    found = [n for numbers in done for n in numbers]
+    assert sorted(map(str, found)) == ["0", "2", "4", "KilledWorker 3"]
+
+
+def test_records_say_what_failed_in_a_field(noise_scene, words, trivial, tmp_path, monkeypatch):
+    """Also after a change of process: what a retry decides by is no text."""
+    import pickle
+
+    from ovrs.store import layout as store
+
+    def full(*_, **__):
+        raise ConnectionResetError("SceneReadError: words that lie")
+
+    monkeypatch.setattr(store, "write_block", full)
+    out = tmp_path / "m.zarr"
+    with pytest.raises(IncompleteRunError) as caught:
+        pipeline.map_scene(noise_scene(100, 100), words, out, trivial())
+    there = pickle.loads(pickle.dumps(caught.value))
+    assert [(r.name, r.error) for r in there.records] == [("00000_00000", "ConnectionResetError")]
+    job = begin.resume(out)
+    (lost,) = work.Worker(job).lost(["00000_00000"], MemoryError("no more"))
+    assert (lost.error, lost.attempt) == ("MemoryError", 2)
+    assert job.run_dir.record_of(lost.name) == lost
 
 
 @pytest.fixture

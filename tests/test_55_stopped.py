@@ -22,6 +22,7 @@ from ovrs.cli.app import app
 from ovrs.engine import execute, tiling
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
 from ovrs.options import RunOptions, SceneOptions
+from ovrs.request import Request
 from ovrs.run import begin, publish, verify
 from ovrs.run.rundir import RunDir
 from ovrs.scene.opening import open_scene
@@ -195,8 +196,8 @@ def test_a_stopped_run_says_what_is_kept_and_leaves_nothing(
 def test_stopped_before_anything_was_begun(noise_scene, tmp_path):
     noise_scene(64, 64)
     code = (
-        "import os, signal; from ovrs import pipeline, __main__ as m\n"
-        "pipeline.begin.build_job = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nm.main()"
+        "import os, signal; from ovrs import pipeline; from ovrs.cli.app import main\n"
+        "pipeline.begin.build_job = lambda *_: os.kill(os.getpid(), signal.SIGINT)\nmain()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "map", str(tmp_path / "scene.tif"), *WORDS, "-o", str(tmp_path / "m.zarr")],
@@ -419,7 +420,8 @@ def test_a_published_map_with_holes_is_replaced_by_a_whole_one(noise_scene, word
     out, url = tmp_path / "m.zarr", f"file://{tmp_path}/there/m.zarr"
     scene, _ = map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
     publish.publish(out, url)
-    facts = pipeline.map_to(scene, words, url, trivial(), staging=tmp_path / "staging")
+    wanted = Request(uri=scene, words=words, target=url, options=trivial())
+    facts = pipeline.map(wanted, staging=tmp_path / "staging")
     assert facts["holes"] == publish.published_facts(url)["holes"] == []
     assert (labels(tmp_path / "there" / "m.zarr") != 255).all()
 

@@ -1,6 +1,7 @@
 """One request is one value: command line, Python, catalog and flow come to equal options."""
 
 import importlib
+import pickle
 
 import pytest
 import yaml
@@ -10,14 +11,16 @@ from ovrs import options, pipeline
 from ovrs.cli.app import app
 from ovrs.collection import catalog
 from ovrs.collection.ledger import Image
-from ovrs.errors import OptionError
+from ovrs.errors import DigestMismatchError, OptionError
 from ovrs.methods import preset
 from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions
-from ovrs.run import begin, job
+from ovrs.request import Request
+from ovrs.run import begin, job, work
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Prefect and its dependencies
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
 ]
@@ -57,10 +60,11 @@ def told(monkeypatch):
     seen = []
 
     def take(*args, **kwargs):
-        seen.append(next(v for v in (*args, *kwargs.values()) if isinstance(v, MapOptions)))
+        values = [getattr(value, "options", value) for value in (*args, *kwargs.values())]
+        seen.append(next(value for value in values if isinstance(value, MapOptions)))
         return {"classes": [], "holes": [], "digest": {}, "valid_pixels": 0}
 
-    monkeypatch.setattr(pipeline, "map_to", take)
+    monkeypatch.setattr(pipeline, "map", take)
     monkeypatch.setattr(importlib.import_module("flows.imagery"), "map_scene", take)
     monkeypatch.setattr("ovrs.cli.app._print_areas", lambda facts: None)
     return seen
@@ -69,9 +73,9 @@ def told(monkeypatch):
 @pytest.mark.parametrize("name", REQUESTS)
 def test_one_request_is_one_value(name, told, tmp_path):
     scene, model, method, chosen = REQUESTS[name]
-    work = {"vocabulary": "demo", "read": _plain(scene), "method": method, **({"model": "it"} if model else {})}
+    entry = {"vocabulary": "demo", "read": _plain(scene), "method": method, **({"model": "it"} if model else {})}
     file = tmp_path / "c.yaml"
-    entries = {"scenes": {"one": {"path": "a.tif", **work}}, "collections": {"all": {"pattern": "*.tif", **work}}}
+    entries = {"scenes": {"one": {"path": "a.tif", **entry}}, "collections": {"all": {"pattern": "*.tif", **entry}}}
     file.write_text(yaml.safe_dump({"version": 1, "models": {"it": model} if model else {}, **entries}))
     known = catalog.load(file)
 
@@ -80,7 +84,7 @@ def test_one_request_is_one_value(name, told, tmp_path):
     ways = {
         "value": MapOptions(scene=SceneOptions(**scene), model=ModelOptions(**model), method=MethodOptions(**method)),
         "json": MapOptions.model_validate_json(python.model_dump_json()),
-        "scene of a catalog": known.options(known.scene("one")),
+        "scene of a catalog": known.requests("one")[0].options,
         "collection": known.options(known.collection("all"), RunOptions()),
     }
     command = ["map", "a.tif", "-o", str(tmp_path / "m.zarr"), "--vocabulary", "demo"]
@@ -94,6 +98,53 @@ def test_one_request_is_one_value(name, told, tmp_path):
     for way, found in ways.items():
         assert found == python, way
         assert found.model_dump_json() == python.model_dump_json(), way
+
+
+def test_a_request_by_names_wants_classes_once(words):
+    by_name = Request.from_names("a.tif", "m.zarr", vocabulary="demo")
+    assert by_name == pickle.loads(pickle.dumps(by_name))
+    assert by_name == Request(uri="a.tif", target="m.zarr", words=words)
+    assert by_name.options == MapOptions()
+    listed = [Request.from_names("a", "b", classes=c).words.class_names for c in ("water, grass", ["water", "grass"])]
+    assert list(map(list, listed)) == [["water", "grass"]] * 2
+    for wrong in ({}, {"classes": "water, grass", "vocabulary": "demo"}):
+        with pytest.raises(OptionError, match="either --classes"):
+            Request.from_names("a.tif", "m.zarr", **wrong)
+
+
+@pytest.mark.parametrize(("place", "first"), [("folder", "python"), ("url", "flow")])
+def test_a_map_that_is_there_is_not_computed_again_whoever_asks(
+    place, first, prefect_server, noise_scene, trivial, tmp_path, monkeypatch
+):
+    """One request through Python, command line, catalog and flow: the first computes every block, all others none."""
+    scene, computed, real = noise_scene(400, 300), [], work._computed
+    target = str(tmp_path / "m.zarr") if place == "folder" else f"file://{tmp_path}/there/m.zarr"
+    monkeypatch.setenv("OVRS_STAGING", str(tmp_path / "staging"))
+    monkeypatch.setattr(work, "_computed", lambda job, name, *more: computed.append(name) or real(job, name, *more))
+    file = tmp_path / "c.yaml"
+    entry = {"path": str(scene), "vocabulary": "demo", "model": "quick"}
+    file.write_text(yaml.safe_dump({"version": 1, "models": {"quick": {"model": "trivial"}}, "scenes": {"one": entry}}))
+    flow = importlib.import_module("flows.map_scene").map_scene
+
+    def command(*words):
+        assert CliRunner().invoke(app, ["map", *words, "--block", "1", "-o", target]).exit_code == 0
+
+    ways = {
+        "python": lambda: pipeline.map(Request.from_names(scene, target, vocabulary="demo", options=trivial())),
+        "command line": lambda: command(str(scene), "--vocabulary", "demo", "--model", "trivial"),
+        "catalog": lambda: command("one", "--catalog", str(file)),
+        "flow": lambda: flow(str(scene), target, vocabulary_name="demo", options=trivial(), products=False),
+    }
+    facts = ways[first]()
+    assert len(computed) == len(set(computed)) == facts["blocks"] > 1
+    for way in (first, *ways):
+        computed.clear()
+        again = ways[way]()
+        assert not computed, way
+        assert again is None or again == facts
+    assert not list((tmp_path / "staging").glob("*"))
+    with pytest.raises(DigestMismatchError):
+        flow(str(scene), target, "water, grass", options=trivial(), products=False)
 
 
 def _plain(section):

@@ -366,7 +366,7 @@ def map_all(site, monkeypatch):
     import flows.imagery as room
 
     def one(scene, out, vocabulary_name, options, gpu_pool, allow_composed_prompts, overwrite):
-        facts = pipeline.map_to(scene, vocabulary.load(vocabulary_name), out, options, overwrite=overwrite)
+        facts = pipeline.map_scene(scene, vocabulary.load(vocabulary_name), out, options, overwrite=overwrite)
         if "://" not in out:
             export.fn(Path(out))
         return facts

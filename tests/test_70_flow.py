@@ -22,12 +22,24 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def prefect_server():
-    from prefect.testing.utilities import prefect_test_harness
+def test_a_retry_looks_at_classes_of_errors_and_never_at_words():
+    from flows._tasks import can_heal
+    from ovrs.run.rundir import BlockRecord
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    class State:
+        def __init__(self, error):
+            self.error = error
+
+        async def aresult(self, raise_on_failure):
+            return self.error
+
+    def heals(*kinds, error=IncompleteRunError):
+        records = [BlockRecord(name=k, status="failed", error=k, reason="SceneReadError: words") for k in kinds]
+        return asyncio.run(can_heal(None, None, State(error("SceneReadError\n  OSError: words", records))))
+
+    assert heals("SceneReadError", "KilledWorker", "ConnectionResetError")
+    assert not heals("SceneReadError", "ValueError")
+    assert not heals("OSError", error=ValueError)
 
 
 def test_flow_equals_library(prefect_server, noise_scene, words, trivial, tmp_path):

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
     ("words", "options"),
+    ("request",),
     ("scene", "methods"),
     ("collection",),
     ("engine",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from ovrs.cli import words as cli_words
 from ovrs.errors import EXIT_CODES, OptionError
 
 if TYPE_CHECKING:
+    from ovrs.request import Request
     from ovrs.words.vocabulary import Vocabulary
 
 app = edge.App(
@@ -131,90 +133,102 @@ def map_command(
     ] = False,
 ) -> None:
     """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
-    from ovrs import options, pipeline
-    from ovrs.methods.preset import merged, method_options, parse_settings
+    from ovrs import pipeline
+    from ovrs.methods.preset import method_options, parse_settings
+    from ovrs.options import merged
 
-    reading: dict[str, object] = {
-        "bands": _numbers(bands, "--bands", int),
-        "gsd": gsd,
-        "bbox": _numbers(bbox, "--bbox", float, 4),
-        "aoi": aoi,
-        "stretch": _numbers(stretch, "--stretch", float, 2),
-        "nodata": nodata,
-        "allow_ungeoreferenced": allow_ungeoreferenced or None,
-    }
-    words, work, own_model, own_method = None, [(scene, out)], {}, {}
-    if catalog is not None:
-        from ovrs.collection import catalog as catalog_room
-
-        known = catalog_room.load(catalog)
-        entry = known.scene(scene)
-        work = [(uri, known.output(name)) for name, uri in known.uris(scene)]
-        if out is not None and len(work) > 1:
-            raise OptionError(f"scene {scene} is {len(work)} files; leave -o out, the catalog's output root is used")
-        work = [(uri, out or target) for uri, target in work]
-        reading = {**entry.read.model_dump(exclude_unset=True), **given(**reading)}
-        own_model = known.model(entry.model).model_dump(exclude_unset=True)
-        own_method = entry.method.model_dump(exclude_unset=True)
-        if classes is None and vocabulary is None:
-            words = known.vocabulary(entry.vocabulary)
-    if any(target is None for _, target in work):
-        raise OptionError("name the store to write: -o NAME.zarr")
-    words = _vocabulary(words, classes, vocabulary, preset)
-    chosen = options.build(
-        scene=reading,
-        model={
-            **own_model,
-            **given(
-                model=model,
-                pretrained=pretrained,
-                device=device,
-                dtype=dtype,
-                compile=compile_model or None,
-                crop=crop,
-                stride=stride,
-                zoom=zoom,
-                wide=() if wide == "none" else _numbers(wide, "--wide", int),
-                turned=turned,
-                pixel_size=pixel_size,
-            ),
-        },
-        method={
-            **merged(
-                merged(own_method, {} if preset is None else method_options(preset)), parse_settings(settings or [])
-            ),
-            **given(
-                method=method,
-                dense=dense,
-                adaptation=adaptation,
-                upsampler=upsampler,
-                crop_blend=crop_blend,
-                steps=steps,
-                alpha_init=alpha,
-                threshold=threshold,
-            ),
-        },
-        run={
-            "block_pitches": block,
-            "zarr_format": zarr_format,
-            "store_scores": scores or None,
-            "executor": executor or ("dask" if scheduler else None),
-            "workers": workers,
-            "scheduler": scheduler,
-            "allow_holes": allow_holes or None,
-        },
+    reading = given(
+        bands=_numbers(bands, "--bands", int),
+        gsd=gsd,
+        bbox=_numbers(bbox, "--bbox", float, 4),
+        aoi=aoi,
+        stretch=_numbers(stretch, "--stretch", float, 2),
+        nodata=nodata,
+        allow_ungeoreferenced=allow_ungeoreferenced or None,
     )
-    if words.unknown_classes:
-        unknown = ", ".join(words.unknown_classes)
+    looking = given(
+        model=model,
+        pretrained=pretrained,
+        device=device,
+        dtype=dtype,
+        compile=compile_model or None,
+        crop=crop,
+        stride=stride,
+        zoom=zoom,
+        wide=() if wide == "none" else _numbers(wide, "--wide", int),
+        turned=turned,
+        pixel_size=pixel_size,
+    )
+    deciding = given(
+        method=method,
+        dense=dense,
+        adaptation=adaptation,
+        upsampler=upsampler,
+        crop_blend=crop_blend,
+        steps=steps,
+        alpha_init=alpha,
+        threshold=threshold,
+    )
+    running = given(
+        block_pitches=block,
+        zarr_format=zarr_format,
+        store_scores=scores or None,
+        executor=executor or ("dask" if scheduler else None),
+        workers=workers,
+        scheduler=scheduler,
+        allow_holes=allow_holes or None,
+    )
+    chosen = merged({} if preset is None else method_options(preset), parse_settings(settings or []))
+    told = {"scene": reading, "model": looking, "method": merged(chosen, deciding), "run": running}
+    requests = _requests(scene, out, catalog, _words(classes, vocabulary), preset, told)
+    if requests[0].words.unknown_classes:
+        unknown = ", ".join(requests[0].words.unknown_classes)
         typer.echo(f"note: no library knows {unknown}; asked for by name alone (recorded in the map)", err=True)
-    for uri, target in work:
+    for request in requests:
         with _progress() as show:
-            facts = pipeline.map_to(uri, words, str(target), chosen, overwrite=overwrite, progress=show)
+            facts = pipeline.map(request, overwrite=overwrite, progress=show)
         _print_areas(facts)
-        typer.echo(f"map: {target}")
+        typer.echo(f"map: {request.target}")
 
 
-def given(**values: object) -> dict[str, object]:
+def _requests(
+    scene: str,
+    out: str | None,
+    catalog: Path | None,
+    words: Vocabulary | None,
+    preset: str | None,
+    told: dict[str, dict[str, Any]],
+) -> list[Request]:
+    """What was asked for, by name in a catalog or in full."""
+    from ovrs import options
+    from ovrs.collection import catalog as catalogs
+    from ovrs.methods import published
+    from ovrs.request import Request, words_from_names
+
+    if catalog is None:
+        if out is None:
+            raise OptionError("name the store to write: -o NAME.zarr")
+        own = words or (None if preset is None else published.vocabulary_of(preset))
+        found = [
+            Request(uri=scene, words=own or words_from_names(None, None), options=options.build(**told), target=out)
+        ]
+    else:
+        found = catalogs.load(catalog).requests(scene, words=words, told=told)
+    if out is not None and len(found) > 1:
+        raise OptionError(f"scene {scene} is {len(found)} files; leave -o out, the catalog's output root is used")
+    if preset is not None and (words is not None or catalog is not None):
+        found = [replace(request, words=published.given(request.words, preset)) for request in found]
+    return found if out is None else [replace(found[0], target=out)]
+
+
+def _words(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
+    """The classes that were named; None where a catalog or a preset may name them."""
+    from ovrs.request import words_from_names
+
+    return None if classes is None and vocabulary is None else words_from_names(classes, vocabulary)
+
+
+def given(**values: Any) -> dict[str, Any]:
     """What was named on the command line."""
     return {name: value for name, value in values.items() if value is not None}
 
@@ -289,27 +303,6 @@ def demo(
     with _progress() as show:
         lines = run_demo(out, progress=show)
     typer.echo("\n".join(lines))
-
-
-def _vocabulary(
-    known: Vocabulary | None, classes: str | None, vocabulary: str | None, preset: str | None
-) -> Vocabulary:
-    """The words to ask for: given ones first, the catalog's next, a preset's published ones last."""
-    from ovrs.methods import published
-    from ovrs.words import vocabulary as room
-
-    if known is None and classes is None and vocabulary is None and preset is not None:
-        words = published.vocabulary_of(preset)
-        if words is not None:
-            return words
-    if known is None and (classes is None) == (vocabulary is None):
-        raise OptionError(
-            'name the classes, either --classes "building, road, water" or --vocabulary NAME|FILE.yaml '
-            "(presets named after a data set bring its words)"
-        )
-    if known is None:
-        known = room.load(vocabulary) if vocabulary is not None else room.from_names((classes or "").split(","))
-    return known if preset is None else published.given(known, preset)
 
 
 def _numbers(

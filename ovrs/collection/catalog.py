@@ -16,13 +16,16 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from ovrs import yamlfile
 from ovrs.errors import CatalogError, VocabularyError
-from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions
+from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions, build, merged
+from ovrs.request import Request
 from ovrs.words import vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ovrs.words.vocabulary import Vocabulary
+
+    Told = Mapping[str, dict[str, Any]]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _GLOB = re.compile(r"[*?\[]")
@@ -210,9 +213,45 @@ class Catalog(_Entry):
         beside = self.base / found.model
         return found.model_copy(update={"model": str(beside.absolute())}) if beside.is_dir() else found
 
-    def options(self, entry: SceneEntry | CollectionEntry, run: RunOptions | None = None) -> MapOptions:
-        """What an entry tells a run; `run` says where and how the work runs."""
-        return MapOptions(scene=entry.read, model=self.model(entry.model), method=entry.method, run=run or RunOptions())
+    def options(
+        self, entry: SceneEntry | CollectionEntry, run: RunOptions | None = None, told: Told | None = None
+    ) -> MapOptions:
+        """What an entry tells a run.
+
+        Args:
+            entry: A scene or a collection.
+            run: Where and how the work runs.
+            told: Options by section (`scene`, `model`, `method`, `run`) and name that win over the entry's.
+
+        Raises:
+            OptionError: The options do not fit each other.
+        """
+        parts = {
+            "scene": entry.read,
+            "model": self.model(entry.model),
+            "method": entry.method,
+            "run": run or RunOptions(),
+        }
+        own = {section: part.model_dump(exclude_unset=True) for section, part in parts.items()}
+        return build(**{section: merged(values, (told or {}).get(section, {})) for section, values in own.items()})
+
+    def requests(self, name: str, *, words: Vocabulary | None = None, told: Told | None = None) -> list[Request]:
+        """What the name of a scene asks for: a request for each of its rasters.
+
+        Args:
+            name: A scene.
+            words: Classes instead of the scene's own.
+            told: See `options`.
+
+        Raises:
+            CatalogError: No such scene, or its pattern finds nothing.
+            OptionError: The options do not fit each other.
+        """
+        entry = self.scene(name)
+        words, options = words or self.vocabulary(entry.vocabulary), self.options(entry, told=told)
+        return [
+            Request(uri=uri, words=words, options=options, target=self.output(title)) for title, uri in self.uris(name)
+        ]
 
     def output(self, name: str) -> str:
         """Where the map of a scene goes."""

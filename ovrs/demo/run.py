@@ -11,7 +11,7 @@ from ovrs import files, pipeline
 from ovrs.bench.evaluate import Confusion
 from ovrs.demo.synth import World, write_scene
 from ovrs.errors import OutputError, told
-from ovrs.options import MapOptions
+from ovrs.request import Request
 from ovrs.store import layout as store
 from ovrs.words import vocabulary
 
@@ -48,7 +48,7 @@ def run_demo(directory: Path, *, progress: Progress | None = None) -> list[str]:
 
     scene, labels = write_demo_scene(directory)
     out = directory / "map.zarr"
-    pipeline.map_scene(scene, vocabulary.load("demo"), out, MapOptions(), overwrite=True, progress=progress)
+    pipeline.map(Request.from_names(scene, out, vocabulary="demo"), overwrite=True, progress=progress)
     cog = write_cog(out, directory / "map.tif", overwrite=True).path
     style = write_qml(out, cog, overwrite=True)
     picture = write_quicklook(out, directory / "map.png", overwrite=True).path

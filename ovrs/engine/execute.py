@@ -12,10 +12,10 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from ovrs.engine.allocator import ENVIRONMENT
@@ -48,6 +48,7 @@ def run(
     items: Iterable[Item],
     *,
     warm: Callable[[], object] | None = None,
+    parts: Callable[[Item], list[Item]] | None = None,
     lost: Callable[[Item, Exception], Result] | None = None,
     stop: threading.Event | None = None,
 ) -> Generator[Result]:
@@ -60,14 +61,15 @@ def run(
         fn: Picklable for Dask.
         items: Taken one by one; a million of them never exist at once.
         warm: Called once on every Dask worker before its first item: loads the model.
-        lost: What stands for an item that killed its Dask workers again and again. Without it, that is an error.
+        parts: Divides an item that killed its Dask workers again and again; each part is then tried alone.
+        lost: Gives the result of an item that killed its workers also alone. Without it, that is an error.
         stop: Set for threads when the work ends early, so that `fn` can end within an item.
     """
     if options.executor == "serial":
         return (fn(item) for item in items)
     if options.executor == "threads":
         return run_threads(fn, items, options.workers, stop)
-    return run_dask(fn, items, options, warm, lost)
+    return run_dask(fn, items, options, warm=warm, parts=parts, lost=lost)
 
 
 def run_threads(
@@ -99,24 +101,28 @@ def run_dask(
     fn: Callable[[Item], Result],
     items: Iterable[Item],
     options: RunOptions,
+    *,
     warm: Callable[[], object] | None = None,
+    parts: Callable[[Item], list[Item]] | None = None,
     lost: Callable[[Item, Exception], Result] | None = None,
 ) -> Generator[Result]:
     """On a Dask cluster: a standing one at `options.scheduler`, else local processes for the time of the run.
 
-    A worker that dies takes nothing with it: Dask gives its items to others, three times; what then still seems to kill
-    them is tried once more, alone. A scheduler that is restarted is waited for, and what was under way is submitted again.
+    A worker that dies takes nothing with it: Dask gives its items to others, three times. An item that still seems to
+    kill workers is divided, and each part is tried alone. A scheduler that is restarted is waited for, and what was
+    under way is submitted again.
 
     Raises:
         OptionError: No scheduler answers at the address.
         SchedulerLostError: It went away and did not come back.
     """
     cluster: Any = _local_cluster(options) if options.scheduler is None else None
-    queue, under_way = iter(items), dict[int, Item]()
+    queue, under_way = iter(items), _UnderWay[Item](parts)
     try:
         for attempt in range(RECONNECTS + 1):
             try:
-                yield from _serve(_connected(cluster, options.scheduler), fn, queue, under_way, options, warm, lost)
+                client = _connected(cluster, options.scheduler)
+                yield from _serve(client, fn, queue, under_way, options, warm, lost)
                 return
             except _Failed as failed:
                 raise failed.error from failed.error.__cause__
@@ -165,6 +171,24 @@ def _deaf_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _UnderWay(Generic[Item]):
+    """Items that the scheduler has, by number. They outlive the scheduler, and are then given to the next one."""
+
+    def __init__(self, parts: Callable[[Item], list[Item]] | None) -> None:
+        self.items: dict[int, Item] = {}
+        self._parts, self._numbers = parts, count()
+
+    def add(self, item: Item) -> int:
+        number = next(self._numbers)
+        self.items[number] = item
+        return number
+
+    def divide(self, number: int) -> list[int]:
+        """Put an item's parts in its place; returns their numbers."""
+        item = self.items.pop(number)
+        return [self.add(part) for part in (self._parts(item) if self._parts else [item])]
 
 
 class _Disconnected(Exception):  # noqa: N818
@@ -244,7 +268,7 @@ def _serve(
     client: Any,
     fn: Callable[[Item], Result],
     queue: Iterator[Item],
-    under_way: dict[int, Item],
+    under_way: _UnderWay[Item],
     options: RunOptions,
     warm: Callable[[], object] | None,
     lost: Callable[[Item, Exception], Result] | None,
@@ -259,7 +283,6 @@ def _serve(
     from distributed.scheduler import KilledWorker
 
     gone = (FutureCancelledError, CancelledError, AsyncCancelled, CommClosedError, OSError)
-    names = iter(range(max(under_way, default=-1) + 1, 1 << 62))
     with client:
         try:
             if warm is not None:
@@ -268,37 +291,36 @@ def _serve(
             keys: dict[str, int] = {}
             apart: list[int] = []
 
-            def submit(name: int, item: Item) -> Any:
-                under_way[name] = item
-                future = client.submit(fn, item, pure=False, retries=2, resources=options.resources or None)
-                keys[future.key] = name
+            def submit(number: int) -> Any:
+                item, resources = under_way.items[number], options.resources or None
+                future = client.submit(fn, item, pure=False, retries=2, resources=resources)
+                keys[future.key] = number
                 return future
 
-            running = as_completed([submit(n, i) for n, i in list(under_way.items())], loop=client.loop)
-            for item in islice(queue, max(0, slots * IN_FLIGHT_PER_WORKER - len(under_way))):
-                running.add(submit(next(names), item))
+            running = as_completed([submit(number) for number in under_way.items], loop=client.loop)
+            for item in islice(queue, max(0, slots * IN_FLIGHT_PER_WORKER - len(under_way.items))):
+                running.add(submit(under_way.add(item)))
             for future in running:
-                name = keys.pop(future.key)
+                number = keys.pop(future.key)
                 for item in islice(queue, 1):
-                    running.add(submit(next(names), item))
+                    running.add(submit(under_way.add(item)))
                 try:
                     result = _result(future)
                 except KilledWorker:
                     if lost is None:
                         raise
-                    apart.append(name)
+                    apart += under_way.divide(number)
                     continue
-                del under_way[name]
+                del under_way.items[number]
                 yield result
-            for name in apart:  # one at a time: it may only have waited beside the one that killed the workers
-                future = submit(name, under_way[name])
+            for number in apart:  # one at a time: a part may only have waited beside the one that killed the workers
                 try:
-                    result = _result(future)
+                    result = _result(submit(number))
                 except KilledWorker as error:
                     if lost is None:
                         raise
-                    result = lost(under_way[name], error)
-                del under_way[name]
+                    result = lost(under_way.items[number], error)
+                del under_way.items[number]
                 yield result
         except gone as error:
             raise _Disconnected(f"{type(error).__name__}: {error}") from error

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from ovrs import yamlfile
 from ovrs.errors import OptionError
-from ovrs.options import MethodOptions, Sam3Options
+from ovrs.options import MethodOptions, Sam3Options, merged
 
 
 class Preset(BaseModel):
@@ -60,12 +60,6 @@ def method_options(name: str) -> dict[str, Any]:
         told = f"{entry!r} is none of its entries" if entry else "an entry is needed"
         raise OptionError(f"preset {file}: {told}; choose one of {', '.join(f'{file}/{e}' for e in preset.datasets)}")
     return merged(preset.common, preset.datasets[entry])
-
-
-def merged(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
-    """`first` with what `then` says; the section `sam3` is joined key by key."""
-    nested = {**first.get("sam3", {}), **then.get("sam3", {})}
-    return {**first, **then, **({"sam3": nested} if nested else {})}
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

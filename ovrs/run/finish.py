@@ -56,7 +56,8 @@ def finish(job: Job) -> dict[str, Any]:
     verify.require_whole(job.out, run, job.plan)
     records, holes = run.records(), job.missing()
     if holes and not job.options.run.allow_holes:
-        raise IncompleteRunError(_hole_message(job, holes, records))
+        failed = [records[name] for name in holes if name in records]
+        raise IncompleteRunError(_hole_message(job, holes, records), failed)
     for name in holes:
         log.warning("block %s stays no data: %s", name, records[name].reason if name in records else "never computed")
     vocabulary = job.spec.vocabulary

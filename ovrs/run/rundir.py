@@ -54,7 +54,10 @@ class BlockRecord:
     crc: str = ""
     """CRC-32 of the block's label, confidence and, where they are stored, score bytes."""
     events: dict[str, int] = field(default_factory=dict)
+    error: str = ""
+    """Class name of the error of a failed block: what programs decide by."""
     reason: str = ""
+    """Why the block failed, for people."""
 
     @property
     def finished(self) -> bool:

@@ -43,7 +43,14 @@ class Worker:
 
     def __call__(self, names: list[str]) -> list[BlockRecord]:
         identity.refuse_changed(self.job.scene.origin)  # before any work: Dask tries a failed piece again
-        return list(run_blocks(self.job, names))
+        found = {name: self.job.run_dir.record_of(name) for name in names}  # of a worker that died within the piece
+        done = [record for record in found.values() if record is not None and record.finished]
+        left = [name for name, record in found.items() if record not in done]
+        return [*done, *run_blocks(self.job, left)]
+
+    def parts(self, names: list[str]) -> list[list[str]]:
+        """Each block by itself: one of them kills the workers, and the others are to be computed."""
+        return [[name] for name in names]
 
     def warm(self) -> None:
         """Make this process, a worker, ready: no secret in its logs, the model loaded."""
@@ -59,8 +66,9 @@ class Worker:
                 found.append(before)
                 continue
             attempt = before.attempt + 1 if before else 1
-            reason = f"KilledWorker: the workers that computed it died ({str(error).splitlines()[0]})"
-            record = BlockRecord(name=name, status="failed", reason=reason, attempt=attempt)
+            kind = type(error).__name__
+            reason = f"{kind}: the workers that computed it died ({str(error).splitlines()[0]})"
+            record = BlockRecord(name=name, status="failed", error=kind, reason=reason, attempt=attempt)
             log.warning("block %s failed: %s", name, reason)
             self.job.run_dir.record(record)
             found.append(record)
@@ -134,7 +142,8 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
     except SceneChangedError:
         raise
     except Exception as error:
-        record = BlockRecord(name=name, status="failed", reason=redacted(f"{type(error).__name__}: {told(error)}"))
+        kind = type(error).__name__
+        record = BlockRecord(name=name, status="failed", error=kind, reason=redacted(f"{kind}: {told(error)}"))
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
