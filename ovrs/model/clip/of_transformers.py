@@ -16,6 +16,7 @@ import torch
 
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file, read_object
+from ovrs.model.clip import architecture, checkpoint
 from ovrs.model.clip.foreign import FAULTS, one_line, shown
 from ovrs.model.clip.statefile import read_folder
 from ovrs.model.clip.tokenizer import FILES, OWN_WORDS, clip_bpe
@@ -84,23 +85,33 @@ def read(folder: Path) -> Folder:
         raise WeightsError(
             f"{folder / CONFIG_FILE}: model_type is {shown(content.get('model_type'))}; ovrs imports transformers' CLIPModel, 'clip'"
         )
+    theirs = _config(content, folder)
+    config = architecture.checked(_model_cfg(theirs, folder), str(folder / CONFIG_FILE))
     state, weights = read_folder(folder)
-    network = _network(content, state.tensors, folder)
-    config = _model_cfg(network.config, folder)
-    tokenizer = _tokenizer(folder, network.config.text_config.vocab_size)
+    tensors = converted(state.tensors, folder)
+    checkpoint.require_same(architecture.sketch(config), dict(tensors), weights[0])
+    network = _network(theirs, state.tensors, folder)
+    tokenizer = _tokenizer(folder, config["text_cfg"]["vocab_size"])
     if tokenizer:
         config["text_cfg"]["hf_tokenizer_name"] = str(content.get("_name_or_path") or folder.name)
-    return Folder(network, converted(network.state_dict()), config, _colours(folder), tokenizer, weights)
+    return Folder(network, tensors, config, _colours(folder), tokenizer, weights)
 
 
-def converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """float32 tensors of transformers' CLIPModel by open_clip's names: queries, keys and values joined, projections turned."""
+def converted(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """float32 tensors of transformers' CLIPModel by open_clip's names: queries, keys and values joined, projections turned.
+
+    Raises:
+        WeightsError: Queries without keys or values.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in _TRANSPOSED:
             found[_TRANSPOSED[name]] = tensor.float().T.contiguous()
         elif query := _QUERY.match(name):
-            parts = [state[f"{query[1]}self_attn.{p}_proj.{query[2]}"].float() for p in "qkv"]
+            names = [f"{query[1]}self_attn.{p}_proj.{query[2]}" for p in "qkv"]
+            if lacking := [n for n in names if n not in state or state[n].shape != tensor.shape]:
+                raise WeightsError(f"{folder}: {lacking[0]} is missing or of another shape than {name}")
+            parts = [state[n].float() for n in names]
             found[f"{_renamed(query[1])}attn.in_proj_{query[2]}"] = torch.cat(parts)
         elif not name.endswith("position_ids") and not re.search(r"\.self_attn\.[kv]_proj\.", name):
             found[_renamed(name)] = tensor.float().contiguous()
@@ -126,25 +137,32 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _network(content: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Any:
+def _config(content: dict[str, Any], folder: Path) -> Any:
+    """transformers' configuration, its defaults filled in."""
     try:
         from huggingface_hub.errors import StrictDataclassError
-        from transformers import CLIPConfig, CLIPModel
+        from transformers import CLIPConfig
     except ImportError as error:
         raise OptionError(
             f'{folder} is a directory of transformers, which is not installed: pip install "ovrs[sam3]"'
         ) from error
     try:
         with _quiet():
-            network = CLIPModel(CLIPConfig.from_dict(content)).float().eval()
-            state = {n: t for n, t in tensors.items() if not n.endswith("position_ids")}
-            found = network.load_state_dict(state, strict=False)
+            return CLIPConfig.from_dict(content)
     except (*FAULTS, StrictDataclassError) as error:
+        raise WeightsError(f"{folder / CONFIG_FILE} is no configuration of a CLIPModel: {one_line(error)}") from error
+
+
+def _network(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> Any:
+    """transformers' own network; names and shapes of the tensors are known to fit."""
+    from transformers import CLIPModel
+
+    try:
+        with _quiet():
+            network = CLIPModel(config).float().eval()
+            network.load_state_dict(dict(tensors), strict=False)
+    except FAULTS as error:
         raise WeightsError(f"{folder} cannot be loaded as a CLIPModel: {one_line(error)}") from error
-    for what, names in (("are missing", found.missing_keys), ("belong to another network", found.unexpected_keys)):
-        names = [name for name in names if not name.endswith("position_ids")]
-        if names:
-            raise WeightsError(f"{folder}: {len(names)} tensors {what}, such as {sorted(names)[0][:80]}")
     return network
 
 
@@ -162,6 +180,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _model_cfg(config: Any, folder: Path) -> dict[str, Any]:
+    """open_clip's description of the same; sizes are checked by `architecture.checked`."""
     vision, text = config.vision_config, config.text_config
     acts = {tower.hidden_act for tower in (vision, text)}
     if len(acts) > 1 or not acts <= _ACTIVATIONS.keys():
