@@ -1,6 +1,7 @@
 """Published layouts, each with tiny random weights: imported, loaded, and equal to the library they come from."""
 
 import argparse
+import functools
 import json
 import logging
 import re
@@ -34,6 +35,11 @@ def described(*, context=77, text=64, vision=64, size=32, patch=16, quick=True, 
         "vision_cfg": {"image_size": size, "layers": 2, "width": vision, "patch_size": patch, **more},
         "text_cfg": {"context_length": context, "vocab_size": 49408, "width": text, "heads": text // 64, "layers": 2},
     }
+
+
+@functools.cache
+def plain_state():
+    return tiny().state_dict()
 
 
 def tiny(seed=0, **config):
@@ -380,7 +386,7 @@ def changed(**tensors):
     """The tiny network with tensors replaced, or left out where the value is None."""
 
     def write(path):
-        state = dict(tiny().state_dict())
+        state = dict(plain_state())
         for name, change in tensors.items():
             key = name.replace("__", ".")
             new = change(state.get(key))
@@ -393,7 +399,7 @@ def changed(**tensors):
 
 
 def cut(path):
-    torch.save(tiny().state_dict(), path)
+    torch.save(plain_state(), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -407,7 +413,7 @@ REFUSED = {
     "TorchScript": (torchscript, "TorchScript archive, which is a program .*--model ViT-B-16 --pretrained openai"),
     "malicious": (pickled({"state_dict": Trap()}), "it holds .*print, and pickled code is never run"),
     "malicious beside": (
-        lambda path: torch.save({"state_dict": tiny().state_dict(), "args": Trap()}, path),
+        lambda path: torch.save({"state_dict": plain_state(), "args": Trap()}, path),
         "pickled code is never run. Where you trust the file, save its state dictionary alone",
     ),
     "numbers": (pickled({"epoch": 3}), "no CLIP with a ViT: there are no named tensors"),
@@ -421,7 +427,7 @@ REFUSED = {
     ),
     "two networks": (
         lambda path: torch.save(
-            {f"{w}.{n}": t for w in ("student", "teacher") for n, t in tiny().state_dict().items()}, path
+            {f"{w}.{n}": t for w in ("student", "teacher") for n, t in plain_state().items()}, path
         ),
         "holds 2 networks; choose one: --network student or --network teacher",
     ),
@@ -584,3 +590,5 @@ def test_models_are_listed_with_their_facts(capsys):
         assert bool(tag["quick_gelu"]) == entries[name].quick_gelu
     assert known.of_file("rs5m_vit-b-32.SAFETENSORS")[0] == "georsclip-b32"
     assert known.of_file("weights.pt") is None
+    with pytest.raises(WeightsError, match=r"takes these steps: hf download ZhenShiL/FarSLIP .*; ovrs model import"):
+        load(ModelOptions(model="farslip-b16"))
