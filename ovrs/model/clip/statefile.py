@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import types
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -150,7 +151,8 @@ def _unpacked(file: Path) -> Iterator[Path]:
 def _content(file: Path) -> Any:
     if file.suffix == ".safetensors":
         return load_file(file)
-    with torch.serialization.safe_globals(_INERT):
+    with torch.serialization.safe_globals(_INERT), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on kinds of tensors that are refused anyway
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
