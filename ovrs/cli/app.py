@@ -15,6 +15,7 @@ from ovrs.cli import bench as cli_bench
 from ovrs.cli import catalog as cli_catalog
 from ovrs.cli import collection as cli_collection
 from ovrs.cli import edge
+from ovrs.cli import models as cli_models
 from ovrs.cli import products as cli_products
 from ovrs.cli import sam3 as cli_sam3
 from ovrs.cli import words as cli_words
@@ -33,6 +34,7 @@ app = edge.App(
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 app.add_typer(cli_products.app)
+app.add_typer(cli_models.app)
 app.add_typer(cli_words.app)  # without a name: their commands stand beside ours
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_catalog.app, name="catalog")

@@ -30,7 +30,8 @@ _NAMES = (
     "model.pth",
 )
 """open_clip's order of preference."""
-_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+"""Of files of weights."""
 _SAFETENSORS_FLOATS = ("F", "BF")
 _WAY_OUT = "Install or download them again, best as safetensors"
 
@@ -42,7 +43,7 @@ def find(directory: Path) -> Path:
         WeightsError: None, several of unknown names, or one that is no file.
     """
     try:
-        present = sorted(p for p in directory.iterdir() if p.suffix in _SUFFIXES)
+        present = sorted(p for p in directory.iterdir() if p.suffix in SUFFIXES)
     except OSError as error:
         raise WeightsError(f"{directory} cannot be read: {error.strerror}") from error
     preferred = [directory / name for name in _NAMES if directory / name in present]
@@ -103,9 +104,17 @@ def require_fit(sketch: Any, file: Path, towers: str = "") -> None:
     Raises:
         WeightsError: The file is unreadable, unsafe or of another network.
     """
+    require_same(sketch, tensors_of(file), file, towers)
+
+
+def require_same(sketch: Any, found: dict[str, Tensor], file: Path, towers: str = "") -> None:
+    """As `require_fit`, for tensors that are already at hand.
+
+    Raises:
+        WeightsError: They are of another network; the message names `file`.
+    """
     from open_clip.model import convert_to_custom_text_state_dict
 
-    found = tensors_of(file)
     wanted = sketch.state_dict()
     if "positional_embedding" in found and hasattr(sketch, "text"):
         found = convert_to_custom_text_state_dict(found)
@@ -129,7 +138,9 @@ def _require_names(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fi
     if not lacking and not surplus:
         return
     if any(name.startswith(("vision_model.", "text_model.")) for name in surplus):
-        raise _misfit(file, f"they have the layout of transformers; take the file {WEIGHTS_FILE} of the same model")
+        raise _misfit(
+            file, "they have the layout of transformers; `ovrs model import FOLDER -o DIR` converts its folder"
+        )
     parts = [
         f"{len(names)} tensors {what}, such as {names[0]}"
         for names, what in ((lacking, "are missing"), (surplus, "belong to another network"))
@@ -153,7 +164,7 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
     try:
         if file.stat().st_size < 8:
             raise WeightsError(f"weights {file} cannot be loaded: the file is empty. {_WAY_OUT}")
-        _refuse_known(file)
+        refuse_known(file)
         if file.suffix == ".safetensors":
             return _of_safetensors(file)
         found: Any = load_state_dict(str(file), device="meta", weights_only=True)
@@ -181,8 +192,13 @@ def _of_safetensors(file: Path) -> dict[str, Tensor]:
         }
 
 
-def _refuse_known(file: Path) -> None:
-    """Name the way out for files that are often mistaken for weights."""
+def refuse_known(file: Path) -> None:
+    """Name the way out for files that are often mistaken for weights.
+
+    Raises:
+        WeightsError: A pointer of Git LFS, a web page, or a TorchScript archive.
+        OSError: The file cannot be read.
+    """
     with file.open("rb") as source:
         start = source.read(64)
     if start.startswith(b"version https://git-lfs"):

@@ -193,7 +193,7 @@ def _object(file: Path, directory: Path) -> dict[str, Any]:
 def _hint(directory: Path) -> str:
     """What the directory seems to be instead."""
     if is_file(directory / "config.json"):
-        return f". config.json is transformers' format; {CONFIG_FILE} and the weights come from an open_clip release of the model"
+        return f". config.json is transformers' format: `ovrs model import {directory} -o NEW` converts it, and --model NEW loads it"
     return ""
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import pickle
+import zipfile
+import zlib
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -25,6 +28,9 @@ FAULTS = (
     StopIteration,
     pickle.UnpicklingError,
     SafetensorError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
 )
 """What readers and builders raise on damaged, odd or hostile input."""
 

@@ -122,8 +122,8 @@ def _directory(options: ModelOptions) -> Path | None:
         return place
     if is_file(place):
         raise WeightsError(
-            f"--model {place} is a file; name its architecture too: --model ViT-B-32 --pretrained {place}, or put it "
-            f"into a directory with its {directory.CONFIG_FILE}"
+            f"--model {place} is a file; make it a directory with `ovrs model import {place} -o NEW` and give --model NEW, "
+            f"or name its architecture too: --model ViT-B-32 --pretrained {place}"
         )
     if options.model.startswith(LOCAL):
         raise WeightsError(f"--model {options.model}: there is no directory {place}")

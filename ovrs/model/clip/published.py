@@ -17,6 +17,7 @@ from ovrs.foreign import is_file
 from ovrs.model.clip import architecture, checkpoint, directory, tokenizer
 from ovrs.model.clip.directory import CONFIG_FILE, Source
 from ovrs.model.clip.foreign import FAULTS, one_line, shown
+from ovrs.model.clip.known import commands, table
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ def _from_name(name: str, tag: str | None) -> Source:
     import open_clip
 
     known = open_clip.list_models()
+    if name in table().models:
+        raise WeightsError(f"--model {name} takes these steps: {'; '.join(commands(name))}")
     if name not in known:
         raise WeightsError(
             f"model {shown(name)} is neither 'bundled', nor a directory, nor hf-hub:ORG/NAME, nor one of open_clip's "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Tokenize = Callable[[list[str]], Tensor]
 
 CLIP_BPE = "clip"
-_FILES = (
+FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,7 +32,8 @@ _FILES = (
     "spiece.model",
     "tokenizer.model",
 )
-_OWN_WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", *(name for name in _FILES if name.endswith(".model")))
+"""Everything a Hugging Face tokenizer may consist of."""
+OWN_WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", *(name for name in FILES if name.endswith(".model")))
 """Any of these makes a tokenizer; the others only describe it."""
 _CLEANING = {"clean": str, "reduction_mask": str, "strip_sep_token": bool, "additional_special_tokens": list}
 """`tokenizer_kwargs` that change words and name no file or place."""
@@ -50,8 +51,8 @@ def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, st
     wanted = text.get("hf_tokenizer_name")
     if not wanted:
         return _clip_bpe(directory, length, words, extra), CLIP_BPE
-    files = [directory / name for name in _FILES if is_file(directory / name)]
-    if not any(file.name in _OWN_WORDS for file in files):
+    files = [directory / name for name in FILES if is_file(directory / name)]
+    if not any(file.name in OWN_WORDS for file in files):
         raise WeightsError(
             f"{directory}: the text tower speaks the tokens of {shown(wanted)}, whose files are not there; put its tokenizer.json "
             "and tokenizer_config.json into the directory"

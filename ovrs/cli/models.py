@@ -1,0 +1,84 @@
+"""Commands about published CLIP models: which there are, and how their files become a directory that ovrs loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ovrs.cli.edge import App
+from ovrs.errors import OptionError
+
+app = App()
+model = App(help="Published CLIP models on this machine.", no_args_is_help=True)
+app.add_typer(model, name="model")
+
+
+@app.command()
+def models() -> None:
+    """List published models with activation, licence, measured accuracy, source and commands. Asks no network."""
+    from ovrs.model.clip.known import listing
+
+    typer.echo(listing())
+
+
+@model.command("import")
+def import_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Weights: .pt, .pth, .bin, .safetensors, a zip with one, or a CLIPModel folder of transformers."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The directory to write; --model takes it.")],
+    quick_gelu: Annotated[
+        bool | None,
+        typer.Option(
+            "--quick-gelu/--no-quick-gelu", help="Activation of the towers, where the file's name does not tell it."
+        ),
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Attention heads VISION,TEXT, where they are not CLIP's (64 numbers a head).")
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="Which network of a checkpoint that holds several.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of red, green and blue, 0 to 1; default OpenAI's.")] = None,
+    std: Annotated[str | None, typer.Option(help="Of red, green and blue, 0 to 1; default OpenAI's.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights; written into the directory.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model directory that is there.")] = False,
+) -> None:
+    """Write published weights as a directory in open_clip's format. Pickled code is never run.
+
+    The written network is compared with one built from the source's own tensors.
+    """
+    from ovrs.model.clip.importing import Choices, import_model
+
+    chosen = Choices(
+        quick_gelu=quick_gelu,
+        heads=_heads(heads),
+        network=network,
+        licence=licence,
+        mean=_colours(mean, "--mean"),
+        std=_colours(std, "--std"),
+    )
+    done = import_model(source, out, chosen, overwrite=overwrite)
+    typer.echo("\n".join([*done.lines, f"model: {done.directory}"]))
+
+
+def _heads(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise OptionError(f"--heads takes two whole numbers, VISION,TEXT, got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _colours(text: str | None, option: str) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"{option} takes three numbers separated by commas, got {text!r}") from error
+    return red, green, blue
