@@ -12,6 +12,7 @@ import rasterio
 import zarr
 from rasterio.transform import from_origin
 
+import ovrs
 from ovrs import pipeline, repair
 from ovrs.cli.app import main
 from ovrs.errors import OptionError, StoreError, StoreLockedError
@@ -393,7 +394,7 @@ def test_a_damaged_map_is_shown_without_tracebacks_and_not_published(work, capsy
 
     out = work("done3")
     (out / "label/c/0/0").write_bytes(b"\x1f\x8b")
-    with open_viewer(out, None, "127.0.0.1", 0) as server:
+    with open_viewer(ovrs.open(out), None, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         with pytest.raises(urllib.error.HTTPError, match="500") as caught:
