@@ -20,6 +20,7 @@ from ovrs.run import begin, job, segmenters, verify
 from ovrs.run.report import info_of, status_of
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 
@@ -60,7 +61,7 @@ def test_a_run_end_to_end(noise_scene, words, trivial, tmp_path):
     assert facts["model"]["model"] == "trivial"
     assert verify.check(out).problems == ()
     assert "6/6 blocks" in status_of(out).text
-    text = info_of(out)
+    text = info_of(open_map(out))
     assert "EPSG:32633" in text
     assert "a dark smooth surface without texture" in text
 

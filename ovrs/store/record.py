@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict
 class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
+    def dump(self) -> dict[str, Any]:
+        """The value as JSON knows it, with every key that it was made from."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
 
 class SceneFacts(_Part):
     """The scene as it was opened."""
@@ -27,6 +31,22 @@ class SceneFacts(_Part):
     """Bands."""
     dtypes: list[str]
     """NumPy's name of each band's type."""
+    driver: str | None = None
+    """GDAL's name of the format."""
+    crs: str | None = None
+    """EPSG code or WKT of the file's own grid."""
+    transform: list[float] | None = None
+    """Affine coefficients a to f of the file's own grid."""
+    nodata: float | str | None = None
+    """The file's own value for no data."""
+    bytes: int | None = None
+    """Size of all files."""
+    sha256: str | None = None
+    """Of the bytes, or of pieces of them."""
+    sampled: bool | None = None
+    """Whether pieces stand for the whole."""
+    version: str | None = None
+    """Digest of times of change and tags."""
 
 
 class GridFacts(_Part):
@@ -50,6 +70,10 @@ class StretchFacts(_Part):
     """One value for each band."""
     high: list[float]
     """One value for each band."""
+    percentiles: tuple[float, float] | None = None
+    """Shares of the pixels, in percent, that lie below `low` and `high`."""
+    sample_shape: tuple[int, int] | None = None
+    """Rows and columns of the read that the limits come from."""
 
 
 class RadiometryFacts(_Part):
@@ -70,6 +94,10 @@ class PlanFacts(_Part):
     """Side of a crop."""
     stride: int
     """Step from crop to crop."""
+    crops_per_tile: int | None = None
+    """Crops along a side of a tile."""
+    block_pitches: int | None = None
+    """Steps from tile to tile along a side of a block."""
 
 
 class ModelFacts(_Part):
@@ -101,6 +129,8 @@ class EntryFacts(_Part):
     descriptions: list[str]
     prompt_source: str
     """`library`, `name`, `composed`, or the language model that wrote the descriptions."""
+    asked: list[str] | None = None
+    """The words that were asked in place of name and synonyms, if others were."""
 
 
 class VocabularyFacts(_Part):
@@ -108,6 +138,8 @@ class VocabularyFacts(_Part):
 
     name: str
     classes: list[EntryFacts]
+    provenance: dict[str, str] = {}
+    """Whose words and descriptions they are."""
 
 
 class OptionFacts(_Part):
@@ -155,6 +187,10 @@ class RunDescription(_Part):
     """What a reader should know of the area of interest."""
     pixel_size_m: tuple[float, float]
     """Sides of a pixel along x and y in metres on the ground."""
+    metres_on_ground: bool | None = None
+    """Whether sizes in metres are true: the grid has a CRS of Earth or of another body."""
+    source_rotated: bool | None = None
+    """Whether the file's own grid is turned or sheared."""
     radiometry: RadiometryFacts
     plan: PlanFacts
     model: ModelFacts
@@ -167,6 +203,8 @@ class RunDescription(_Part):
     options: OptionFacts
     versions: dict[str, str]
     """Of Python and libraries."""
+    numerics: int | None = None
+    """Counted up when equal inputs give other scores."""
     digest: dict[str, str]
     """One word for each part of the input; runs with equal digests give equal maps."""
     acquired: str | None = None
@@ -192,10 +230,6 @@ class RunRecord(RunDescription):
     """0..1; None for a map without valid pixels."""
     classes: list[ClassArea]
     """In the order of the class numbers."""
-
-    def dump(self) -> dict[str, Any]:
-        """The record as JSON knows it, with every key that it was made from."""
-        return self.model_dump(mode="json", exclude_unset=True)
 
 
 RESULTS = tuple(sorted(RunRecord.model_fields.keys() - RunDescription.model_fields.keys()))
