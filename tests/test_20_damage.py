@@ -20,6 +20,7 @@ from ovrs.options import build
 from ovrs.run import adaptation, begin, finish, verify
 from ovrs.run.rundir import Lock, RunDir
 from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 CODES = (0, 2, 3, 4)
@@ -259,7 +260,7 @@ def test_holes_that_were_allowed_are_no_damage(work):
     )
     assert len(finish.finish(this)["holes"]) == 2
     assert verify.check(out).problems == ()
-    assert (np.asarray(store.array(store.open_complete(out), "label")[330:]) == 255).all()
+    assert (np.asarray(open_map(out).label[330:]) == 255).all()
 
 
 @pytest.mark.parametrize("form", [3, 2])

@@ -289,7 +289,7 @@ def test_scene_level_adaptation_is_learned_once_and_leaves_no_seams(tmp_path):
         )
         facts = pipeline.map_scene(scene, words, tmp_path / f"{name}.zarr", chosen)
         assert facts["scene_adaptation"]["tiles"] == 3
-        maps.append(np.asarray(store.array(store.open_complete(tmp_path / f"{name}.zarr"), "label")[:]))
+        maps.append(np.asarray(open_map(tmp_path / f"{name}.zarr").label[:]))
     np.testing.assert_array_equal(*maps)
     learned = tmp_path / "a.run/adaptation.npz"
     before = learned.stat().st_mtime_ns

@@ -19,6 +19,7 @@ from ovrs.redact import redacted
 from ovrs.run import verify
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.store.place import filesystem
 from ovrs.store.place import is_remote as is_remote
 
@@ -42,8 +43,10 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
     Raises:
         StoreError: `source` is not complete or is damaged, or another map is at `url`, or it cannot be written.
     """
-    facts = store.facts(store.open_complete(source))
-    digest = short({**facts["digest"], **({"holes": ",".join(facts["holes"])} if facts.get("holes") else {})})
+    with open_map(source) as mapped:
+        record = mapped.record
+    holes = {"holes": ",".join(record.holes)} if record.holes else {}
+    digest = short({**record.digest, **holes})
     _require_whole(source)
     files, root = filesystem(url)
     plan = {p.relative_to(source).as_posix(): p.stat().st_size for p in sorted(source.rglob("*")) if p.is_file()}

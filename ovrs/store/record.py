@@ -37,8 +37,8 @@ class SceneFacts(_Part):
     """EPSG code or WKT of the file's own grid."""
     transform: list[float] | None = None
     """Affine coefficients a to f of the file's own grid."""
-    nodata: float | str | None = None
-    """The file's own value for no data."""
+    nodata: str | None = None
+    """The file's own value for no data, as Python writes it."""
     bytes: int | None = None
     """Size of all files."""
     sha256: str | None = None
@@ -188,7 +188,7 @@ class RunDescription(_Part):
     pixel_size_m: tuple[float, float]
     """Sides of a pixel along x and y in metres on the ground."""
     metres_on_ground: bool | None = None
-    """Whether sizes in metres are true: the grid has a CRS of Earth or of another body."""
+    """Whether sizes and areas are those on the ground; else they are in units of the CRS."""
     source_rotated: bool | None = None
     """Whether the file's own grid is turned or sheared."""
     radiometry: RadiometryFacts
