@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import zarr
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from pydantic import ValidationError
+from zarr.storage import FsspecStore
 
 from ovrs.engine.decide import label_nodata
 from ovrs.errors import StoreError, told
@@ -157,7 +159,7 @@ class Map:
         return dataset_of(self, factor)
 
     def close(self) -> None:
-        """Let go of the store; connections of a URL end."""
+        """Let go of the store."""
         self.group.store.close()
 
     def __enter__(self) -> Self:
@@ -198,7 +200,9 @@ def open_map(place: str | Path) -> Map:
 def _remote(url: str) -> zarr.Group:
     files, root = filesystem(url)
     try:
-        group = zarr.open_group(url, mode="r", use_consolidated=False)
+        # sessions of fsspec, which closes them at the end of the process; those that zarr makes stay open
+        store = FsspecStore(AsyncFileSystemWrapper(files, asynchronous=True), read_only=True, path=root)
+        group = zarr.open_group(store, mode="r", use_consolidated=False)
     except Exception as error:
         if not is_fault_of_reading(error):
             raise
