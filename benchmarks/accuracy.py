@@ -24,7 +24,7 @@ from benchmarks.sets import SETS
 from ovrs import options, pipeline
 from ovrs.bench.evaluate import Confusion
 from ovrs.demo.run import write_demo_scene
-from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def predict(
     out = folder / "map.zarr"
     chosen = options.build(model={"model": model}, method=method, run={"pyramid": False})
     pipeline.map_scene(scene, words, out, chosen, overwrite=True)
-    labels = np.asarray(store.array(store.open_complete(out), "label")[:])
+    labels = open_map(out).label[:]
     return np.asarray(Image.fromarray(labels).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
 
 

@@ -68,7 +68,8 @@ NORM_ROWS: dict[str, dict[str, Any]] = {
     "MLMP": {"method": "mlmp", "prompts": "all"},
 }
 DENSE_ROWS = {
-    f"dense {v}": {"method": "none", "prompts": "all", "dense": v} for v in ("vanilla", "maskclip", "sclip", "clearclip", "naclip", "gem")
+    f"dense {v}": {"method": "none", "prompts": "all", "dense": v}
+    for v in ("vanilla", "maskclip", "sclip", "clearclip", "naclip", "gem")
 }
 GROUPS = {"text": TEXT_ROWS, "study": STUDY_ROWS, "norms": NORM_ROWS, "dense": DENSE_ROWS}
 

@@ -14,8 +14,8 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import rasterio
 
 from benchmarks.seams import measure
@@ -24,8 +24,11 @@ from ovrs.bench.evaluate import Confusion
 from ovrs.demo.synth import World, write_scene
 from ovrs.run.rundir import RunDir
 from ovrs.run.verify import plan_of
-from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROWS = {
     "none": {"method": "none"},
@@ -38,7 +41,7 @@ def mapped(scene: Path, out: Path, method: dict, bbox: tuple | None = None) -> t
     start = time.perf_counter()
     chosen = options.build(scene={"bbox": bbox}, method=method, run={"pyramid": False})
     pipeline.map_scene(scene, vocabulary.load("demo"), out, chosen, overwrite=True)
-    return np.asarray(store.array(store.open_complete(out), "label")[:]), time.perf_counter() - start
+    return open_map(out).label[:], time.perf_counter() - start
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from ovrs.demo.synth import World, write_scene
 from ovrs.engine.tiling import Plan, crop_starts
 from ovrs.run.rundir import RunDir
 from ovrs.run.verify import plan_of
-from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 
@@ -115,7 +115,7 @@ def main() -> None:
                 out,
                 options.build(method={"method": args.method}, run={"block_pitches": args.block}),
             )
-        labels = np.asarray(store.array(store.open_complete(out), "label")[:])
+        labels = open_map(out).label[:]
         print(f"{labels.shape[0]} x {labels.shape[1]} labels, {json.dumps(RunDir(out).description()['plan'])}")
         print(f"{'lines':18} {'count':>5} {'ratio':>7} {'2.5 %':>7} {'97.5 %':>7} {'':8} {'other crop lines':>16}")
         for s in measure(labels, plan_of(RunDir(out).description())):

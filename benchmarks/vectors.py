@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import ovrs
+
 
 def make(path: Path, side: int) -> None:
     import numpy as np
@@ -47,7 +49,7 @@ def export(path: Path, out: Path) -> None:
     from ovrs.export.vectors import write_vectors
 
     started = time.perf_counter()
-    count = write_vectors(path, out).features
+    count = write_vectors(ovrs.open(path), out).features
     seconds = time.perf_counter() - started
     peak = next(
         int(line.split()[1]) / 1024

@@ -26,6 +26,7 @@ from ovrs.errors import IncompleteRunError
 from ovrs.export import target
 from ovrs.export.cog import write_cog
 from ovrs.export.quicklook import write_quicklook
+from ovrs.store.map import open_map
 from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
 from ovrs.words.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
 
     from ovrs.run.job import Job
+    from ovrs.store.map import Map
 
 log = logging.getLogger(__name__)
 
@@ -141,13 +143,14 @@ def composed_entry(entry: ClassEntry) -> ClassEntry:
 @task(name="export", cache_policy=NO_CACHE)
 def export(store: Path) -> list[str]:
     """COG and picture beside the store; `NAME-classes` where the scene itself has the store's name."""
-    cog, picture = (_beside(store, suffix) for suffix in (".tif", ".png"))
-    return [str(write_cog(store, cog).path), str(write_quicklook(store, picture).path)]
+    with open_map(store) as mapped:
+        cog, picture = (_beside(mapped, store, suffix) for suffix in (".tif", ".png"))
+        return [str(write_cog(mapped, cog).path), str(write_quicklook(mapped, picture).path)]
 
 
-def _beside(store: Path, suffix: str) -> Path:
+def _beside(mapped: Map, store: Path, suffix: str) -> Path:
     plain = store.with_suffix(suffix)
-    return plain if target.input_of(store, plain) is None else store.with_name(f"{store.stem}-classes{suffix}")
+    return plain if target.input_of(mapped, plain) is None else store.with_name(f"{store.stem}-classes{suffix}")
 
 
 @task(name="publish", cache_policy=NO_CACHE)

@@ -14,7 +14,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows._tasks import export, publish
-from ovrs.store import layout as stores
+from ovrs.store.map import open_map
 
 
 @flow(name="export-products")
@@ -25,7 +25,8 @@ def export_products(store: Path) -> list[str]:
         store: NAME.zarr.
     """
     paths: list[str] = export(store)
-    publish(stores.facts(stores.open_complete(store)), paths[-1], paths)
+    with open_map(store) as mapped:
+        publish(mapped.record.dump(), paths[-1], paths)
     return paths
 
 

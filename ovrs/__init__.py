@@ -8,17 +8,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "map_scene": "ovrs.pipeline",
-    "resume": "ovrs.pipeline",
-    "load_vocabulary": "ovrs.words.vocabulary",
-    "Vocabulary": "ovrs.words.vocabulary",
-    "MapOptions": "ovrs.options",
-    "open_complete": "ovrs.store.layout",
-    "OvrsError": "ovrs.errors",
-    "Segmenter": "ovrs.engine.contract",
-    "TileScores": "ovrs.engine.contract",
+    "Map": "ovrs.store.map:Map",
+    "MapOptions": "ovrs.options:MapOptions",
+    "OvrsError": "ovrs.errors:OvrsError",
+    "Segmenter": "ovrs.engine.contract:Segmenter",
+    "TileScores": "ovrs.engine.contract:TileScores",
+    "Vocabulary": "ovrs.words.vocabulary:Vocabulary",
+    "load_vocabulary": "ovrs.words.vocabulary:load",
+    "map_scene": "ovrs.pipeline:map_scene",
+    "open": "ovrs.store.map:open_map",
+    "resume": "ovrs.pipeline:resume",
 }
-_RENAMED = {"load_vocabulary": "load"}
+"""Public names and where they live."""
 
 __all__ = [*sorted(_LAZY), "__version__"]
 
@@ -27,4 +28,10 @@ def __getattr__(name: str) -> Any:
     """Import public names on first use: `import ovrs` loads neither torch nor rasterio."""
     if name not in _LAZY:
         raise AttributeError(f"module 'ovrs' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), _RENAMED.get(name, name))
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    """The public names alone; rooms are found in the documentation."""
+    return list(__all__)

@@ -14,6 +14,7 @@ from ovrs.errors import StoreError
 from ovrs.run import adaptation, begin, job, verify
 from ovrs.run.rundir import Lock, RunDir, write_sealed
 from ovrs.store import layout as store
+from ovrs.store.record import RESULTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,19 +23,6 @@ if TYPE_CHECKING:
     from ovrs.run.verify import Problem
 
 log = logging.getLogger(__name__)
-
-RESULTS = (
-    "finished",
-    "seconds",
-    "blocks",
-    "holes",
-    "tile_events",
-    "scene_adaptation",
-    "valid_pixels",
-    "mean_confidence",
-    "classes",
-)
-"""Keys of a map's facts that `run.json` does not hold."""
 
 
 def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...]:

@@ -12,6 +12,7 @@ import rasterio
 import zarr
 from rasterio.transform import from_origin
 
+import ovrs
 from ovrs import pipeline, repair
 from ovrs.cli.app import main
 from ovrs.errors import OptionError, StoreError, StoreLockedError
@@ -19,6 +20,7 @@ from ovrs.options import build
 from ovrs.run import adaptation, begin, finish, verify
 from ovrs.run.rundir import Lock, RunDir
 from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 CODES = (0, 2, 3, 4)
@@ -258,7 +260,7 @@ def test_holes_that_were_allowed_are_no_damage(work):
     )
     assert len(finish.finish(this)["holes"]) == 2
     assert verify.check(out).problems == ()
-    assert (np.asarray(store.array(store.open_complete(out), "label")[330:]) == 255).all()
+    assert (np.asarray(open_map(out).label[330:]) == 255).all()
 
 
 @pytest.mark.parametrize("form", [3, 2])
@@ -393,7 +395,7 @@ def test_a_damaged_map_is_shown_without_tracebacks_and_not_published(work, capsy
 
     out = work("done3")
     (out / "label/c/0/0").write_bytes(b"\x1f\x8b")
-    with open_viewer(out, None, "127.0.0.1", 0) as server:
+    with open_viewer(ovrs.open(out), None, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         with pytest.raises(urllib.error.HTTPError, match="500") as caught:

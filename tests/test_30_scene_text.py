@@ -10,7 +10,7 @@ from ovrs.model.adapt.scene_text import SceneSettings, calibrate_scene
 from ovrs.model.clip.encoder import TileMemory
 from ovrs.model.clip.text import TextBank
 from ovrs.run.adaptation import spread
-from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 SETTINGS = SceneSettings(scale=30.0, max_share=0.0)
@@ -126,7 +126,7 @@ def test_remembered_tiles_leave_the_map_as_it_is(tmp_path, noise_scene, words, m
     first = pipeline.map_scene(scene, words, tmp_path / "a.zarr", run)
     monkeypatch.setattr(TileMemory, "ROOM", 0)
     pipeline.map_scene(scene, words, tmp_path / "b.zarr", run)
-    labels = [np.asarray(store.array(store.open_complete(tmp_path / n), "label")[:]) for n in ("a.zarr", "b.zarr")]
+    labels = [np.asarray(open_map(tmp_path / n).label[:]) for n in ("a.zarr", "b.zarr")]
     assert (labels[0] == labels[1]).all()
     facts = first["scene_adaptation"]
     assert 0 < facts["bias"] < facts["entropy"] < 1

@@ -22,7 +22,7 @@ from ovrs.model.clip.features import accumulate
 from ovrs.model.clip.windows import Views
 from ovrs.options import MethodOptions, ModelOptions
 from ovrs.scene.grid import Window
-from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 
@@ -219,7 +219,7 @@ def test_a_map_is_the_same_however_it_is_cut_and_tells_its_windows(directory, no
         out = tmp_path / f"{block}.zarr"
         facts = pipeline.map_scene(scene, words, out, given_options)
         assert (facts["model"]["zoom"], facts["model"]["wide"], facts["model"]["turned"]) == (2, [2, 3], True)
-        labels.append(store.array(store.open_complete(out), "label")[:])
+        labels.append(open_map(out).label[:])
     np.testing.assert_array_equal(*labels)
 
 
@@ -233,7 +233,7 @@ def test_the_command_line_tells_and_overrides_them(directory, noise_scene, tmp_p
         common = ["--vocabulary", "demo", "--model", str(directory), "--method", "none", "-o", str(out)]
         result = CliRunner().invoke(app, ["map", str(scene), *common, *arguments])
         assert result.exit_code == 0, result.output
-        facts = store.facts(store.open_complete(out))["model"]
+        facts = open_map(out).record.model.dump()
         return facts["zoom"], facts["wide"]
 
     assert chosen() == (2, [])

@@ -20,6 +20,7 @@ from ovrs.run import begin, job, segmenters, verify
 from ovrs.run.report import info_of, status_of
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 
@@ -60,7 +61,7 @@ def test_a_run_end_to_end(noise_scene, words, trivial, tmp_path):
     assert facts["model"]["model"] == "trivial"
     assert verify.check(out).problems == ()
     assert "6/6 blocks" in status_of(out).text
-    text = info_of(out)
+    text = info_of(open_map(out))
     assert "EPSG:32633" in text
     assert "a dark smooth surface without texture" in text
 
@@ -288,7 +289,7 @@ def test_scene_level_adaptation_is_learned_once_and_leaves_no_seams(tmp_path):
         )
         facts = pipeline.map_scene(scene, words, tmp_path / f"{name}.zarr", chosen)
         assert facts["scene_adaptation"]["tiles"] == 3
-        maps.append(np.asarray(store.array(store.open_complete(tmp_path / f"{name}.zarr"), "label")[:]))
+        maps.append(np.asarray(open_map(tmp_path / f"{name}.zarr").label[:]))
     np.testing.assert_array_equal(*maps)
     learned = tmp_path / "a.run/adaptation.npz"
     before = learned.stat().st_mtime_ns

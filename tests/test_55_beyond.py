@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
+import ovrs
 from ovrs import pipeline
 from ovrs.collection import catalog
 from ovrs.collection.imagery import images
@@ -124,11 +125,15 @@ def test_a_publish_that_was_cut_off_is_never_seen_half_and_goes_on(
     monkeypatch.setattr(publish, "_put", cut)
     with pytest.raises(StoreError, match="run the same command again"):
         publish.publish(store, url)
+    with pytest.raises(StoreError, match="only partly published"):
+        ovrs.open(url)
     assert publish.published_facts(url) is None
     monkeypatch.setattr(publish, "_put", real)
     total = sum(p.is_file() for p in store.rglob("*"))
     assert publish.publish(store, url) == total - 5
     assert publish.published_facts(url)["classes"]
+    with ovrs.open(url) as mapped:
+        np.testing.assert_array_equal(mapped.to_xarray().label, ovrs.open(store).label[:])
     for there, here in zip(labels(url), labels(store), strict=True):
         np.testing.assert_array_equal(there, here)
     assert publish.publish(store, url) == 0

@@ -21,6 +21,7 @@ from ovrs.errors import CatalogError, OvrsError, StoreError
 from ovrs.export.cog import write_cog
 from ovrs.export.qml import write_qml
 from ovrs.export.quicklook import write_quicklook
+from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
 
@@ -32,7 +33,7 @@ def finished(noise_scene, words, trivial, tmp_path):
 
 
 def test_cog_is_valid_placed_coloured_and_named(finished, words, tmp_path):
-    cog = write_cog(finished, tmp_path / "map.tif").path
+    cog = write_cog(open_map(finished), tmp_path / "map.tif").path
     valid, errors, warnings = cog_validate(cog)
     assert valid, errors
     assert warnings == []
@@ -54,14 +55,16 @@ def test_cog_is_valid_placed_coloured_and_named(finished, words, tmp_path):
 
 
 def test_qml_lists_only_real_classes(finished, words, tmp_path):
-    style = ElementTree.parse(write_qml(finished, tmp_path / "map.tif"))
+    style = ElementTree.parse(write_qml(open_map(finished), tmp_path / "map.tif"))
     entries = list(style.iter("paletteEntry"))
     assert [e.get("label") for e in entries] == list(words.class_names)
     assert entries[2].get("color") == words.classes[2].colour
 
 
 def test_picture_shows_scene_map_and_legend(finished, words, tmp_path):
-    picture = np.asarray(Image.open(write_quicklook(finished, tmp_path / "map.png", side=400).path).convert("RGB"))
+    picture = np.asarray(
+        Image.open(write_quicklook(open_map(finished), tmp_path / "map.png", side=400).path).convert("RGB")
+    )
     for colour in words.colours:
         present = (picture == np.array(colour)).all(axis=-1).sum()
         assert present >= 200  # its legend box at least
@@ -71,13 +74,13 @@ def test_picture_shows_scene_map_and_legend(finished, words, tmp_path):
 
 def test_picture_without_the_scene_shows_the_map_alone(finished, tmp_path, caplog):
     (tmp_path / "scene.tif").unlink()
-    write_quicklook(finished, tmp_path / "map.png")
+    write_quicklook(open_map(finished), tmp_path / "map.png")
     assert "the map alone" in caplog.text
 
 
 def test_exports_refuse_unfinished_stores(tmp_path):
     with pytest.raises(StoreError, match="no store"):
-        write_cog(tmp_path / "no.zarr", tmp_path / "a.tif")
+        write_cog(open_map(tmp_path / "no.zarr"), tmp_path / "a.tif")
 
 
 CATALOG = """version: 1

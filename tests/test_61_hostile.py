@@ -23,6 +23,7 @@ from conftest import environment
 from PIL import Image
 from typer.testing import CliRunner
 
+import ovrs
 from ovrs import options, pipeline
 from ovrs.cli.app import app
 from ovrs.errors import OptionError, OutputError, OvrsError, StoreError
@@ -79,9 +80,9 @@ def hostile(tmp_path_factory):
     return make_map(tmp_path_factory.mktemp("hostile"), NAMES, labels)
 
 
-def table(path, out, *, overwrite=False):
-    stats.check_table(path, out, overwrite=overwrite)
-    return stats.write_table(stats.class_areas(path), out)
+def table(mapped, out, *, overwrite=False):
+    stats.check_table(mapped, out, overwrite=overwrite)
+    return stats.write_table(stats.class_areas(mapped), out)
 
 
 WRITERS = {
@@ -125,16 +126,16 @@ def test_a_store_has_as_many_flag_meanings_as_classes(tmp_path):
 
 def test_raster_products_name_the_classes(hostile, tmp_path):
     names = shown_names(NAMES)
-    write_cog(hostile, tmp_path / "o.tif")
+    write_cog(ovrs.open(hostile), tmp_path / "o.tif")
     with rasterio.open(tmp_path / "o.tif") as source:
         assert [source.tags(1)[f"CLASS_{i}"] for i in range(len(names))] == names
     side = ElementTree.parse(tmp_path / "o.tif.aux.xml")
     assert [c.text for c in side.iter("Category")] == names
     assert [row[1].text for row in side.iter("Row")] == names
-    style = ElementTree.parse(write_qml(hostile, tmp_path / "o.tif"))
+    style = ElementTree.parse(write_qml(ovrs.open(hostile), tmp_path / "o.tif"))
     assert [e.get("label") for e in style.iter("paletteEntry")] == names
     raster = tmp_path / "a & <b> 'c'.tif"
-    sld = ElementTree.parse(write_sld(hostile, raster))
+    sld = ElementTree.parse(write_sld(ovrs.open(hostile), raster))
     space = "{http://www.opengis.net/sld}"
     assert [e.get("label") for e in sld.iter(f"{space}ColorMapEntry")] == names
     assert sld.find(f".//{space}Name").text == "a & <b> 'c'"
@@ -143,7 +144,7 @@ def test_raster_products_name_the_classes(hostile, tmp_path):
 @pytest.mark.parametrize("file", ["o.gpkg", "O.GPKG", "o.parquet", "O.GeoParquet"])
 def test_polygons_name_the_classes(hostile, tmp_path, file):
     out = tmp_path / file
-    assert write_vectors(hostile, out).features == SIDE
+    assert write_vectors(ovrs.open(hostile), out).features == SIDE
     in_package = file.lower().endswith("gpkg")
     frame = geopandas.read_file(out, layer="classes") if in_package else geopandas.read_parquet(out)
     names = shown_names(NAMES)
@@ -152,20 +153,20 @@ def test_polygons_name_the_classes(hostile, tmp_path, file):
         with closing(sqlite3.connect(out)) as database:
             told = ElementTree.fromstring(database.execute("SELECT styleQML FROM layer_styles").fetchone()[0])
     else:
-        told = ElementTree.parse(style_vectors(hostile, out)).getroot()
+        told = ElementTree.parse(style_vectors(ovrs.open(hostile), out)).getroot()
     assert [c.get("value") for c in told.iter("category")] == names
 
 
 def test_tables_name_the_classes_and_start_no_formula(hostile, tmp_path):
     names = shown_names(NAMES)
-    table(hostile, tmp_path / "O.CSV")
+    table(ovrs.open(hostile), tmp_path / "O.CSV")
     text = (tmp_path / "O.CSV").read_text("utf-8")
     with (tmp_path / "O.CSV").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [r["class"] for r in rows] == ["'=1+1" if n == "=1+1" else n for n in names]
     assert len(text.splitlines()) == len(names) + 1
     assert sum(int(r["pixels"]) for r in rows) == SIDE * SIDE
-    table(hostile, tmp_path / "o.parquet")
+    table(ovrs.open(hostile), tmp_path / "o.parquet")
     assert pq.read_table(tmp_path / "o.parquet")["class"].to_pylist() == names
 
 
@@ -183,9 +184,9 @@ def test_zone_names_are_no_formulas(hostile, tmp_path):
     geopandas.GeoDataFrame({"name": ['=HYPERLINK("http://x")']}, geometry=[area], crs=32633).to_file(
         tmp_path / "z.gpkg"
     )
-    stats.write_table(stats.zone_areas(hostile, tmp_path / "z.gpkg"), tmp_path / "z.csv")
+    stats.write_table(stats.zone_areas(ovrs.open(hostile), tmp_path / "z.gpkg"), tmp_path / "z.csv")
     with pytest.raises(OptionError, match="holds the zones"):
-        stats.check_table(hostile, tmp_path / "z.csv", tmp_path / "z.csv")
+        stats.check_table(ovrs.open(hostile), tmp_path / "z.csv", tmp_path / "z.csv")
     with (tmp_path / "z.csv").open(newline="") as stream:
         assert {r["zone"] for r in csv.DictReader(stream)} == {'\'=HYPERLINK("http://x")'}
 
@@ -210,10 +211,10 @@ class _Texts(HTMLParser):
 
 
 def test_the_report_names_the_classes(hostile, tmp_path):
-    page = write_report(hostile, tmp_path / "o.html").read_text("utf-8")
+    page = write_report(ovrs.open(hostile), tmp_path / "o.html").read_text("utf-8")
     parser = _Texts()
     parser.feed(page)
-    assert sorted(parser.texts) == sorted(shown(n) for n in NAMES)
+    assert sorted(parser.texts) == sorted(shown_names(NAMES))
     assert not parser.tags & {"b", "script"}
     assert all(c.isprintable() or c in "\n\u200f\u200e" for c in page)
 
@@ -222,7 +223,7 @@ def test_the_report_names_the_classes(hostile, tmp_path):
 def test_the_item_names_the_classes(hostile, tmp_path):
     import pystac
 
-    file = stac.write_item(hostile, tmp_path / "o.json", [write_cog(hostile, tmp_path / "O.TIF")])
+    file = stac.write_item(ovrs.open(hostile), tmp_path / "o.json", [write_cog(ovrs.open(hostile), tmp_path / "O.TIF")])
     item = pystac.Item.from_dict({**json.loads(file.read_text()), "stac_extensions": []}, href=str(file))
     item.validate()
     told = item.assets["classes"].extra_fields["classification:classes"]
@@ -234,8 +235,8 @@ def test_the_item_names_the_classes(hostile, tmp_path):
 
 
 def test_links_of_an_item_end_no_path_early(hostile, tmp_path):
-    made = write_quicklook(hostile, tmp_path / "50% #1?.PNG")
-    asset = stac.item(hostile, tmp_path, [made])["assets"]["thumbnail"]
+    made = write_quicklook(ovrs.open(hostile), tmp_path / "50% #1?.PNG")
+    asset = stac.item(ovrs.open(hostile), tmp_path, [made])["assets"]["thumbnail"]
     assert (asset["href"], asset["type"]) == ("./50%25 %231%3F.PNG", "image/png")
 
 
@@ -297,7 +298,7 @@ def test_no_product_takes_a_path_that_is_not_its_own(own, tmp_path, name, kind):
     before = snapshot(tmp_path)
     for overwrite in (False, True) if kind != "foreign file" else (False,):
         with pytest.raises(OvrsError, match=told) as refused:
-            WRITERS[name](own, out, overwrite=overwrite)
+            WRITERS[name](ovrs.open(own), out, overwrite=overwrite)
         assert "\n" not in str(refused.value)
     assert snapshot(tmp_path) == before
 
@@ -306,12 +307,12 @@ def test_no_product_takes_a_path_that_is_not_its_own(own, tmp_path, name, kind):
 def test_a_product_takes_the_place_of_its_own_kind_and_with_overwrite_of_any_file(own, tmp_path, name):
     out = tmp_path / name
     out.write_bytes(b"somebody's")
-    WRITERS[name](own, out, overwrite=True)
+    WRITERS[name](ovrs.open(own), out, overwrite=True)
     first = out.read_bytes()
     assert first != b"somebody's"
     link = tmp_path / f"link{out.suffix}"
     link.symlink_to(out)
-    WRITERS[name](own, link)
+    WRITERS[name](ovrs.open(own), link)
     assert link.is_symlink()
     assert not list(tmp_path.glob(".*"))
     other = (
@@ -321,20 +322,20 @@ def test_a_product_takes_the_place_of_its_own_kind_and_with_overwrite_of_any_fil
     )
     if other:  # the class raster and the confidence look alike from outside
         with pytest.raises(OptionError, match="is there already"):
-            WRITERS[other](own, out)
+            WRITERS[other](ovrs.open(own), out)
 
 
 def test_scenes_are_known_by_their_own_names_too(own, tmp_path, monkeypatch):
     monkeypatch.chdir(own.parent)
     for out in ("s.tif", "./s.tif", "../own/s.tif", "m.zarr/../s.tif"):
         with pytest.raises(OptionError, match="made from"):
-            write_cog(own, Path(out))
+            write_cog(ovrs.open(own), Path(out))
     (own.parent / "s.tif.msk").write_bytes(b"")
     with pytest.raises(OptionError, match="made from"):
-        write_cog(Path("m.zarr"), Path("s.tif"), overwrite=True)
+        write_cog(ovrs.open(Path("m.zarr")), Path("s.tif"), overwrite=True)
     (tmp_path / "o.tif.msk").write_bytes(b"x")
     with pytest.raises(OptionError, match="would be read as part"):
-        write_cog(own, tmp_path / "o.tif")
+        write_cog(ovrs.open(own), tmp_path / "o.tif")
 
 
 @pytest.mark.parametrize("form", ["file://{}", "/vsizip/{}.zip/s.tif", "zip://{}.zip!s.tif", "{}.vrt"])
@@ -347,7 +348,7 @@ def test_files_behind_other_forms_of_a_scene_are_inputs_too(own, form):
     with zipfile.ZipFile(f"{scene}.zip", "w") as archive:
         archive.write(scene, "s.tif")
     rasterio.shutil.copy(scene, f"{scene}.vrt", driver="VRT")
-    found = input_files({"uri": form.format(scene), "options": {"scene": {"aoi": f"{own.parent}/s.tif.vrt|layer=x"}}})
+    found = input_files(form.format(scene), f"{own.parent}/s.tif.vrt|layer=x")
     assert (Path(f"{scene}.zip") if "zip" in form else scene) in found
     assert Path(f"{scene}.vrt") in found
 
@@ -362,7 +363,7 @@ def test_remote_scenes_are_not_asked(monkeypatch):
         "/vsicurl/https://a/b.tif",
         "/vsizip//vsicurl/https://a/b.zip/c.tif",
     ):
-        assert inputs.input_files({"uri": uri}) == []
+        assert inputs.input_files(uri) == []
 
 
 @pytest.mark.parametrize(("first", "second"), [("--cog", "--confidence"), ("--png", "--stac"), ("--stac", "--vectors")])
@@ -396,7 +397,7 @@ def full_disk(*_args, **_kwargs):
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_failed_export_keeps_the_old_file_and_leaves_nothing_half(own, tmp_path, monkeypatch, name):
     out = tmp_path / name
-    WRITERS[name](own, out)
+    WRITERS[name](ovrs.open(own), out)
     before = snapshot(tmp_path)
 
     def half(path, *_args, **_kwargs):
@@ -417,7 +418,7 @@ def test_a_failed_export_keeps_the_old_file_and_leaves_nothing_half(own, tmp_pat
     if name == "o.html":
         monkeypatch.setattr("ovrs.view.page._picture", lambda _: "")
     with pytest.raises(OutputError, match="cannot be written"):
-        WRITERS[name](own, out)
+        WRITERS[name](ovrs.open(own), out)
     assert snapshot(tmp_path) == before
 
 
@@ -433,7 +434,7 @@ def test_pixels_that_did_not_reach_the_disk_are_noticed(own, tmp_path, monkeypat
     monkeypatch.setattr(cog_room, "_copy_as_cog", loses_a_tile)
     for crs in (None, "EPSG:3857"):
         with pytest.raises(StoreError, match="not all pixels"):
-            write_cog(own, tmp_path / "o.tif", crs=crs)
+            write_cog(ovrs.open(own), tmp_path / "o.tif", crs=crs)
     assert [p.name for p in tmp_path.iterdir()] == ["own"]
 
 
@@ -485,11 +486,11 @@ def layers(path):
 def test_other_layers_of_a_geopackage_stay_and_ours_is_replaced(hostile, project):
     wells = geopandas.read_file(project, layer="wells")
     for _ in range(2):
-        write_vectors(hostile, project)
+        write_vectors(ovrs.open(hostile), project)
         assert layers(project) == ["classes", "layer_styles", "roads", "wells"]
         assert len(geopandas.read_file(project, layer="classes")) == SIDE
     assert geopandas.read_file(project, layer="wells").equals(wells)
-    write_vectors(hostile, project, layer="town", min_area=1e9)
+    write_vectors(ovrs.open(hostile), project, layer="town", min_area=1e9)
     assert layers(project) == ["classes", "layer_styles", "roads", "town", "wells"]
     assert len(geopandas.read_file(project, layer="classes")) == SIDE
     with closing(sqlite3.connect(project)) as database:
@@ -501,14 +502,14 @@ def test_other_layers_of_a_geopackage_stay_and_ours_is_replaced(hostile, project
 def test_a_layer_of_somebody_else_is_refused(hostile, project, layer):
     before = project.read_bytes()
     with pytest.raises(OptionError, match="that ovrs did not write; name another with --layer"):
-        write_vectors(hostile, project, layer=layer)
+        write_vectors(ovrs.open(hostile), project, layer=layer)
     assert project.read_bytes() == before
 
 
 @pytest.mark.parametrize("layer", ["", "  ", "gpkg_contents", "layer_styles", 'a"b', "a\nb", "sqlite_x"])
 def test_layers_need_a_possible_name(hostile, tmp_path, layer):
     with pytest.raises(OptionError, match="cannot name a layer"):
-        write_vectors(hostile, tmp_path / "x.gpkg", layer=layer)
+        write_vectors(ovrs.open(hostile), tmp_path / "x.gpkg", layer=layer)
     assert not (tmp_path / "x.gpkg").exists()
 
 
@@ -518,7 +519,7 @@ def test_a_geopackage_that_another_program_writes_is_left_alone(hostile, project
         other.execute("CREATE TABLE mine (x INTEGER)")
         other.commit()
         with pytest.raises(StoreError, match="open in another program"):
-            write_vectors(hostile, project)
+            write_vectors(ovrs.open(hostile), project)
     assert "classes" not in layers(project)
     with closing(sqlite3.connect(project)) as database:
         assert database.execute("SELECT count(*) FROM mine").fetchone() == (0,)
@@ -536,7 +537,7 @@ def test_a_geopackage_that_changes_meanwhile_keeps_the_change(hostile, project, 
 
     monkeypatch.setattr(geopackage, "add_style", meanwhile)
     with pytest.raises(StoreError, match="changed while"):
-        write_vectors(hostile, project)
+        write_vectors(ovrs.open(hostile), project)
     with closing(sqlite3.connect(project)) as database:
         assert database.execute("SELECT count(*) FROM later").fetchone() == (0,)
 
@@ -560,24 +561,26 @@ def test_every_product_of_a_degenerate_map(tmp_path, names, labels):
     files = {"--cog": "o.tif", "--confidence": "c.tif", "--vectors": "o.gpkg", "--png": "o.png", "--stac": "o.json"}
     nodata = np.iinfo(labels.dtype).max
     present = np.unique(labels[labels != nodata])
-    lines = list(write_products(path, Request(paths={k: tmp_path / v for k, v in files.items()})))
+    lines = list(write_products(ovrs.open(path), Request(paths={k: tmp_path / v for k, v in files.items()})))
     assert len(lines) == 8
     with rasterio.open(tmp_path / "o.tif") as source:
         np.testing.assert_array_equal(source.read(1), labels)
         assert source.nodata == nodata
     frame = geopandas.read_file(tmp_path / "o.gpkg", layer="classes")
     assert sorted(frame.class_id) == present.tolist()
-    assert write_vectors(path, tmp_path / "o.parquet").features == len(geopandas.read_parquet(tmp_path / "o.parquet"))
+    assert write_vectors(ovrs.open(path), tmp_path / "o.parquet").features == len(
+        geopandas.read_parquet(tmp_path / "o.parquet")
+    )
     with Image.open(tmp_path / "o.png") as picture:
         assert picture.size[1] < 2500
-    table(path, tmp_path / "o.csv")
+    table(ovrs.open(path), tmp_path / "o.csv")
     with (tmp_path / "o.csv").open(newline="") as stream:
         assert sum(int(r["pixels"]) for r in csv.DictReader(stream)) == (labels != nodata).sum()
     assert len(json.loads((tmp_path / "o.json").read_text())["assets"]["classes"]["classification:classes"]) == len(
         names
     )
     ElementTree.parse(tmp_path / "o.tif.aux.xml")
-    write_report(path, tmp_path / "o.html")
-    write_cog(path, tmp_path / "w.tif", crs="EPSG:3857")
+    write_report(ovrs.open(path), tmp_path / "o.html")
+    write_cog(ovrs.open(path), tmp_path / "w.tif", crs="EPSG:3857")
     with rasterio.open(tmp_path / "w.tif") as source:
         assert set(np.unique(source.read(1)).tolist()) <= {*present.tolist(), nodata}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+import ovrs
 from ovrs import options, pipeline
 from ovrs.cli.app import app
 from ovrs.errors import GridMismatchError, OptionError, OvrsError, SceneReadError, StoreError
@@ -24,7 +25,6 @@ from ovrs.export import stac, stats
 from ovrs.export.cog import write_cog, write_confidence
 from ovrs.export.quicklook import scale_length
 from ovrs.export.vectors import write_vectors
-from ovrs.store import layout as store
 from ovrs.view.page import warnings_of, write_report
 from ovrs.view.server import open_viewer
 from ovrs.words import vocabulary
@@ -59,7 +59,7 @@ def world(tmp_path_factory):
 def test_polygons_are_the_components_whatever_the_block(world, tmp_path, block, suffix):
     folder, labels = world
     out = tmp_path / f"v.{suffix}"
-    count = write_vectors(folder / "m.zarr", out, block=block).features
+    count = write_vectors(ovrs.open(folder / "m.zarr"), out, block=block).features
     frame = geopandas.read_parquet(out) if suffix == "parquet" else geopandas.read_file(out, layer="classes")
     assert len(frame) == count == 6
     assert frame.crs.to_epsg() == 32633
@@ -91,7 +91,7 @@ def test_random_labels_come_back_from_their_polygons(world, tmp_path, seed, bloc
     array = zarr.open_group(folder / "m.zarr", mode="r+")["label"]
     array[:] = labels
     try:
-        write_vectors(folder / "m.zarr", tmp_path / "r.gpkg", block=block)
+        write_vectors(ovrs.open(folder / "m.zarr"), tmp_path / "r.gpkg", block=block)
     finally:
         array[:] = before
     frame = geopandas.read_file(tmp_path / "r.gpkg", layer="classes")
@@ -106,14 +106,14 @@ def test_random_labels_come_back_from_their_polygons(world, tmp_path, seed, bloc
 
 def test_small_polygons_are_left_out_and_simple_ones_share_their_borders(world, tmp_path):
     folder, _ = world
-    assert write_vectors(folder / "m.zarr", tmp_path / "v.gpkg", min_area=5).features == 4
+    assert write_vectors(ovrs.open(folder / "m.zarr"), tmp_path / "v.gpkg", min_area=5).features == 4
     diagonal = np.add.outer(np.arange(150), np.arange(130)) > 140
     array = zarr.open_group(folder / "m.zarr", mode="r+")["label"]
     before = array[:]
     array[:] = diagonal.astype(np.uint8)
     try:
-        write_vectors(folder / "m.zarr", tmp_path / "full.gpkg")
-        write_vectors(folder / "m.zarr", tmp_path / "simple.gpkg", simplify=4)
+        write_vectors(ovrs.open(folder / "m.zarr"), tmp_path / "full.gpkg")
+        write_vectors(ovrs.open(folder / "m.zarr"), tmp_path / "simple.gpkg", simplify=4)
     finally:
         array[:] = before
     full, simple = (geopandas.read_file(tmp_path / f"{n}.gpkg", layer="classes").geometry for n in ("full", "simple"))
@@ -127,7 +127,7 @@ def test_zones_in_another_crs_and_true_areas(world, tmp_path):
     left, right = shapely.box(500000, 5599700, 500100, 5600000), shapely.box(500100, 5599700, 500260, 5600000)
     zones = geopandas.GeoDataFrame({"name": ["left", "right"]}, geometry=[left, right], crs="EPSG:32633").to_crs(4326)
     zones.to_file(tmp_path / "z.gpkg")
-    rows = stats.zone_areas(folder / "m.zarr", tmp_path / "z.gpkg")
+    rows = stats.zone_areas(ovrs.open(folder / "m.zarr"), tmp_path / "z.gpkg")
     assert [r["zone"] for r in rows][::6] == ["left", "right"]
     total = sum(r["pixels"] for r in rows)
     assert total == pytest.approx((labels != 255).sum(), rel=0.01)
@@ -137,13 +137,13 @@ def test_zones_in_another_crs_and_true_areas(world, tmp_path):
     scale = per["left", "building"]["hectares"] * 1e4 / (4 * per["left", "building"]["pixels"])
     assert scale == pytest.approx(1 / 0.9996**2, rel=1e-4)  # UTM shrinks lengths by 0.9996 on its meridian
     with pytest.raises(OptionError, match="no attribute 'nam'; it has: name"):
-        stats.zone_areas(folder / "m.zarr", tmp_path / "z.gpkg", "nam")
+        stats.zone_areas(ovrs.open(folder / "m.zarr"), tmp_path / "z.gpkg", "nam")
     geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs=4326).to_file(tmp_path / "far.gpkg")
     with pytest.raises(OptionError, match="covers a pixel"):
-        stats.zone_areas(folder / "m.zarr", tmp_path / "far.gpkg")
+        stats.zone_areas(ovrs.open(folder / "m.zarr"), tmp_path / "far.gpkg")
     (tmp_path / "no.gpkg").write_text("nothing")
     with pytest.raises(SceneReadError, match="cannot be read as vectors"):
-        stats.zone_areas(folder / "m.zarr", tmp_path / "no.gpkg")
+        stats.zone_areas(ovrs.open(folder / "m.zarr"), tmp_path / "no.gpkg")
 
 
 def test_statistics_on_the_command_line(world, tmp_path):
@@ -164,9 +164,11 @@ def test_stac_item_is_valid_and_says_what_the_map_is(world, tmp_path):
     import pystac
 
     folder, _ = world
-    made = [write_cog(folder / "m.zarr", tmp_path / "m.tif")]
-    file = stac.write_item(folder / "m.zarr", tmp_path / "m.json", made)
-    assert file.read_bytes() == stac.write_item(folder / "m.zarr", tmp_path / "again.json", made).read_bytes()
+    made = [write_cog(ovrs.open(folder / "m.zarr"), tmp_path / "m.tif")]
+    file = stac.write_item(ovrs.open(folder / "m.zarr"), tmp_path / "m.json", made)
+    assert (
+        file.read_bytes() == stac.write_item(ovrs.open(folder / "m.zarr"), tmp_path / "again.json", made).read_bytes()
+    )
     content = json.loads(file.read_text())
     core = {**content, "stac_extensions": []}  # their schemas lie on the internet; the core's come with pystac
     item = pystac.Item.from_dict(core, href=str(file))
@@ -192,7 +194,7 @@ def test_extensions_read_what_we_write(world, tmp_path):
     from pystac.extensions.projection import ProjectionExtension
 
     folder, _ = world
-    content = stac.item(folder / "m.zarr", tmp_path)
+    content = stac.item(ovrs.open(folder / "m.zarr"), tmp_path)
     item = pystac.Item.from_dict(content)
     assert ProjectionExtension.ext(item).shape == [150, 130]
     assert len(ClassificationExtension.ext(item.assets["map"]).classes) == 6
@@ -201,7 +203,7 @@ def test_extensions_read_what_we_write(world, tmp_path):
 @pytest.mark.parametrize(("crs", "resolution"), [("EPSG:3857", None), (None, 6.0), ("EPSG:4326", None)])
 def test_reprojected_rasters_keep_classes_and_colours(world, tmp_path, crs, resolution):
     folder, labels = world
-    out = write_cog(folder / "m.zarr", tmp_path / "w.tif", crs=crs, resolution=resolution).path
+    out = write_cog(ovrs.open(folder / "m.zarr"), tmp_path / "w.tif", crs=crs, resolution=resolution).path
     with rasterio.open(out) as source:
         assert source.crs.to_epsg() == int((crs or "EPSG:32633")[5:])
         found = source.read(1)
@@ -212,7 +214,7 @@ def test_reprojected_rasters_keep_classes_and_colours(world, tmp_path, crs, reso
     assert set(np.unique(found)) <= {0, 1, 2, 3, 4, 255}
     share = (found == 2).sum() / (found != 255).sum()
     assert share == pytest.approx((labels == 2).sum() / (labels != 255).sum(), rel=0.05)
-    sure = write_confidence(folder / "m.zarr", tmp_path / "c.tif", crs=crs, resolution=resolution)
+    sure = write_confidence(ovrs.open(folder / "m.zarr"), tmp_path / "c.tif", crs=crs, resolution=resolution)
     with rasterio.open(sure.path) as source:
         assert source.scales == (0.005,)
         assert source.shape == found.shape
@@ -259,20 +261,21 @@ def test_scale_bar_lengths_are_round():
 
 def test_report_is_one_file_that_loads_nothing(world, tmp_path):
     folder, _ = world
-    text = write_report(folder / "m.zarr", tmp_path / "r.html").read_text()
+    text = write_report(ovrs.open(folder / "m.zarr"), tmp_path / "r.html").read_text()
     assert "http://" not in text.split("<details>")[0]
     assert "<script" not in text
     assert "data:image/jpeg;base64," in text
     assert "bare soil" in text
-    facts = store.facts(store.open_complete(folder / "m.zarr"))
-    assert warnings_of(facts) == []
-    bad = {
-        **facts,
-        "holes": ["00000_00000"],
-        "composed_prompts": ["stand"],
-        "asked_by_name": ["booth"],
-        "tile_events": {"adapted": 3, "no_prototype": 2},
-    }
+    record = ovrs.open(folder / "m.zarr").record
+    assert warnings_of(record) == []
+    bad = record.model_copy(
+        update={
+            "holes": ["00000_00000"],
+            "composed_prompts": ["stand"],
+            "asked_by_name": ["booth"],
+            "tile_events": {"adapted": 3, "no_prototype": 2},
+        }
+    )
     told = " ".join(warnings_of(bad))
     assert "blocks are missing" in told
     assert "composed from their names: stand" in told
@@ -283,7 +286,7 @@ def test_report_is_one_file_that_loads_nothing(world, tmp_path):
 @pytest.fixture
 def viewer(world):
     folder, _ = world
-    server = open_viewer(folder / "m.zarr", None, "127.0.0.1", 0)
+    server = open_viewer(ovrs.open(folder / "m.zarr"), None, "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server.url
@@ -339,10 +342,10 @@ def test_viewer_refuses_maps_that_do_not_fit_and_taken_ports(world, noise_scene,
     folder, _ = world
     pipeline.map_scene(noise_scene(100, 100), words, tmp_path / "o.zarr", trivial())
     with pytest.raises(GridMismatchError, match="different grids"):
-        open_viewer(folder / "m.zarr", tmp_path / "o.zarr", "127.0.0.1", 0)
-    server = open_viewer(folder / "m.zarr", folder / "m.zarr", "127.0.0.1", 0)
+        open_viewer(ovrs.open(folder / "m.zarr"), ovrs.open(tmp_path / "o.zarr"), "127.0.0.1", 0)
+    server = open_viewer(ovrs.open(folder / "m.zarr"), ovrs.open(folder / "m.zarr"), "127.0.0.1", 0)
     try:
         with pytest.raises(OptionError, match="choose another --port"):
-            open_viewer(folder / "m.zarr", None, "127.0.0.1", server.server_address[1])
+            open_viewer(ovrs.open(folder / "m.zarr"), None, "127.0.0.1", server.server_address[1])
     finally:
         server.server_close()

@@ -12,6 +12,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
+import ovrs
 from ovrs import options, pipeline
 from ovrs.cli.app import app
 from ovrs.errors import OptionError, StoreError
@@ -197,11 +198,11 @@ def make(folder, crs, transform):
 
 def test_roles_are_told_and_never_read_from_names(world, tmp_path):
     made = [
-        write_cog(world, tmp_path / "high-confidence.tif"),
-        write_confidence(world, tmp_path / "x-conf.TIF"),
-        write_cog(world, tmp_path / "confidence.tiff"),
+        write_cog(ovrs.open(world), tmp_path / "high-confidence.tif"),
+        write_confidence(ovrs.open(world), tmp_path / "x-conf.TIF"),
+        write_cog(ovrs.open(world), tmp_path / "confidence.tiff"),
     ]
-    assets = stac.item(world, tmp_path, made)["assets"]
+    assets = stac.item(ovrs.open(world), tmp_path, made)["assets"]
     assert {k: a["href"] for k, a in assets.items() if k != "map"} == {
         "classes": "./high-confidence.tif",
         "confidence": "./x-conf.TIF",
@@ -220,8 +221,8 @@ def test_roles_are_told_and_never_read_from_names(world, tmp_path):
 def test_reprojected_products_carry_their_own_place(world, tmp_path):
     import pystac
 
-    made = [write_cog(world, tmp_path / "o.tif", crs="EPSG:3857", resolution=10.0)]
-    content = stac.item(world, tmp_path, made)
+    made = [write_cog(ovrs.open(world), tmp_path / "o.tif", crs="EPSG:3857", resolution=10.0)]
+    content = stac.item(ovrs.open(world), tmp_path, made)
     asset = content["assets"]["classes"]
     with rasterio.open(tmp_path / "o.tif") as source:
         assert asset["proj:code"] == "EPSG:3857"
@@ -239,7 +240,7 @@ def test_items_over_the_180_meridian_are_valid_and_join_a_collection(tmp_path):
     import pystac
 
     path = make(tmp_path, "EPSG:32660", rasterio.transform.from_origin(833978.557 - 40, 60, 2, 2))
-    file = stac.write_item(path, tmp_path / "m.json")
+    file = stac.write_item(ovrs.open(path), tmp_path / "m.json")
     content = json.loads(file.read_text())
     item = pystac.Item.from_dict({**content, "stac_extensions": []})
     item.validate()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ovrs
 from ovrs import options, pipeline
 from ovrs.demo.synth import World, write_scene
 from ovrs.export.cog import write_cog, write_confidence
@@ -69,10 +70,10 @@ def products(tmp_path_factory):
     pipeline.map_scene(folder / "s.tif", vocabulary.load("demo"), folder / "m.zarr", chosen)
     old = options.build(method={"method": "none"}, run={"zarr_format": 2})
     pipeline.map_scene(folder / "s.tif", vocabulary.load("demo"), folder / "v2.zarr", old)
-    write_cog(folder / "m.zarr", folder / "m.tif")
-    write_qml(folder / "m.zarr", folder / "m.tif")
-    write_confidence(folder / "m.zarr", folder / "c.tif")
-    write_vectors(folder / "m.zarr", folder / "m.gpkg")
+    write_cog(ovrs.open(folder / "m.zarr"), folder / "m.tif")
+    write_qml(ovrs.open(folder / "m.zarr"), folder / "m.tif")
+    write_confidence(ovrs.open(folder / "m.zarr"), folder / "c.tif")
+    write_vectors(ovrs.open(folder / "m.zarr"), folder / "m.gpkg")
     return folder
 
 
@@ -163,7 +164,7 @@ def near(picture, colour, tolerance=6):
 
 
 def test_viewer_loads_toggles_clicks_and_compares(products, page):
-    server = open_viewer(products / "m.zarr", products / "v2.zarr", "127.0.0.1", 0)
+    server = open_viewer(ovrs.open(products / "m.zarr"), ovrs.open(products / "v2.zarr"), "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         page.goto(server.url)
@@ -199,7 +200,7 @@ def test_viewer_loads_toggles_clicks_and_compares(products, page):
 
 
 def test_report_shows_in_a_browser(products, page):
-    file = write_report(products / "m.zarr", products / "r.html")
+    file = write_report(ovrs.open(products / "m.zarr"), products / "r.html")
     page.goto(f"file://{file}")
     assert page.locator("img").evaluate("i => i.naturalWidth") > 300
     assert "building" in page.inner_text("table")

@@ -291,8 +291,10 @@ def repair(store: Store) -> None:
 def info(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """What made a map, and what is in it."""
     from ovrs.run.report import info_of
+    from ovrs.store.map import open_map
 
-    typer.echo(info_of(store, as_json=as_json))
+    with open_map(store) as mapped:
+        typer.echo(info_of(mapped, as_json=as_json))
 
 
 @app.command()
@@ -325,8 +327,9 @@ def _numbers(
 
 def _print_areas(facts: dict[str, Any]) -> None:
     from ovrs.run.report import area_lines
+    from ovrs.store.record import RunRecord
 
-    typer.echo("\n".join(area_lines(facts)))
+    typer.echo("\n".join(area_lines(RunRecord.model_validate(facts))))
 
 
 def _progress() -> Any:

@@ -58,6 +58,7 @@ def export(
     if layer is not None and vectors is not None and vectors.suffix.lower() != ".gpkg":
         raise OptionError("--layer names a layer of a GeoPackage: name --vectors FILE.gpkg")
     from ovrs.export.run import Request, write_products
+    from ovrs.store.map import open_map
 
     request = Request(
         paths=wanted,
@@ -68,8 +69,9 @@ def export(
         layer=layer or "classes",
         overwrite=overwrite,
     )
-    for line in write_products(store, request):
-        typer.echo(line)
+    with open_map(store) as mapped:
+        for line in write_products(mapped, request):
+            typer.echo(line)
 
 
 @app.command()
@@ -82,13 +84,15 @@ def stats(
     overwrite: Overwrite = False,
 ) -> None:
     """Hectares per class, for the map or per zone; true ground areas in any CRS."""
-    from ovrs.export import stats as room
+    from ovrs.export.stats import check_table, class_areas, write_table, zone_areas
+    from ovrs.store.map import open_map
 
+    with open_map(store) as mapped:
+        if out is not None:
+            check_table(mapped, out, zones, overwrite=overwrite)
+        rows = class_areas(mapped) if zones is None else zone_areas(mapped, zones, zone_name)
     if out is not None:
-        room.check_table(store, out, zones, overwrite=overwrite)
-    rows = room.class_areas(store) if zones is None else room.zone_areas(store, zones, zone_name)
-    if out is not None:
-        typer.echo(f"statistics: {room.write_table(rows, out)}")
+        typer.echo(f"statistics: {write_table(rows, out)}")
     elif as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
@@ -106,9 +110,11 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """One page about a map: overview, legend with areas, options, warnings, provenance."""
+    from ovrs.store.map import open_map
     from ovrs.view.page import write_report
 
-    typer.echo(f"report: {write_report(store, out, overwrite=overwrite)}")
+    with open_map(store) as mapped:
+        typer.echo(f"report: {write_report(mapped, out, overwrite=overwrite)}")
 
 
 @app.command()
@@ -122,9 +128,10 @@ def view(
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
     """Look at a map in the browser; needs no internet. Ends with Ctrl-C."""
+    from ovrs.store.map import open_map
     from ovrs.view.server import serve
 
-    serve(store, before, host, port, open_browser=browser)
+    serve(open_map(store), None if before is None else open_map(before), host, port, open_browser=browser)
 
 
 @app.command()

@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from ovrs.collection import objects
-from ovrs.collection.catalog import file_name, glob, literal_folder
+from ovrs.collection.catalog import file_name
 from ovrs.collection.ledger import Image
+from ovrs.collection.patterns import glob, literal_folder
 from ovrs.errors import CatalogError, OptionError
 
 if TYPE_CHECKING:

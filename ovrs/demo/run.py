@@ -12,8 +12,7 @@ from ovrs.bench.evaluate import Confusion
 from ovrs.demo.synth import World, write_scene
 from ovrs.errors import OutputError, told
 from ovrs.request import Request
-from ovrs.store import layout as store
-from ovrs.words import vocabulary
+from ovrs.store.map import open_map
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,12 +48,11 @@ def run_demo(directory: Path, *, progress: Progress | None = None) -> list[str]:
     scene, labels = write_demo_scene(directory)
     out = directory / "map.zarr"
     pipeline.map(Request.from_names(scene, out, vocabulary="demo"), overwrite=True, progress=progress)
-    cog = write_cog(out, directory / "map.tif", overwrite=True).path
-    style = write_qml(out, cog, overwrite=True)
-    picture = write_quicklook(out, directory / "map.png", overwrite=True).path
-    with rasterio.open(labels) as truth:
-        predicted = np.asarray(store.array(store.open_complete(out), "label")[:])
-        score = Confusion.empty(len(vocabulary.load("demo").classes)).add(predicted, truth.read(1))
+    with open_map(out) as mapped, rasterio.open(labels) as truth:
+        cog = write_cog(mapped, directory / "map.tif", overwrite=True).path
+        style = write_qml(mapped, cog, overwrite=True)
+        picture = write_quicklook(mapped, directory / "map.png", overwrite=True).path
+        score = Confusion.empty(len(mapped.classes)).add(np.asarray(mapped.label[:]), truth.read(1))
     return [
         f"scene    {scene}",
         f"map      {out}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -17,19 +17,20 @@ from rasterio.shutil import copy as raster_copy
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
+from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import OptionError, OutputError
 from ovrs.export import target
 from ovrs.export.product import CLASSES, CONFIDENCE, Kind, Product
 from ovrs.export.warp import is_coarser, target_grid
-from ovrs.names import shown_names
-from ovrs.store import layout as store
 from ovrs.store.pyramid import strips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from odc.geo.geobox import GeoBox
+
+    from ovrs.store.layout import Layer
+    from ovrs.store.map import Colour, Map
 
 _BLOCK = 512
 _TILED = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "bigtiff": "IF_SAFER"}
@@ -38,10 +39,10 @@ _CACHE = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layer:
-    """One array of a map as it becomes a raster."""
+class _Band:
+    """One layer of a map as it becomes a raster."""
 
-    array: str
+    values: Layer
     kind: Kind
     title: str
     nodata: int
@@ -52,73 +53,72 @@ class _Layer:
 
 
 def write_cog(
-    path: Path, out: Path, *, crs: str | None = None, resolution: float | None = None, overwrite: bool = False
+    mapped: Map, out: Path, *, crs: str | None = None, resolution: float | None = None, overwrite: bool = False
 ) -> Product:
-    """Export the labels of a finished store as `out` (a COG) plus `out.aux.xml` (class names, attribute table).
+    """Export the labels of a map as `out` (a COG) plus `out.aux.xml` (class names, attribute table).
 
     Streams in chunk rows; overviews take the most frequent class. The file appears only when it is complete.
 
     Args:
-        path: `NAME.zarr`.
+        mapped: The map.
         out: `NAME.tif`.
         crs: Reproject to this CRS (`EPSG:25832`, WKT, …).
         resolution: Pixel size in units of the target CRS; coarser pixels take the most frequent class, others the nearest.
         overwrite: Replace also a file that `ovrs` did not write.
 
     Raises:
-        StoreError: The store is not finished, or `out` cannot be written.
+        StoreError: The map is damaged, or `out` cannot be written.
         OptionError: `out` may not be replaced (see `target.check`), or `crs` or `resolution` do not fit the map.
     """
-    target.check(path, out, CLASSES, overwrite=overwrite)
-    group = store.open_complete(path)
-    names, colours = legend(group)
-    nodata = label_nodata(len(names))
-    layer = _Layer(
-        array="label",
+    target.check(mapped, out, CLASSES, overwrite=overwrite)
+    nodata = mapped.nodata
+    band = _Band(
+        values=mapped.label,
         kind=CLASSES,
         title="class",
         nodata=nodata,
-        grid=target_grid(store.geobox_of(group), crs, resolution),
-        palette={i: (*c, 255) for i, c in enumerate(colours)} | {nodata: (0, 0, 0, 0)} if nodata == 255 else None,
-        tags={f"CLASS_{i}": name for i, name in enumerate(names)},
+        grid=target_grid(mapped.grid, crs, resolution),
+        palette={i: (*c, 255) for i, c in enumerate(mapped.colours)} | {nodata: (0, 0, 0, 0)}
+        if nodata == 255
+        else None,
+        tags={f"CLASS_{i}": name for i, name in enumerate(mapped.names)},
     )
-    made = _export(group, layer, out)
-    side = attribute_table(names, colours, _counts(group, len(names)))
+    made = _export(mapped, band, out)
+    side = attribute_table(mapped.names, mapped.colours, [c.pixels for c in mapped.classes])
     target.write_text(out.with_name(out.name + ".aux.xml"), side)
     return made
 
 
 def write_confidence(
-    path: Path, out: Path, *, crs: str | None = None, resolution: float | None = None, overwrite: bool = False
+    mapped: Map, out: Path, *, crs: str | None = None, resolution: float | None = None, overwrite: bool = False
 ) -> Product:
     """Export the confidence as a COG of bytes: 0..200 stand for 0..1 (scale 0.005), 255 is no data (see `write_cog`)."""
-    target.check(path, out, CONFIDENCE, overwrite=overwrite)
-    group = store.open_complete(path)
-    grid = target_grid(store.geobox_of(group), crs, resolution)
-    layer = _Layer(array="confidence", kind=CONFIDENCE, title="confidence", nodata=CONFIDENCE_NODATA, grid=grid)
-    made = _export(group, layer, out)
+    target.check(mapped, out, CONFIDENCE, overwrite=overwrite)
+    grid = target_grid(mapped.grid, crs, resolution)
+    band = _Band(values=mapped.confidence, kind=CONFIDENCE, title="confidence", nodata=CONFIDENCE_NODATA, grid=grid)
+    made = _export(mapped, band, out)
     out.with_name(out.name + ".aux.xml").unlink(
         missing_ok=True
     )  # of a raster that was here: its statistics are not ours
     return made
 
 
-def _export(group: Any, layer: _Layer, out: Path) -> Product:
+def _export(mapped: Map, band: _Band, out: Path) -> Product:
     with target.replaced(out) as cog:
         plain, warped = (cog.with_name(f"{cog.stem}.{kind}.tif") for kind in ("plain", "warped"))
         try:
             with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE):
-                source, sent = plain, _write_plain(group, layer, plain)
-                if layer.grid is not None:
+                source, sent = plain, _write_plain(mapped.grid, band, plain)
+                if band.grid is not None:
                     _check_pixels(plain, sent, out)
-                    source, sent = warped, _warp(plain, warped, layer, store.geobox_of(group))
-                _describe(source, layer, str(store.facts(group)["version"]))
-                _copy_as_cog(source, cog, layer)
+                    source, sent = warped, _warp(plain, warped, band, mapped.grid)
+                _describe(source, band, mapped.record.version)
+                _copy_as_cog(source, cog, band)
                 _check_pixels(cog, sent, out)
                 grid = _grid_of(cog)
         except (RasterioError, CPLE_BaseError) as error:
             raise OutputError(f"{out} cannot be written: {error.__cause__ or error}") from error
-    return Product(path=out, kind=layer.kind, grid=grid)
+    return Product(path=out, kind=band.kind, grid=grid)
 
 
 def _parts(shape: tuple[int, int]) -> Iterator[RasterWindow]:
@@ -126,16 +126,16 @@ def _parts(shape: tuple[int, int]) -> Iterator[RasterWindow]:
         yield RasterWindow(window.col_off, window.row_off, window.width, window.height)
 
 
-def _write_plain(group: Any, layer: _Layer, plain: Path) -> int:
+def _write_plain(geobox: GeoBox, band: _Band, plain: Path) -> int:
     """Write a tiled GeoTIFF, strip by strip; returns the CRC-32 of its pixels."""
-    values, geobox = store.array(group, layer.array), store.geobox_of(group)
+    values = band.values
     profile = {
         "driver": "GTiff",
         "height": geobox.height,
         "width": geobox.width,
         "count": 1,
         "dtype": str(values.dtype),
-        "nodata": layer.nodata,
+        "nodata": band.nodata,
         "crs": None if geobox.crs is None else geobox.crs.to_wkt(),
         "transform": geobox.affine,
         **_TILED,
@@ -150,16 +150,16 @@ def _write_plain(group: Any, layer: _Layer, plain: Path) -> int:
     return sent
 
 
-def _warp(plain: Path, warped: Path, layer: _Layer, own: GeoBox) -> int:
+def _warp(plain: Path, warped: Path, band: _Band, own: GeoBox) -> int:
     """Reproject a plain file, window by window; returns the CRC-32 of the new pixels.
 
     Raises:
         OptionError: The map has valid pixels and none of them arrives.
     """
-    goal = layer.grid
+    goal = band.grid
     assert goal is not None  # the caller has looked
     assert goal.crs is not None  # `target_grid` gives one
-    coarse = Resampling.mode if layer.kind is CLASSES else Resampling.average
+    coarse = Resampling.mode if band.kind is CLASSES else Resampling.average
     by = coarse if is_coarser(goal, own) else Resampling.nearest
     grid = {
         "crs": rasterio.crs.CRS.from_wkt(goal.crs.to_wkt()),
@@ -175,10 +175,10 @@ def _warp(plain: Path, warped: Path, layer: _Layer, own: GeoBox) -> int:
     ):
         for part in _parts((goal.height, goal.width)):
             pixels = np.ascontiguousarray(vrt.read(1, window=part))
-            arrived = arrived or bool((pixels != layer.nodata).any())
+            arrived = arrived or bool((pixels != band.nodata).any())
             sent = zlib.crc32(pixels.tobytes(), sent)
             out.write(pixels, 1, window=part)
-        if not arrived and any((source.read(1, window=p) != layer.nodata).any() for p in _parts(source.shape)):
+        if not arrived and any((source.read(1, window=p) != band.nodata).any() for p in _parts(source.shape)):
             raise OptionError(
                 f"no pixel of the map arrives in {goal.crs.proj.name}; choose another --crs or --resolution"
             )
@@ -199,23 +199,23 @@ def _check_pixels(raster: Path, sent: int, out: Path) -> None:
         raise OutputError(f"{out} cannot be written: not all pixels reached the disk; is it full?")
 
 
-def _describe(source: Path, layer: _Layer, version: str) -> None:
+def _describe(source: Path, band: _Band, version: str) -> None:
     with rasterio.open(source, "r+") as raster:
-        if layer.palette is not None:
-            raster.write_colormap(1, layer.palette)
-        raster.set_band_description(1, layer.title)
-        raster.update_tags(1, **layer.tags)
+        if band.palette is not None:
+            raster.write_colormap(1, band.palette)
+        raster.set_band_description(1, band.title)
+        raster.update_tags(1, **band.tags)
         raster.update_tags(SOFTWARE=f"ovrs {version}")
-        if layer.kind is CONFIDENCE:
+        if band.kind is CONFIDENCE:
             raster.scales = (1 / CONFIDENCE_SCALE,)
 
 
-def _copy_as_cog(source: Path, cog: Path, layer: _Layer) -> None:
+def _copy_as_cog(source: Path, cog: Path, band: _Band) -> None:
     raster_copy(
         source,
         cog,
         driver="COG",
-        overview_resampling="MODE" if layer.kind is CLASSES else "AVERAGE",
+        overview_resampling="MODE" if band.kind is CLASSES else "AVERAGE",
         resampling="NEAREST",
         blocksize=_BLOCK,
         bigtiff="IF_SAFER",
@@ -231,19 +231,7 @@ def _grid_of(raster: Path) -> GeoBox:
         return Box(source.shape, source.transform, None if source.crs is None else source.crs.to_wkt())
 
 
-def legend(group: Any) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Class names, as `names.shown_names` makes them, and RGB colours of a store."""
-    attributes: dict[str, Any] = dict(store.array(group, "label").attrs)
-    hexes = attributes["flag_colors"].split()
-    return shown_names(attributes["class_names"]), [(int(h[1:3], 16), int(h[3:5], 16), int(h[5:7], 16)) for h in hexes]
-
-
-def _counts(group: Any, classes: int) -> list[int]:
-    found = store.facts(group)["classes"]
-    return [int(c["pixels"]) for c in found] or [0] * classes
-
-
-def attribute_table(names: Sequence[str], colours: Sequence[tuple[int, int, int]], counts: Sequence[int]) -> str:
+def attribute_table(names: Sequence[str], colours: Sequence[Colour], counts: Sequence[int]) -> str:
     """GDAL's PAM side file: category names and a raster attribute table. rasterio has no call for either."""
     fields = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Count", 0, 1))
     columns = "".join(

@@ -7,7 +7,6 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
 
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -20,15 +19,15 @@ _REMOTE = re.compile(
 _PREFIX = re.compile(r"^(file://|(zip|tar|gzip)(\+file)?://|/vsi[a-z_0-9]+/)", re.I)
 
 
-def input_files(facts: dict[str, Any]) -> list[Path]:
+def input_files(uri: str, area: str | Path | None = None) -> list[Path]:
     """Local files and folders that a map was made from, as far as they still exist.
 
     Args:
-        facts: The `ovrs` attribute of the map.
+        uri: The scene, as the record of the map names it.
+        area: The area of interest, alike.
     """
-    named = [str(facts["uri"])] if facts.get("uri") else []
+    named = [uri] if uri else []
     named += _files_of(named[0]) if named and not _REMOTE.search(named[0]) else []
-    area = (facts.get("options") or {}).get("scene", {}).get("aoi")
     named += [str(area)] if area else []
     found = (_local(name) for name in named if not _REMOTE.search(name))
     return list(dict.fromkeys(path for path in found if path is not None))

@@ -6,25 +6,25 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
 from ovrs.export import target
-from ovrs.export.cog import legend
 from ovrs.export.marks import XML_MARK
 from ovrs.export.product import STYLE
-from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ovrs.store.map import Map
 
-def write_qml(path: Path, raster: Path, *, overwrite: bool = False) -> Path:
-    """Write the style of a store's labels for `raster`, same stem.
+
+def write_qml(mapped: Map, raster: Path, *, overwrite: bool = False) -> Path:
+    """Write the style of a map's labels for `raster`, same stem.
 
     Raises:
         OptionError: A style that `ovrs` did not write is there, and `overwrite` is not set.
     """
     out = raster.with_suffix(".qml")
-    target.check(path, out, STYLE, overwrite=overwrite)
-    target.write_text(out, paletted_style(*legend(store.open_complete(path))))
+    target.check(mapped, out, STYLE, overwrite=overwrite)
+    target.write_text(out, paletted_style(mapped.names, mapped.colours))
     return out
 
 

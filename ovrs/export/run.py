@@ -15,10 +15,11 @@ from ovrs.export.stac import write_item
 from ovrs.export.vector_files import LAYER
 from ovrs.export.vectors import check_vectors, write_vectors
 from ovrs.export.warp import target_grid
-from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ovrs.store.map import Map
 
 _KINDS = {"--cog": CLASSES, "--confidence": CONFIDENCE, "--png": PICTURE, "--stac": ITEM}
 
@@ -40,45 +41,45 @@ class Request:
     overwrite: bool = False
 
 
-def write_products(path: Path, request: Request) -> Iterator[str]:
-    """Write products of a finished map; a line for each file, as soon as it is there.
+def write_products(mapped: Map, request: Request) -> Iterator[str]:
+    """Write products of a map; a line for each file, as soon as it is there.
 
     Raises:
         OptionError: A path may not be written, or an option does not fit the map; nothing was written then.
-        StoreError: The map is not finished or has no place for a STAC Item; or a file cannot be written, and those
+        StoreError: The map is damaged or has no place for a STAC Item; or a file cannot be written, and those
             that were told of before are complete.
     """
-    _check(path, request)
+    _check(mapped, request)
     made: list[Product] = []
     paths, again = request.paths, request.overwrite
     if "--cog" in paths:
-        made.append(write_cog(path, paths["--cog"], crs=request.crs, resolution=request.resolution, overwrite=again))
+        made.append(write_cog(mapped, paths["--cog"], crs=request.crs, resolution=request.resolution, overwrite=again))
         yield f"cog: {paths['--cog']}"
-        yield f"style: {write_qml(path, paths['--cog'], overwrite=again)}"
-        yield f"style: {write_sld(path, paths['--cog'], overwrite=again)}"
+        yield f"style: {write_qml(mapped, paths['--cog'], overwrite=again)}"
+        yield f"style: {write_sld(mapped, paths['--cog'], overwrite=again)}"
     if "--confidence" in paths:
         made.append(
             write_confidence(
-                path, paths["--confidence"], crs=request.crs, resolution=request.resolution, overwrite=again
+                mapped, paths["--confidence"], crs=request.crs, resolution=request.resolution, overwrite=again
             )
         )
         yield f"confidence: {paths['--confidence']}"
     if "--vectors" in paths:
-        made.append(_polygons(path, request))
+        made.append(_polygons(mapped, request))
         yield f"vectors: {paths['--vectors']} ({made[-1].features} polygons)"
-        yield f"style: {style_vectors(path, paths['--vectors'], overwrite=again)}"
+        yield f"style: {style_vectors(mapped, paths['--vectors'], overwrite=again)}"
     if "--png" in paths:
         from ovrs.export.quicklook import write_quicklook
 
-        made.append(write_quicklook(path, paths["--png"], overwrite=again))
+        made.append(write_quicklook(mapped, paths["--png"], overwrite=again))
         yield f"picture: {paths['--png']}"
     if "--stac" in paths:
-        yield f"stac: {write_item(path, paths['--stac'], made, overwrite=again)}"
+        yield f"stac: {write_item(mapped, paths['--stac'], made, overwrite=again)}"
 
 
-def _polygons(path: Path, request: Request) -> Product:
+def _polygons(mapped: Map, request: Request) -> Product:
     return write_vectors(
-        path,
+        mapped,
         request.paths["--vectors"],
         min_area=request.min_area,
         simplify=request.simplify,
@@ -87,29 +88,28 @@ def _polygons(path: Path, request: Request) -> Product:
     )
 
 
-def _check(path: Path, request: Request) -> None:
+def _check(mapped: Map, request: Request) -> None:
     """Everything that can be refused before the first file is written."""
-    geobox = store.geobox_of(store.open_complete(path))
     target.check_distinct(dict(_all_files(request.paths)))
     for option, kind in _KINDS.items():
         if option in request.paths:
-            target.check(path, request.paths[option], kind, overwrite=request.overwrite)
+            target.check(mapped, request.paths[option], kind, overwrite=request.overwrite)
     for style in _styles(request.paths):
-        target.check(path, style, STYLE, overwrite=request.overwrite)
+        target.check(mapped, style, STYLE, overwrite=request.overwrite)
     if "--vectors" in request.paths:
         check_vectors(
-            path,
+            mapped,
             request.paths["--vectors"],
             min_area=request.min_area,
             simplify=request.simplify,
             layer=request.layer,
             overwrite=request.overwrite,
         )
-    target_grid(geobox, request.crs, request.resolution)
+    target_grid(mapped.grid, request.crs, request.resolution)
     if "--stac" in request.paths:
         from ovrs.export.footprint import footprint
 
-        footprint(geobox)
+        footprint(mapped.grid)
 
 
 def _all_files(paths: dict[str, Path]) -> Iterator[tuple[str, Path]]:

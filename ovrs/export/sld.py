@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from ovrs.export import target
-from ovrs.export.cog import legend
 from ovrs.export.marks import XML_MARK
 from ovrs.export.product import STYLE
 from ovrs.names import shown
-from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ovrs.store.map import Map
 
-def write_sld(path: Path, raster: Path, *, overwrite: bool = False) -> Path:
+
+def write_sld(mapped: Map, raster: Path, *, overwrite: bool = False) -> Path:
     """Raster style beside `raster`, same stem.
 
     Raises:
         OptionError: A style that `ovrs` did not write is there, and `overwrite` is not set.
     """
     out = raster.with_suffix(".sld")
-    target.check(path, out, STYLE, overwrite=overwrite)
-    target.write_text(out, raster_style(raster.stem, *legend(store.open_complete(path))))
+    target.check(mapped, out, STYLE, overwrite=overwrite)
+    target.write_text(out, raster_style(raster.stem, mapped.names, mapped.colours))
     return out
 
 
@@ -53,7 +53,7 @@ def polygon_style_path(vectors: Path) -> Path | None:
     return None if vectors.suffix.lower() == ".gpkg" else vectors.with_name(f"{vectors.stem}-polygons.qml")
 
 
-def style_vectors(path: Path, vectors: Path, *, overwrite: bool = False) -> Path:
+def style_vectors(mapped: Map, vectors: Path, *, overwrite: bool = False) -> Path:
     """Write the QGIS style of polygons beside them; a GeoPackage has its style inside already.
 
     Returns:
@@ -65,8 +65,8 @@ def style_vectors(path: Path, vectors: Path, *, overwrite: bool = False) -> Path
     out = polygon_style_path(vectors)
     if out is None:
         return vectors
-    target.check(path, out, STYLE, overwrite=overwrite)
-    target.write_text(out, categorised_style(*legend(store.open_complete(path))))
+    target.check(mapped, out, STYLE, overwrite=overwrite)
+    target.write_text(out, categorised_style(mapped.names, mapped.colours))
     return out
 
 

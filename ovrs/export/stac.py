@@ -18,17 +18,19 @@ import numpy as np
 from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import StoreError
 from ovrs.export import target
-from ovrs.export.cog import legend
 from ovrs.export.footprint import footprint, union_of_boxes
 from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, Product
 from ovrs.names import ascii_words, shown
+from ovrs.redact import redacted
 from ovrs.scene.grid import pixel_size_m
-from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from odc.geo.geobox import GeoBox
+
+    from ovrs.store.map import Map
+    from ovrs.store.record import RunRecord
 
 STAC = "1.1.0"
 SCHEMAS = {
@@ -55,11 +57,11 @@ class _Legend:
     """NumPy's name of the labels' type."""
 
 
-def write_item(path: Path, out: Path, products: Sequence[Product] = (), *, overwrite: bool = False) -> Path:
-    """Write the Item of a finished map as `out` (JSON).
+def write_item(mapped: Map, out: Path, products: Sequence[Product] = (), *, overwrite: bool = False) -> Path:
+    """Write the Item of a map as `out` (JSON).
 
     Args:
-        path: `NAME.zarr`.
+        mapped: The map.
         out: The file.
         products: What was written from the map; each becomes an asset under the name of its kind.
         overwrite: Replace also a file that `ovrs` did not write.
@@ -68,40 +70,39 @@ def write_item(path: Path, out: Path, products: Sequence[Product] = (), *, overw
         StoreError: The map has no place on the ground (see `footprint.footprint`), or `out` cannot be written.
         OptionError: `out` may not be replaced (see `target.check`).
     """
-    target.check(path, out, ITEM, overwrite=overwrite)
-    content = item(path, out.parent, products)
+    target.check(mapped, out, ITEM, overwrite=overwrite)
+    content = item(mapped, out.parent, products)
     target.write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return out
 
 
-def item(path: Path, base: Path, products: Sequence[Product] = ()) -> dict[str, Any]:
+def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str, Any]:
     """The Item as a dictionary; asset links are relative to `base`."""
-    group = store.open_complete(path)
-    facts, geobox = store.facts(group), store.geobox_of(group)
+    record, geobox = mapped.record, mapped.grid
     outline = footprint(geobox)
-    classes = _legend(group)
-    when = facts.get("acquired") or facts["finished"]
+    classes = _legend(mapped)
+    when = record.acquired or record.finished
     return {
         "type": "Feature",
         "stac_version": STAC,
         "stac_extensions": [*SCHEMAS.values(), *([_SOLAR_SYSTEM] if outline.body != "Earth" else [])],
-        "id": shown(path.name.removesuffix(".zarr") or "map"),
+        "id": shown(mapped.name.removesuffix(".zarr") or "map"),
         "geometry": outline.geometry,
         "bbox": outline.bbox,
         "properties": {
             "datetime": _utc(when),
-            "created": _utc(facts["finished"]),
-            "title": f"Land classes of {shown(facts['scene']['name'])}",
+            "created": _utc(record.finished),
+            "title": f"Land classes of {shown(record.scene.name)}",
             **_projection(geobox),
             **({"ssys:targets": [outline.body]} if outline.body != "Earth" else {}),
-            "processing:software": {"ovrs": facts["version"]},
-            "processing:lineage": f"{facts['model']['model']} with {facts['model']['method']}, adapted at test time; "
+            "processing:software": {"ovrs": record.version},
+            "processing:lineage": f"{record.model.model} with {record.model.method}, adapted at test time; "
             f"classes: {', '.join(classes.names)}",
             "processing:level": "L4",
-            **_mlm(facts, classes),
+            **_mlm(record, classes),
         },
         "links": [],
-        "assets": {"map": _map_asset(path, base, geobox, classes), **_assets(products, base, geobox, classes)},
+        "assets": {"map": _map_asset(mapped, base, classes), **_assets(products, base, geobox, classes)},
     }
 
 
@@ -132,13 +133,13 @@ def write_collection(items: Sequence[Path], out: Path, *, name: str, licence: st
     return out
 
 
-def _legend(group: Any) -> _Legend:
-    names, colours = legend(group)
+def _legend(mapped: Map) -> _Legend:
+    names, colours = list(mapped.names), mapped.colours
     classes = [
         {"value": i, "name": word, "title": name, "color_hint": f"{r:02X}{g:02X}{b:02X}"}
         for i, (word, name, (r, g, b)) in enumerate(zip(ascii_words(names), names, colours, strict=True))
     ]
-    return _Legend(classes=classes, names=names, dtype=str(store.array(group, "label").dtype))
+    return _Legend(classes=classes, names=names, dtype=str(mapped.label.dtype))
 
 
 def _projection(geobox: GeoBox) -> dict[str, Any]:
@@ -178,14 +179,13 @@ def _resolution(geobox: GeoBox) -> float:
     return round(float(np.mean(pixel_size_m(geobox))), 9)
 
 
-def _map_asset(path: Path, base: Path, geobox: GeoBox, classes: _Legend) -> dict[str, Any]:
-    version = 3 if (path / "zarr.json").exists() else 2
+def _map_asset(mapped: Map, base: Path, classes: _Legend) -> dict[str, Any]:
     return {
-        "href": _relative(path, base),
-        "type": f"application/vnd.zarr; version={version}",
+        "href": redacted(mapped.place) if mapped.path is None else _relative(mapped.path, base),
+        "type": f"application/vnd.zarr; version={mapped.label.metadata.zarr_format}",
         "title": "Class and confidence (Zarr, multiscale)",
         "roles": ["data"],
-        **_classes_band(geobox, classes),
+        **_classes_band(mapped.grid, classes),
     }
 
 
@@ -220,11 +220,11 @@ def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> dict[
     return asset | (_projection(product.grid) if moved else {})
 
 
-def _mlm(facts: dict[str, Any], classes: _Legend) -> dict[str, Any]:
+def _mlm(record: RunRecord, classes: _Legend) -> dict[str, Any]:
     """The model as the MLM extension describes it."""
-    crop = int(facts["plan"]["crop"])
+    crop = record.plan.crop
     return {
-        "mlm:name": str(facts["model"]["model"]),
+        "mlm:name": record.model.model,
         "mlm:architecture": "Vision Transformer",
         "mlm:tasks": ["semantic-segmentation"],
         "mlm:framework": "pytorch",

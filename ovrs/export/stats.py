@@ -5,23 +5,23 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from ovrs.errors import OptionError
 from ovrs.export import target
-from ovrs.export.cog import legend
 from ovrs.export.marks import PARQUET_KEY, TABLE_COLUMNS
 from ovrs.export.product import TABLE
 from ovrs.names import shown
 from ovrs.scene.aoi import zones as polygons_on_grid
 from ovrs.scene.grid import row_areas_m2
-from ovrs.store import layout as store
 from ovrs.store.pyramid import strips
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ovrs.store.map import Map
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +31,25 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """First characters, also in full width, by which spreadsheets know a formula; tabs and line ends are gone before."""
 
 
-def class_areas(path: Path) -> list[dict[str, Any]]:
-    """Pixels, hectares and percent of each class of a finished map."""
-    group = store.open_complete(path)
-    found: list[dict[str, Any]] = store.facts(group)["classes"]
-    numbers = ({k: c[k] for k in ("pixels", "hectares", "percent")} for c in found)
-    return [{"zone": "map", "class": n, **row} for n, row in zip(legend(group)[0], numbers, strict=True)]
+AreaRow = TypedDict(
+    "AreaRow", {"zone": str, "class": str, "pixels": int, "hectares": float, "percent": float}
+)  # `class` is a keyword
+"""One class in one zone; `percent` counts in the zone's valid ground area."""
 
 
-def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[dict[str, Any]]:
+def class_areas(mapped: Map) -> list[AreaRow]:
+    """Pixels, hectares and percent of each class of a map."""
+    return [
+        {"zone": "map", "class": c.name, "pixels": c.pixels, "hectares": c.hectares, "percent": c.percent}
+        for c in mapped.classes
+    ]
+
+
+def zone_areas(mapped: Map, zones: Path, name_field: str | None = None) -> list[AreaRow]:
     """The same for every polygon of a vector file, which may be in another CRS; zones may overlap.
 
     Args:
-        path: `NAME.zarr`.
+        mapped: The map.
         zones: Anything GDAL opens.
         name_field: Attribute that names a zone. Default: `name` where there is one, else the feature's number.
 
@@ -54,8 +60,7 @@ def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[d
     from rasterio.features import rasterize
     from shapely import STRtree, box
 
-    group = store.open_complete(path)
-    geobox, label, names = store.geobox_of(group), store.array(group, "label"), legend(group)[0]
+    geobox, label, names = mapped.grid, mapped.label, mapped.names
     shapes, attributes = polygons_on_grid(geobox, zones)
     field = name_field or ("name" if "name" in attributes else None)
     if field is not None and field not in attributes:
@@ -77,7 +82,7 @@ def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[d
             pixels[zone] += np.bincount(part[inside], minlength=len(names))
             areas[zone] += np.bincount(part[inside], weight[inside], minlength=len(names))
     if not pixels.any():
-        raise OptionError(f"no polygon of {zones} covers a pixel of {path.name}")
+        raise OptionError(f"no polygon of {zones} covers a pixel of {mapped.name}")
     if empty := [title for title, count in zip(titles, pixels.sum(axis=1), strict=True) if not count]:
         log.warning("%s: no pixel's centre of the map lies in the zones %s", zones, ", ".join(empty[:10]))
     total = np.maximum(areas.sum(axis=1, keepdims=True), 1e-9)
@@ -94,19 +99,19 @@ def zone_areas(path: Path, zones: Path, name_field: str | None = None) -> list[d
     ]
 
 
-def check_table(store_path: Path, out: Path, zones: Path | None = None, *, overwrite: bool = False) -> None:
+def check_table(mapped: Map, out: Path, zones: Path | None = None, *, overwrite: bool = False) -> None:
     """Refuse, before areas are counted, a path that no table of a map may be written to.
 
     Raises:
         OptionError: Neither `.csv` nor `.parquet`, or it may not be replaced (see `target.check`), or it is `zones`.
         OutputError: The folder cannot be written.
     """
-    target.check(store_path, out, TABLE, overwrite=overwrite)
+    target.check(mapped, out, TABLE, overwrite=overwrite)
     if zones is not None and target.same_file(out, zones):
         raise OptionError(f"{out} holds the zones; choose another name for the table")
 
 
-def write_table(rows: list[dict[str, Any]], out: Path) -> Path:
+def write_table(rows: list[AreaRow], out: Path) -> Path:
     """Rows as `.csv` or `.parquet`, whole or not at all; see `check_table` for what may lie there.
 
     A cell of the CSV that a spreadsheet would take for a formula gets an apostrophe before it; Parquet keeps the text.
@@ -129,14 +134,14 @@ def write_table(rows: list[dict[str, Any]], out: Path) -> Path:
     return out
 
 
-def _write_csv(rows: list[dict[str, Any]], out: Path) -> None:
+def _write_csv(rows: list[AreaRow], out: Path) -> None:
     with out.open("w", encoding="utf-8", newline="") as stream:
         table = csv.DictWriter(stream, TABLE_COLUMNS, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         table.writeheader()
         table.writerows({k: harmless(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
 
 
-def _write_parquet(rows: list[dict[str, Any]], out: Path) -> None:
+def _write_parquet(rows: list[AreaRow], out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

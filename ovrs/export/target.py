@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ovrs.errors import OptionError, OutputError, OvrsError
 from ovrs.export import marks
 from ovrs.export.inputs import input_files
-from ovrs.store import layout as store
+from ovrs.store.layout import partial_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ovrs.export.product import Kind
+    from ovrs.store.map import Map
 
 _LONGEST_NAME = 255
 """Bytes of a file name on common file systems."""
@@ -28,11 +29,11 @@ _BESIDE_TIFF = (".msk", ".ovr")
 """Side files by which GDAL would show another picture than the raster's own."""
 
 
-def check(map_path: Path, out: Path, kind: Kind, *, overwrite: bool = False) -> None:
-    """Refuse a path that a product of the map at `map_path` must not be written to; nothing is written or created.
+def check(mapped: Map, out: Path, kind: Kind, *, overwrite: bool = False) -> None:
+    """Refuse a path that a product of a map must not be written to; nothing is written or created.
 
     Args:
-        map_path: `NAME.zarr`, finished.
+        mapped: The map.
         out: The file to write.
         kind: What it is to hold.
         overwrite: Replace also a file that `ovrs` did not write.
@@ -50,19 +51,23 @@ def check(map_path: Path, out: Path, kind: Kind, *, overwrite: bool = False) -> 
     if str(out).encode("utf-8", "replace").decode() != str(out):
         raise OptionError(f"{_said(out)} is no UTF-8 name; GDAL cannot write such names. Choose another name")
     try:
-        _check_place(map_path, out)
-        _check_what_is_there(map_path, out, kind, overwrite=overwrite)
+        _check_place(mapped.path, out)
+        _check_what_is_there(mapped, out, kind, overwrite=overwrite)
     except OvrsError:
         raise
     except OSError as error:
         raise OutputError(f"{_said(out)} cannot be written: {error.strerror or error}") from error
 
 
-def _check_place(map_path: Path, out: Path) -> None:
+def _check_place(map_path: Path | None, out: Path) -> None:
     if len(os.fsencode(out.name)) > _LONGEST_NAME - len(".aux.xml"):
         raise OutputError(f"the name {out.name[:40]}… is too long for a file; choose a shorter one")
     real = Path(os.path.realpath(out))
-    inside = (map_path, store.partial_path(map_path), map_path.with_name(map_path.name.removesuffix(".zarr") + ".run"))
+    inside = (
+        []
+        if map_path is None
+        else [map_path, partial_path(map_path), map_path.with_name(map_path.name.removesuffix(".zarr") + ".run")]
+    )
     for folder in real.parents:
         if any(folder == Path(os.path.realpath(p)) for p in inside) or _is_zarr(folder):
             raise OptionError(f"{_said(out)} lies inside {folder}, which holds a map; choose a path outside it")
@@ -77,8 +82,8 @@ def _is_zarr(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
-def _check_what_is_there(map_path: Path, out: Path, kind: Kind, *, overwrite: bool) -> None:
-    source = input_of(map_path, out)
+def _check_what_is_there(mapped: Map, out: Path, kind: Kind, *, overwrite: bool) -> None:
+    source = input_of(mapped, out)
     if source is not None:
         raise OptionError(f"{_said(out)} is what the map was made from ({_said(source)}); choose another name")
     if kind.suffixes[0] == ".tif":
@@ -103,10 +108,10 @@ def _check_what_is_there(map_path: Path, out: Path, kind: Kind, *, overwrite: bo
         )
 
 
-def input_of(map_path: Path, out: Path) -> Path | None:
+def input_of(mapped: Map, out: Path) -> Path | None:
     """The file or folder that the map was made from which `out` is, or lies in; None for all other paths."""
     parents = Path(os.path.realpath(out)).parents
-    for path in input_files(store.facts(store.open_complete(map_path))):
+    for path in input_files(mapped.record.uri, mapped.record.options.scene.get("aoi")):
         if same_file(out, path) or (path.is_dir() and path in parents):
             return path
     return None

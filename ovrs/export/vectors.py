@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
+from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import OptionError, OutputError
 from ovrs.export import geopackage, target
-from ovrs.export.cog import legend
 from ovrs.export.product import POLYGONS, Product
 from ovrs.export.sld import categorised_style
 from ovrs.export.vector_files import LAYER, open_sink
 from ovrs.scene.grid import Window, row_areas_m2
-from ovrs.store import layout as store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from ovrs.store.map import Map
 
 BLOCK = 2048
 SIMPLIFY_LIMIT = 3_000_000
@@ -53,7 +53,7 @@ class Piece:
 
 
 def check_vectors(
-    path: Path,
+    mapped: Map,
     out: Path,
     *,
     min_area: float = 0.0,
@@ -70,14 +70,14 @@ def check_vectors(
     """
     if not (math.isfinite(min_area) and math.isfinite(simplify)):
         raise OptionError("--min-area and --simplify must be finite numbers")
-    target.check(path, out, POLYGONS, overwrite=overwrite)
+    target.check(mapped, out, POLYGONS, overwrite=overwrite)
     if out.suffix.lower() == ".gpkg":
         geopackage.check_layer_name(layer)
         geopackage.check_layer(out, layer, overwrite=overwrite)
 
 
 def write_vectors(
-    path: Path,
+    mapped: Map,
     out: Path,
     *,
     min_area: float = 0.0,
@@ -86,10 +86,10 @@ def write_vectors(
     layer: str = LAYER,
     overwrite: bool = False,
 ) -> Product:
-    """Write the polygons of a finished store.
+    """Write the polygons of a map.
 
     Args:
-        path: `NAME.zarr`.
+        mapped: The map.
         out: `*.gpkg` or `*.parquet`; appears when it is complete. Other layers of a GeoPackage stay.
         min_area: Square metres of true ground area; smaller polygons are left out.
         simplify: Tolerance in units of the CRS; borders between neighbours stay shared. Needs all polygons in memory.
@@ -102,22 +102,20 @@ def write_vectors(
 
     Raises:
         OptionError: See `check_vectors`, or too many polygons to simplify.
-        StoreError: The store is not finished, or `out` cannot be written.
+        StoreError: The map is damaged, or `out` cannot be written.
     """
     from pyogrio.errors import DataLayerError, DataSourceError
 
-    check_vectors(path, out, min_area=min_area, simplify=simplify, layer=layer, overwrite=overwrite)
-    group = store.open_complete(path)
-    names, colours = legend(group)
-    geobox, count = store.geobox_of(group), 0
+    check_vectors(mapped, out, min_area=min_area, simplify=simplify, layer=layer, overwrite=overwrite)
+    geobox, count = mapped.grid, 0
     with target.replaced(out) as temporary:
         in_package = temporary.suffix == ".gpkg"
         before = _state(out)
         if in_package and before is not None and geopackage.is_geopackage(out):
             geopackage.copy_into(out, temporary)
         try:
-            sink = open_sink(temporary, names, colours, geobox.crs, layer)
-            found: Iterator[Piece] = (p for p in components(group, block) if p.area_m2 >= min_area)
+            sink = open_sink(temporary, mapped.names, mapped.colours, geobox.crs, layer)
+            found: Iterator[Piece] = (p for p in components(mapped, block) if p.area_m2 >= min_area)
             if simplify > 0:
                 found = iter(_simplified(list(found), simplify, geobox.affine))
             for piece in found:
@@ -127,7 +125,7 @@ def write_vectors(
         except (DataSourceError, DataLayerError) as error:
             raise OutputError(f"{out} cannot be written: {error}") from error
         if in_package:
-            geopackage.add_style(temporary, layer, categorised_style(names, colours))
+            geopackage.add_style(temporary, layer, categorised_style(mapped.names, mapped.colours))
         if _state(out) != before:
             raise OutputError(f"{out} changed while polygons were added; it stays as it is now. Run the command again")
     return Product(path=out, kind=POLYGONS, features=count)
@@ -141,11 +139,10 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def components(group: Any, block: int = BLOCK) -> Iterator[Piece]:
+def components(mapped: Map, block: int = BLOCK) -> Iterator[Piece]:
     """Every 4-connected component of equal labels as one polygon, in the order in which they close."""
-    label, confidence, geobox = store.array(group, "label"), store.array(group, "confidence"), store.geobox_of(group)
+    label, confidence, geobox, nodata = mapped.label, mapped.confidence, mapped.grid, mapped.nodata
     height, width = label.shape
-    nodata = label_nodata(len(legend(group)[0]))
     forest = _Forest()
     above: NDArray[np.int64] | None = None  # component numbers along the bottom of the row of blocks before
     for top in range(0, height, block):

@@ -12,6 +12,7 @@ from ovrs.errors import OptionError, StoreError
 from ovrs.run import adaptation, verify
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.place import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,5 +80,5 @@ def _is_run(run: RunDir) -> bool:
 def _is_store(out: Path, run: RunDir) -> bool:
     try:
         return "ovrs" in zarr.open_group(out, mode="r", use_consolidated=False).attrs
-    except store.UNREADABLE:
+    except UNREADABLE:
         return _is_run(run) if run.path.exists() else False

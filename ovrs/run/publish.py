@@ -13,25 +13,20 @@ import posixpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs.errors import OptionError, OutputError, OvrsError, StoreError, told
+from ovrs.errors import OutputError, OvrsError, StoreError, told
 from ovrs.provenance import canonical
 from ovrs.redact import redacted
 from ovrs.run import verify
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.map import open_map
+from ovrs.store.place import filesystem
+from ovrs.store.place import is_remote as is_remote
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 log = logging.getLogger(__name__)
-
-_ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
-_MANIFEST = "publish.json"
-
-
-def is_remote(target: str | Path) -> bool:
-    """Whether a target is a URL and not a path of this machine."""
-    return "://" in str(target)
 
 
 def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
@@ -48,10 +43,12 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
     Raises:
         StoreError: `source` is not complete or is damaged, or another map is at `url`, or it cannot be written.
     """
-    facts = store.facts(store.open_complete(source))
-    digest = short({**facts["digest"], **({"holes": ",".join(facts["holes"])} if facts.get("holes") else {})})
+    with open_map(source) as mapped:
+        record = mapped.record
+    holes = {"holes": ",".join(record.holes)} if record.holes else {}
+    digest = short({**record.digest, **holes})
     _require_whole(source)
-    files, root = _filesystem(url)
+    files, root = filesystem(url)
     plan = {p.relative_to(source).as_posix(): p.stat().st_size for p in sorted(source.rglob("*")) if p.is_file()}
     try:
         there = _begun(files, root)
@@ -65,11 +62,11 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
         if there is None:
             files.makedirs(root, exist_ok=True)
             files.pipe_file(
-                posixpath.join(root, _MANIFEST), json.dumps({"digest": digest, "files": len(plan)}).encode()
+                posixpath.join(root, store.PUBLISHING), json.dumps({"digest": digest, "files": len(plan)}).encode()
             )
         present = _sizes(files, root)
         missing = [name for name, size in plan.items() if present.get(name) != size]
-        last = [name for name in _ROOT_FILES if name in plan]
+        last = [name for name in store.ROOT_FILES if name in plan]
         for name in [n for n in missing if n not in last]:
             _put(files, source / name, posixpath.join(root, name))
         for name in [n for n in last if n in missing or missing]:
@@ -110,7 +107,7 @@ def published_facts(url: str) -> dict[str, Any] | None:
     Raises:
         StoreError: The place cannot be read.
     """
-    files, root = _filesystem(url)
+    files, root = filesystem(url)
     try:
         for name in ("zarr.json", ".zattrs"):
             file = posixpath.join(root, name)
@@ -130,23 +127,8 @@ def staging_path(url: str, folder: Path) -> Path:
     return folder / f"{name}-{hashlib.sha256(redacted(url).encode()).hexdigest()[:8]}.zarr"
 
 
-def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    import fsspec
-
-    try:
-        files, root = fsspec.core.url_to_fs(url)
-    except OSError as error:
-        raise StoreError(f"{url} cannot be reached: {told(error)}") from error
-    except (ImportError, ValueError) as error:
-        raise OptionError(
-            f'{url}: {error}. For s3:// install "ovrs[s3]", for others the fsspec package it names'
-        ) from error
-    files.invalidate_cache()
-    return files, root.rstrip("/")
-
-
 def _begun(files: AbstractFileSystem, root: str) -> str | None:
-    file = posixpath.join(root, _MANIFEST)
+    file = posixpath.join(root, store.PUBLISHING)
     if files.exists(file):
         try:
             return str(json.loads(files.cat_file(file))["digest"])

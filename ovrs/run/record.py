@@ -10,6 +10,7 @@ from ovrs.provenance import NUMERICS, canonical, digest, versions
 from ovrs.redact import cleaned
 from ovrs.run.adaptation import facts_of
 from ovrs.scene.grid import has_ground, pixel_size_m
+from ovrs.store.record import ClassArea, RunDescription, RunRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,11 +79,10 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "numerics": NUMERICS,
         "digest": digest(parts),
     }
-    found: dict[str, Any] = cleaned(description)
-    return found
+    return RunDescription.model_validate(cleaned(description)).dump()
 
 
-def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> dict[str, Any]:
+def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> RunRecord:
     """The description plus results summed over the markers: areas, confidence, events, holes."""
     names = job.spec.vocabulary.class_names
     pixels, areas = [0] * len(names), [0.0] * len(names)
@@ -95,7 +95,7 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> di
             events[event] = events.get(event, 0) + count
     total, ground = sum(pixels), sum(areas)
     confidence = sum(r.confidence_sum for r in records.values())
-    return {
+    found = {
         **job.run_dir.description(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(r.seconds for r in records.values()), 1),
@@ -106,19 +106,20 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> di
         "valid_pixels": total,
         "mean_confidence": round(confidence / (200 * total), 4) if total else None,
         "classes": [
-            {
-                "name": n,
-                "pixels": p,
-                "hectares": round(a / 1e4, 4),
-                "percent": round(100 * a / ground, 3) if ground else 0.0,
-            }
-            for n, p, a in zip(names, pixels, areas, strict=True)
+            ClassArea(
+                name=name,
+                pixels=count,
+                hectares=round(area / 1e4, 4),
+                percent=round(100 * area / ground, 3) if ground else 0.0,
+            )
+            for name, count, area in zip(names, pixels, areas, strict=True)
         ],
     }
+    return RunRecord.model_validate(found)
 
 
-def settled(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a map. Those of an earlier finish stay, with their times, where nothing but times would change."""
-    clock = ("finished", "seconds")
+def settled(record: RunRecord, before: dict[str, Any]) -> dict[str, Any]:
+    """The attribute `ovrs` of a map. The facts of an earlier finish stay, with their times, where nothing but times would change."""
+    clock, now = ("finished", "seconds"), record.dump()
     same = canonical({**now, **dict.fromkeys(clock)}) == canonical({**before, **dict.fromkeys(clock)})
     return before if same else now

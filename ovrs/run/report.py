@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs.run.rundir import RunDir
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovrs.run.rundir import BlockRecord
+    from ovrs.store.map import Map
+    from ovrs.store.record import RunRecord
 
 
 @contextmanager
@@ -82,13 +84,13 @@ def status_of(out: Path) -> Status:
     return Status(complete, "\n".join(lines))
 
 
-def area_lines(facts: dict[str, Any]) -> list[str]:
+def area_lines(record: RunRecord) -> list[str]:
     """One line per class with hectares and percent."""
-    width = max([5, *(len(c["name"]) for c in facts.get("classes", []))])
+    width = max([5, *(len(c.name) for c in record.classes)])
     lines = [f"{'class':{width}}  {'hectares':>12}  {'percent':>7}"]
-    lines += [f"{c['name']:{width}}  {c['hectares']:12.2f}  {c['percent']:7.2f}" for c in facts.get("classes", [])]
-    if facts.get("holes"):
-        lines.append(f"INCOMPLETE: {len(facts['holes'])} blocks are missing and no data: {', '.join(facts['holes'])}")
+    lines += [f"{c.name:{width}}  {c.hectares:12.2f}  {c.percent:7.2f}" for c in record.classes]
+    if record.holes:
+        lines.append(f"INCOMPLETE: {len(record.holes)} blocks are missing and no data: {', '.join(record.holes)}")
     return lines
 
 
@@ -100,39 +102,35 @@ def _whose(provenance: dict[str, str]) -> str:
     return f"; preset {provenance['preset']}; words: {provenance['words']}{sentences}"
 
 
-def info_of(out: Path, *, as_json: bool = False) -> str:
-    """Provenance and content of a finished store as text or JSON.
-
-    Raises:
-        StoreError: The store is missing or unfinished.
-    """
-    from ovrs.store import layout as store
-
-    facts = store.facts(store.open_complete(out))
+def info_of(mapped: Map, *, as_json: bool = False) -> str:
+    """Provenance and content of a map as text or JSON."""
+    record = mapped.record
     if as_json:
-        return json.dumps(facts, indent=1)
-    grid, model, scene, size = facts["grid"], facts["model"], facts["scene"], facts["pixel_size_m"]
+        return json.dumps(record.dump(), indent=1)
+    grid, model, scene, size = record.grid, record.model, record.scene, record.pixel_size_m
+    told = model.dump()
+    stretch = record.radiometry.stretch
     lines = [
-        f"map        {out}",
-        f"scene      {facts['uri']}  {scene['width']}x{scene['height']}, {scene['count']} bands {scene['dtypes'][0]}",
-        f"grid       {grid['shape'][1]}x{grid['shape'][0]} px, {size[0]:.4g} x {size[1]:.4g} m, EPSG:{grid['epsg']}; {facts['grid_note']}",
-        f"bands      {','.join(map(str, facts['radiometry']['bands']))}; stretch {facts['radiometry']['stretch'] or 'none'}",
-        f"model      {model.get('model')}  weights sha256 {str(model.get('weights'))[:16]}…",
-        "method     " + ", ".join(f"{k}={v}" for k, v in model.items() if k not in ("model", "weights")),
-        f"rule       background {facts['rule']['background']}, threshold {facts['rule']['threshold']}",
-        f"run        {facts['begun']} to {facts['finished']}, {facts['blocks']} blocks, {facts['seconds']} s, ovrs {facts['version']}",
-        f"tiles      {', '.join(f'{k} {v}' for k, v in sorted(facts['tile_events'].items())) or '-'}",
-        f"versions   {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}",
-        f"digest     {', '.join(f'{k} {v}' for k, v in facts['digest'].items())}",
-        f"confidence {facts['mean_confidence']} mean over {facts['valid_pixels']} valid pixels",
+        f"map        {mapped.place}",
+        f"scene      {record.uri}  {scene.width}x{scene.height}, {scene.count} bands {scene.dtypes[0]}",
+        f"grid       {grid.shape[1]}x{grid.shape[0]} px, {size[0]:.4g} x {size[1]:.4g} m, EPSG:{grid.epsg}; {record.grid_note}",
+        f"bands      {','.join(map(str, record.radiometry.bands))}; stretch {'none' if stretch is None else stretch.dump()}",
+        f"model      {model.model}  weights sha256 {str(model.weights)[:16]}…",
+        "method     " + ", ".join(f"{k}={v}" for k, v in told.items() if k not in ("model", "weights")),
+        f"rule       background {record.rule.background}, threshold {record.rule.threshold}",
+        f"run        {record.begun} to {record.finished}, {record.blocks} blocks, {record.seconds} s, ovrs {record.version}",
+        f"tiles      {', '.join(f'{k} {v}' for k, v in sorted(record.tile_events.items())) or '-'}",
+        f"versions   {', '.join(f'{k} {v}' for k, v in record.versions.items())}",
+        f"digest     {', '.join(f'{k} {v}' for k, v in record.digest.items())}",
+        f"confidence {record.mean_confidence} mean over {record.valid_pixels} valid pixels",
         "",
-        *area_lines(facts),
+        *area_lines(record),
         "",
-        f"prompts    vocabulary {facts['vocabulary']['name']}" + _whose(facts["vocabulary"].get("provenance", {})),
+        f"prompts    vocabulary {record.vocabulary.name}{_whose(record.vocabulary.provenance)}",
     ]
-    for entry in facts["vocabulary"]["classes"]:
-        asked = ", ".join(entry.get("asked") or [entry["name"], *entry["synonyms"]])
-        name = f"{entry['name']}: " if entry.get("asked") else ""
-        lines.append(f"  {name}{asked}  [{entry['prompt_source']}]")
-        lines += [f"      {sentence}" for sentence in entry["descriptions"]]
+    for entry in record.vocabulary.classes:
+        asked = ", ".join(entry.asked or [entry.name, *entry.synonyms])
+        name = f"{entry.name}: " if entry.asked else ""
+        lines.append(f"  {name}{asked}  [{entry.prompt_source}]")
+        lines += [f"      {sentence}" for sentence in entry.descriptions]
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from ovrs.run import overwrite
 from ovrs.run.publish import is_remote, published_facts
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.place import UNREADABLE
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -49,7 +50,7 @@ def content_at(out: str) -> str:
     if is_remote(out):
         facts = published_facts(out)
     elif Path(out).exists():
-        with contextlib.suppress(*store.UNREADABLE):
+        with contextlib.suppress(*UNREADABLE):
             facts = store.facts(store.opened(Path(out)))
     scene = (facts or {}).get("scene")
     return str(scene.get("sha256", "")) if isinstance(scene, dict) else ""

@@ -6,94 +6,9 @@ import re
 from typing import Any
 
 import zarr
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-
-class _Class(BaseModel):
-    name: str
-    pixels: int
-    hectares: float
-    percent: float
-
-
-class _Entry(BaseModel):
-    name: str
-    synonyms: list[str]
-    descriptions: list[str]
-    prompt_source: str
-
-
-class _Vocabulary(BaseModel):
-    name: str
-    classes: list[_Entry]
-
-
-class _Grid(BaseModel):
-    epsg: int | None
-    shape: tuple[int, int]
-    aoi: Any
-
-
-class _Scene(BaseModel):
-    name: str
-    width: int
-    height: int
-    count: int
-    dtypes: list[str]
-
-
-class _Radiometry(BaseModel):
-    bands: list[int]
-    stretch: dict[str, Any] | None
-
-
-class _Rule(BaseModel):
-    background: int | None
-    threshold: float
-
-
-class _Options(BaseModel):
-    scene: dict[str, Any]
-
-
-class _Model(BaseModel):
-    model: str
-    method: str
-
-
-class _Plan(BaseModel):
-    crop: int
-    stride: int
-
-
-class _Facts(BaseModel):
-    """What readers take from the `ovrs` attribute; it holds more."""
-
-    version: str
-    uri: str
-    begun: str
-    finished: str
-    seconds: float
-    blocks: int
-    holes: list[str]
-    scene: _Scene
-    grid: _Grid
-    grid_note: str
-    pixel_size_m: tuple[float, float]
-    radiometry: _Radiometry
-    plan: _Plan
-    model: _Model
-    rule: _Rule
-    composed_prompts: list[str]
-    vocabulary: _Vocabulary
-    options: _Options
-    versions: dict[str, str]
-    digest: dict[str, str]
-    tile_events: dict[str, int]
-    valid_pixels: int
-    mean_confidence: float | None
-    classes: list[_Class]
-
+from ovrs.store.record import RunRecord
 
 _GRID = TypeAdapter(tuple[float, float, float, float, float, float])
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
@@ -104,7 +19,7 @@ def fault_of(group: zarr.Group) -> str:
     """What is wrong with the metadata of a finished store's root group; empty when nothing is."""
     try:
         attributes: dict[str, Any] = dict(group.attrs)
-        _Facts.model_validate(attributes["ovrs"])
+        record = RunRecord.model_validate(attributes["ovrs"])
         if "score" in group and not isinstance(group["score"], zarr.Array):
             return "score is no array"
         levels = [item["asset"] for item in attributes.get("multiscales", {}).get("layout", [])]
@@ -112,6 +27,9 @@ def fault_of(group: zarr.Group) -> str:
             fault = _level_fault(group if level == "." else group[level], level)
             if fault:
                 return fault
+        named: Any = group["label"].attrs["class_names"]
+        if len(named) != len(record.classes):
+            return f"the attribute 'ovrs' tells areas of {len(record.classes)} classes, the labels have {len(named)}"
     except ValidationError as error:
         first = error.errors()[0]
         return f"the attribute 'ovrs' is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})"

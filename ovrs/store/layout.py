@@ -17,7 +17,6 @@ import logging
 import shutil
 import uuid
 import warnings
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +29,7 @@ from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype,
 from ovrs.errors import GridMismatchError, StoreError
 from ovrs.names import cf_words
 from ovrs.store import codec, geozarr, intact
+from ovrs.store.place import UNREADABLE, is_fault_of_reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 codec.install()
 
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, zlib.error)
-"""What zarr and its codecs raise for damaged files."""
+PUBLISHING = "publish.json"
+"""File of a place that a map is published to; the root metadata come last."""
 
 ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
 """Metadata of the root group, in formats 3 and 2."""
@@ -259,7 +259,9 @@ class Layer(zarr.Array[Any]):
     def __getitem__(self, selection: Any) -> Any:
         try:
             return super().__getitem__(selection)
-        except UNREADABLE as error:
+        except Exception as error:
+            if not is_fault_of_reading(error):
+                raise
             raise StoreError(
                 f"{self.store_path} holds a damaged chunk ({type(error).__name__}: {error}); "
                 f"`ovrs verify` names it, `ovrs repair` computes it again"
@@ -347,6 +349,8 @@ def open_complete(path: Path) -> zarr.Group:
     Raises:
         StoreError: Missing, unfinished (says how to resume), damaged, or not written by `ovrs`.
     """
+    if path.name.endswith(".zarr.partial"):
+        path = path.with_name(path.name.removesuffix(".partial"))
     if not path.exists():
         partial = partial_path(path)
         if partial.exists():
@@ -355,14 +359,21 @@ def open_complete(path: Path) -> zarr.Group:
             )
         raise StoreError(f"no store at {path}")
     group = opened(path)
+    require_finished(group, path, f"`ovrs verify {path}` names the damaged files, `ovrs repair {path}` restores them")
+    return group
+
+
+def require_finished(group: zarr.Group, place: Path | str, way_out: str) -> None:
+    """Refuse a group that is no finished map.
+
+    Raises:
+        StoreError: Not written by `ovrs`, or damaged; the message ends with `way_out`.
+    """
     if "ovrs" not in group.attrs:
-        raise StoreError(f"{path} is a Zarr group, but not one that ovrs wrote (no 'ovrs' attribute)")
+        raise StoreError(f"{place} is a Zarr group, but not one that ovrs wrote (no 'ovrs' attribute)")
     fault = intact.fault_of(group)
     if fault:
-        raise StoreError(
-            f"{path}: {fault}; `ovrs verify {path}` names the damaged files, `ovrs repair {path}` restores them"
-        )
-    return group
+        raise StoreError(f"{place}: {fault}; {way_out}")
 
 
 def partial_path(path: Path) -> Path:

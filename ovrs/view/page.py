@@ -6,17 +6,19 @@ import base64
 import html
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs.export import target
-from ovrs.export.cog import legend
 from ovrs.export.product import PAGE
 from ovrs.export.quicklook import draw_quicklook
 from ovrs.names import shown
-from ovrs.store import layout as store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from ovrs.store.map import Map, MapClass
+    from ovrs.store.record import RunRecord
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;color:#222}
 img{max-width:100%;border:1px solid #ccc}
@@ -29,73 +31,71 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:#f6f6f4;padding:10px;overflow-x:auto;font-size:13px}"""
 
 
-def write_report(path: Path, out: Path, *, overwrite: bool = False) -> Path:
-    """Write the report of a finished map.
+def write_report(mapped: Map, out: Path, *, overwrite: bool = False) -> Path:
+    """Write the report of a map.
 
     Args:
-        path: `NAME.zarr`.
+        mapped: The map.
         out: `NAME.html`; appears when it is complete.
         overwrite: Replace also a file that `ovrs` did not write.
 
     Raises:
         OptionError: `out` may not be replaced (see `target.check`).
-        StoreError: The map is not finished, or `out` cannot be written.
+        StoreError: The map is damaged, or `out` cannot be written.
     """
-    target.check(path, out, PAGE, overwrite=overwrite)
-    group = store.open_complete(path)
-    colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in legend(group)[1]]
-    target.write_text(out, _page(path.name, store.facts(group), colours, _picture(path)))
+    target.check(mapped, out, PAGE, overwrite=overwrite)
+    target.write_text(out, _page(mapped.name, mapped.record, mapped.classes, _picture(mapped)))
     return out
 
 
-def warnings_of(facts: dict[str, Any]) -> list[str]:
+def warnings_of(record: RunRecord) -> list[str]:
     """What a reader should know before trusting the map."""
     found = []
-    if facts.get("holes"):
-        found.append(f"{len(facts['holes'])} blocks are missing and shown as no data: {', '.join(facts['holes'][:10])}")
-    if facts.get("composed_prompts"):
+    if record.holes:
+        found.append(f"{len(record.holes)} blocks are missing and shown as no data: {', '.join(record.holes[:10])}")
+    if record.composed_prompts:
         found.append(
-            f"The descriptions of these classes are composed from their names: {', '.join(facts['composed_prompts'])}"
+            f"The descriptions of these classes are composed from their names: {', '.join(record.composed_prompts)}"
         )
-    if facts.get("asked_by_name"):
-        found.append(f"No library knows these classes; they are asked for by name: {', '.join(facts['asked_by_name'])}")
-    if facts.get("aoi_note"):
-        found.append(str(facts["aoi_note"]))
-    if "resampled" in str(facts.get("grid_note")):
-        found.append(str(facts["grid_note"]))
-    if facts["model"].get("model") == "sam3-tiny":
+    if record.asked_by_name:
+        found.append(f"No library knows these classes; they are asked for by name: {', '.join(record.asked_by_name)}")
+    if record.aoi_note:
+        found.append(record.aoi_note)
+    if "resampled" in record.grid_note:
+        found.append(record.grid_note)
+    if record.model.model == "sam3-tiny":
         found.append("The model has random weights; the map means nothing")
-    if facts["model"].get("prior_reason") and facts["model"].get("prior_weight_used") == 0:
-        found.append(f"The semantic prior is off: {facts['model']['prior_reason']}")
-    events = {k: v for k, v in facts.get("tile_events", {}).items() if k != "adapted"}
+    if record.model.prior_reason and record.model.prior_weight_used == 0:
+        found.append(f"The semantic prior is off: {record.model.prior_reason}")
+    events = {k: v for k, v in record.tile_events.items() if k != "adapted"}
     if events:
         found.append("Tiles reported: " + ", ".join(f"{k} ({v})" for k, v in sorted(events.items())))
     return found
 
 
-def _page(name: str, facts: dict[str, Any], colours: list[str], picture: str) -> str:
+def _page(name: str, record: RunRecord, classes: Sequence[MapClass], picture: str) -> str:
     rows = "".join(
-        f'<tr><td><span class="c" style="background:{colour}"></span><bdi>{_text(shown(c["name"]))}</bdi></td>'
-        f'<td class="n">{c["hectares"]:,.2f}</td><td class="n">{c["percent"]:.2f}</td><td><div class="bar">'
-        f'<i style="width:{min(100.0, c["percent"]):.1f}%;background:{colour}"></i></div></td></tr>'
-        for c, colour in sorted(zip(facts["classes"], colours, strict=True), key=lambda pair: -pair[0]["percent"])
+        f'<tr><td><span class="c" style="background:{c.hex}"></span><bdi>{_text(c.name)}</bdi></td>'
+        f'<td class="n">{c.hectares:,.2f}</td><td class="n">{c.percent:.2f}</td><td><div class="bar">'
+        f'<i style="width:{min(100.0, c.percent):.1f}%;background:{c.hex}"></i></div></td></tr>'
+        for c in sorted(classes, key=lambda c: -c.percent)
     )
-    warned = "".join(f"<li>{_text(w)}</li>" for w in warnings_of(facts))
+    warned = "".join(f"<li>{_text(w)}</li>" for w in warnings_of(record))
     about = {
-        "Scene": facts["scene"]["name"],
-        "Grid": f"{facts['grid']['shape'][1]} × {facts['grid']['shape'][0]} px of {facts['pixel_size_m'][0]:.3g} m",
-        "CRS": f"EPSG:{facts['grid']['epsg']}" if facts["grid"]["epsg"] else "see below",
-        "Model": facts["model"]["model"],
-        "Method": facts["model"]["method"],
-        "Weights (SHA-256)": facts["model"].get("weights", "–"),
-        "Mean confidence": facts["mean_confidence"],
-        "Blocks": facts["blocks"],
-        "Computing time": f"{facts['seconds']} s",
-        "Finished": facts["finished"],
-        "ovrs": facts["version"],
+        "Scene": record.scene.name,
+        "Grid": f"{record.grid.shape[1]} × {record.grid.shape[0]} px of {record.pixel_size_m[0]:.3g} m",
+        "CRS": f"EPSG:{record.grid.epsg}" if record.grid.epsg else "see below",
+        "Model": record.model.model,
+        "Method": record.model.method,
+        "Weights (SHA-256)": record.model.weights or "–",
+        "Mean confidence": record.mean_confidence,
+        "Blocks": record.blocks,
+        "Computing time": f"{record.seconds} s",
+        "Finished": record.finished,
+        "ovrs": record.version,
     }
     table = "".join(f"<tr><th>{_text(k)}</th><td>{_text(str(v))}</td></tr>" for k, v in about.items())
-    details = json.dumps({k: v for k, v in facts.items() if k != "classes"}, indent=1, default=str)
+    details = json.dumps({k: v for k, v in record.dump().items() if k != "classes"}, indent=1)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="generator" content="ovrs"><title>{_text(name)}</title><style>{STYLE}</style></head><body>\n'
@@ -108,9 +108,9 @@ def _page(name: str, facts: dict[str, Any], colours: list[str], picture: str) ->
     )
 
 
-def _picture(path: Path) -> str:
+def _picture(mapped: Map) -> str:
     stream = io.BytesIO()
-    draw_quicklook(path).save(stream, "JPEG", quality=85)
+    draw_quicklook(mapped).save(stream, "JPEG", quality=85)
     return base64.b64encode(stream.getvalue()).decode()
 
 

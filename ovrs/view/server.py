@@ -15,7 +15,7 @@ from ovrs.errors import GridMismatchError, OptionError, OvrsError
 from ovrs.view.tiles import MapTiles
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from ovrs.store.map import Map
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +46,20 @@ class Viewer(ThreadingHTTPServer):
         return f"http://{host}:{self.server_address[1]}/"
 
 
-def open_viewer(store: Path, before: Path | None, host: str, port: int) -> Viewer:
+def open_viewer(mapped: Map, before: Map | None, host: str, port: int) -> Viewer:
     """A server that is bound but not serving yet.
 
     Raises:
-        StoreError: A map is not finished.
         GridMismatchError: The two maps lie on different grids.
         OptionError: The port is taken.
     """
-    maps = {"map": MapTiles(store)}
+    maps = {"map": MapTiles(mapped)}
     if before is not None:
         maps["before"] = MapTiles(before)
-        one, other = (m.geobox for m in maps.values())
+        one, other = (m.map.grid for m in maps.values())
         if one.shape != other.shape or one.affine != other.affine or one.crs != other.crs:
             raise GridMismatchError(
-                f"{store.name} and {before.name} lie on different grids and cannot be compared here"
+                f"{mapped.name} and {before.name} lie on different grids and cannot be compared here"
             )
     try:
         return Viewer((host, port), maps)
@@ -70,9 +69,9 @@ def open_viewer(store: Path, before: Path | None, host: str, port: int) -> Viewe
         ) from error
 
 
-def serve(store: Path, before: Path | None, host: str, port: int, *, open_browser: bool) -> None:
+def serve(mapped: Map, before: Map | None, host: str, port: int, *, open_browser: bool) -> None:
     """Serve until interrupted (errors as `open_viewer`)."""
-    server = open_viewer(store, before, host, port)
+    server = open_viewer(mapped, before, host, port)
     print(f"viewer: {server.url}  (Ctrl-C ends it)", flush=True)
     if open_browser:
         webbrowser.open(server.url)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_nodata
+from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import OvrsError
-from ovrs.export.cog import legend
-from ovrs.options import SceneOptions
-from ovrs.scene.opening import open_scene
-from ovrs.store import layout as store
+from ovrs.scene.grid import Window
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
+
+    from ovrs.scene.raster import RasterScene
+    from ovrs.store.layout import Layer
+    from ovrs.store.map import Map
+
+log = logging.getLogger(__name__)
 
 TILE = 256
 
@@ -27,49 +29,38 @@ TILE = 256
 class MapTiles:
     """One map. Tile (z, x, y) covers 256 pixels of overview level z, level 0 being the full resolution."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.group = store.open_complete(path)
-        self.facts, self.geobox = store.facts(self.group), store.geobox_of(self.group)
-        self.names, self.colours = legend(self.group)
-        self.levels = [0]
-        while f"{2 ** (len(self.levels))}" in self.group:
-            self.levels.append(len(self.levels))
-        self.nodata = label_nodata(len(self.names))
+    def __init__(self, mapped: Map) -> None:
+        self.map = mapped
         self.lock = threading.Lock()
-        self.scene: Any = None
+        self.scene: RasterScene | None = None
         try:
-            self.scene = open_scene(self.facts["uri"], SceneOptions.model_validate(self.facts["options"]["scene"]))
+            self.scene = mapped.scene()
         except OvrsError as error:
-            self.scene_missing = str(error)
+            log.warning("the viewer shows the map alone: %s", error)
 
     def describe(self) -> dict[str, Any]:
         """What the page needs to know."""
+        grid, record = self.map.grid, self.map.record
         return {
-            "name": self.path.name,
-            "shape": [self.geobox.height, self.geobox.width],
-            "levels": len(self.levels),
+            "name": self.map.name,
+            "shape": [grid.height, grid.width],
+            "levels": len(self.map.factors),
             "tile": TILE,
-            "pixel_m": self.facts["pixel_size_m"][0],
-            "crs": None if self.geobox.crs is None else (self.facts["grid"]["epsg"] or "custom"),
-            "transform": [float(v) for v in self.geobox.affine[:6]],
+            "pixel_m": record.pixel_size_m[0],
+            "crs": None if grid.crs is None else (record.grid.epsg or "custom"),
+            "transform": [float(v) for v in grid.affine[:6]],
             "image": self.scene is not None,
-            "scores": "score" in self.group,
-            "model": f"{self.facts['model']['model']}, {self.facts['model']['method']}",
+            "scores": self.map.scores is not None,
+            "model": f"{record.model.model}, {record.model.method}",
             "classes": [
-                {
-                    "name": n,
-                    "colour": f"#{r:02x}{g:02x}{b:02x}",
-                    "hectares": area["hectares"],
-                    "percent": area["percent"],
-                }
-                for n, (r, g, b), area in zip(self.names, self.colours, self.facts["classes"], strict=True)
+                {"name": c.name, "colour": c.hex, "hectares": c.hectares, "percent": c.percent}
+                for c in self.map.classes
             ],
         }
 
     def tile(self, layer: str, z: int, x: int, y: int, hidden: frozenset[int] = frozenset()) -> bytes | None:
         """PNG of one tile, None outside the map or for a layer that is not there."""
-        if z not in self.levels:
+        if not 0 <= z < len(self.map.factors):
             return None
         if layer == "image":
             return self._image(z, x, y)
@@ -78,9 +69,9 @@ class MapTiles:
         if part is None:
             return None
         if layer == "classes":
-            table = np.zeros((self.nodata + 1, 4), np.uint8)
-            table[: len(self.colours), :3], table[: len(self.colours), 3] = self.colours, 255
-            table[[h for h in hidden if h < len(self.colours)], 3] = 0
+            table = np.zeros((self.map.nodata + 1, 4), np.uint8)
+            table[: len(self.map.colours), :3], table[: len(self.map.colours), 3] = self.map.colours, 255
+            table[[h for h in hidden if h < len(self.map.colours)], 3] = 0
             return _png(table[part])
         shade = np.round(part.astype(np.float32) * 255 / CONFIDENCE_SCALE).clip(0, 255).astype(np.uint8)
         alpha = np.where(part == CONFIDENCE_NODATA, 0, 255).astype(np.uint8)
@@ -88,22 +79,22 @@ class MapTiles:
 
     def at(self, row: int, col: int) -> dict[str, Any] | None:
         """Class, confidence and, where stored, all scores of one pixel."""
-        if not (0 <= row < self.geobox.height and 0 <= col < self.geobox.width):
+        if not (0 <= row < self.map.grid.height and 0 <= col < self.map.grid.width):
             return None
         label = int(np.asarray(self._array("label", 0)[row, col]))
-        if label >= len(self.names):
+        if label >= len(self.map.names):
             return {"class": None}
         sure = int(np.asarray(self._array("confidence", 0)[row, col])) / CONFIDENCE_SCALE
-        found: dict[str, Any] = {"class": self.names[label], "confidence": round(sure, 3)}
-        if "score" in self.group:
-            scores = np.asarray(store.array(self.group, "score")[:, row, col]) / CONFIDENCE_SCALE
-            found["scores"] = {n: round(float(s), 3) for n, s in zip(self.names, scores, strict=True)}
+        found: dict[str, Any] = {"class": self.map.names[label], "confidence": round(sure, 3)}
+        if self.map.scores is not None:
+            scores = np.asarray(self.map.scores[:, row, col]) / CONFIDENCE_SCALE
+            found["scores"] = {n: round(float(s), 3) for n, s in zip(self.map.names, scores, strict=True)}
         return found
 
-    def _array(self, name: str, z: int) -> Any:
-        return store.array(self.group, name if z == 0 else f"{2**z}/{name}")
+    def _array(self, name: str, z: int) -> Layer:
+        return self.map.layer(name, 2**z)
 
-    def _cut(self, array: Any, x: int, y: int) -> NDArray[Any] | None:
+    def _cut(self, array: Layer, x: int, y: int) -> NDArray[Any] | None:
         """256 × 256 pixels, filled up with no data at the border."""
         rows, cols = slice(y * TILE, (y + 1) * TILE), slice(x * TILE, (x + 1) * TILE)
         if x < 0 or y < 0 or rows.start >= array.shape[0] or cols.start >= array.shape[1]:
@@ -114,10 +105,8 @@ class MapTiles:
         return out
 
     def _image(self, z: int, x: int, y: int) -> bytes | None:
-        from ovrs.scene.grid import Window
-
         size = TILE * 2**z
-        whole = Window(0, 0, self.geobox.height, self.geobox.width)
+        whole = Window(0, 0, self.map.grid.height, self.map.grid.width)
         window = Window(y * size, x * size, size, size).intersect(whole) if x >= 0 and y >= 0 else None
         if self.scene is None or window is None:
             return None

@@ -1,0 +1,238 @@
+"""A finished map as one value: what its pixels mean, where they lie on the ground, and how they came to be.
+
+with ovrs.open("out.zarr") as mapped:
+    print(mapped.names, mapped.grid.crs, mapped.record.model.method)
+    labels = mapped.label[:500, :500]
+    data = mapped.to_xarray()
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import zarr
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from pydantic import ValidationError
+from zarr.storage import FsspecStore
+
+from ovrs.engine.decide import label_nodata
+from ovrs.errors import StoreError, told
+from ovrs.names import shown_names
+from ovrs.options import SceneOptions
+from ovrs.redact import redacted
+from ovrs.scene.opening import open_scene
+from ovrs.store import layout
+from ovrs.store.place import filesystem, is_fault_of_reading, is_remote
+from ovrs.store.record import RunRecord
+
+if TYPE_CHECKING:
+    import xarray
+    from odc.geo.geobox import GeoBox
+
+    from ovrs.scene.raster import RasterScene
+    from ovrs.store.layout import Layer
+
+Colour = tuple[int, int, int]
+"""Red, green, blue, 0..255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapClass:
+    """One class of a map: its legend entry and its area."""
+
+    name: str
+    """One printable line, unequal to the names of all other classes (`ovrs.names.shown_names`)."""
+    colour: Colour
+    pixels: int
+    hectares: float
+    """True ground area."""
+    percent: float
+    """Of the valid ground area."""
+
+    @property
+    def hex(self) -> str:
+        """The colour as `#rrggbb`."""
+        return "#{:02x}{:02x}{:02x}".format(*self.colour)
+
+
+class Map:
+    """A finished map, open for reading; made by `open_map`. Pixels are read when they are asked for."""
+
+    place: str
+    """Path or URL, as it was given."""
+    path: Path | None
+    """The folder on this machine; None for a URL."""
+    record: RunRecord
+    """What went in and what came out."""
+    classes: tuple[MapClass, ...]
+    """In the order of the class numbers."""
+    grid: GeoBox
+    """CRS, transform and shape; the CRS is None for a map without a place on the ground."""
+    nodata: int
+    """Label of pixels without a class."""
+    label: Layer
+    """Class numbers `(y, x)`, uint8 or uint16."""
+    confidence: Layer
+    """`(y, x)`, uint8: 0..200 stand for 0..1, 255 is no data."""
+
+    def __init__(self, place: str | Path, group: zarr.Group) -> None:
+        """Take a group that `ovrs.store.layout.require_finished` accepted."""
+        self.place = str(place)
+        self.path = None if is_remote(place) else Path(place)
+        self.group = group
+        self.record = RunRecord.model_validate(group.attrs["ovrs"])
+        self.grid = layout.geobox_of(group)
+        self.label, self.confidence = self.layer("label"), self.layer("confidence")
+        self.classes = _classes(self.label, self.record)
+        self.nodata = label_nodata(len(self.classes))
+
+    @property
+    def name(self) -> str:
+        """Last part of the place, such as `out.zarr`, without secrets."""
+        return redacted(self.place).rstrip("/").rpartition("/")[2] if self.path is None else self.path.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers, one printable line each."""
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def colours(self) -> tuple[Colour, ...]:
+        """Colours of the classes in the order of their numbers."""
+        return tuple(c.colour for c in self.classes)
+
+    @cached_property
+    def scores(self) -> Layer | None:
+        """Scores `(class, y, x)`, uint8 as `confidence`; None where the run did not keep them."""
+        return self.layer("score") if "score" in self.group else None
+
+    @cached_property
+    def factors(self) -> tuple[int, ...]:
+        """Side of a pixel of each level in pixels of the map: 1, then 2, 4, … for the overviews."""
+        found = [1]
+        while str(2 * found[-1]) in self.group:
+            found.append(2 * found[-1])
+        return tuple(found)
+
+    def layer(self, name: str, factor: int = 1) -> Layer:
+        """`label` or `confidence` of one level, or `score` of the first.
+
+        Raises:
+            StoreError: There is none, or its metadata are damaged. Reading raises it for a damaged chunk.
+        """
+        return layout.array(self.group, name if factor == 1 else f"{factor}/{name}")
+
+    def scene(self) -> RasterScene:
+        """Open the scene that the map was made from, as the run opened it.
+
+        Raises:
+            OvrsError: The scene is no longer there, or cannot be read.
+        """
+        try:
+            options = SceneOptions.model_validate(self.record.options.scene)
+        except ValidationError as error:
+            raise StoreError(
+                f"{self.place} was made by ovrs {self.record.version}, whose options for scenes this version does not "
+                f"know ({error.errors()[0]['msg']}); its scene is not opened"
+            ) from error
+        return open_scene(self.record.uri, options)
+
+    def to_xarray(self, factor: int = 1) -> xarray.Dataset:
+        """The map as a dataset with its CRS (`spatial_ref`), read when values are asked for.
+
+        Args:
+            factor: Level; one of `factors`.
+
+        Returns:
+            `label` `(y, x)` with integers and CF's `flag_values` and `flag_meanings`; `confidence` `(y, x)` as float32,
+            0..1, NaN for no data; `score` `(class, y, x)` alike, where the run kept scores and `factor` is 1.
+            `.rio` of rioxarray and `.odc` of odc-geo find grid, CRS and no data.
+
+        Raises:
+            StoreError: There is no such level. Reading raises it for a damaged chunk.
+        """
+        from ovrs.store.labelled import dataset_of
+
+        return dataset_of(self, factor)
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self.group.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        height, width = self.grid.shape
+        where = "no CRS" if self.grid.crs is None else f"EPSG:{self.grid.crs.epsg}" if self.grid.crs.epsg else "own CRS"
+        model = self.record.model
+        return (
+            f"<ovrs.Map {self.name}: {width} x {height} px, {where}, {len(self.classes)} classes, "
+            f"{model.model} with {model.method}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a small picture and the areas."""
+        from ovrs.store.picture import card
+
+        return card(self)
+
+
+def open_map(place: str | Path) -> Map:
+    """Open a finished map.
+
+    Args:
+        place: `NAME.zarr`, or a URL that fsspec knows: `s3://bucket/NAME.zarr`, `https://…/NAME.zarr`.
+
+    Raises:
+        StoreError: Missing, unfinished or only partly published (says how to go on), damaged, or not written by `ovrs`.
+        OptionError: No package is installed for this kind of URL.
+    """
+    return Map(place, _remote(str(place)) if is_remote(place) else layout.open_complete(Path(place)))
+
+
+def _remote(url: str) -> zarr.Group:
+    files, root = filesystem(url)
+    try:
+        # sessions of fsspec, which closes them at the end of the process; those that zarr makes stay open
+        store = FsspecStore(AsyncFileSystemWrapper(files, asynchronous=True), read_only=True, path=root)
+        group = zarr.open_group(store, mode="r", use_consolidated=False)
+    except Exception as error:
+        if not is_fault_of_reading(error):
+            raise
+        if _begun(files, root):
+            raise StoreError(f"{url} is only partly published; the same `ovrs publish` goes on") from error
+        raise StoreError(f"no map at {url}, or it cannot be read ({type(error).__name__}: {told(error)})") from error
+    layout.require_finished(group, url, "publish the map again with --overwrite")
+    return group
+
+
+def _begun(files: Any, root: str) -> bool:
+    """Whether a publish began at a place."""
+    try:
+        return bool(files.exists(f"{root}/{layout.PUBLISHING}"))
+    except Exception as error:
+        if not is_fault_of_reading(error):
+            raise
+        return False
+
+
+def _classes(label: Layer, record: RunRecord) -> tuple[MapClass, ...]:
+    attributes: dict[str, Any] = label.attrs.asdict()
+    names, colours = shown_names(attributes["class_names"]), attributes["flag_colors"].split()
+    return tuple(
+        MapClass(
+            name=name,
+            colour=(int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)),
+            pixels=area.pixels,
+            hectares=area.hectares,
+            percent=area.percent,
+        )
+        for name, colour, area in zip(names, colours, record.classes, strict=True)
+    )
