@@ -9,10 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ovrs.cli.app import app
-from ovrs.errors import PromptError
 from ovrs.words import vocabulary
 from ovrs.words.lint import lint
-from ovrs.words.prompts import LanguageModel, write_prompts
+from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
 WORDS = Vocabulary(name="mine", classes=(ClassEntry(name="solar panel"), ClassEntry(name="meadow")))
