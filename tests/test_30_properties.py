@@ -138,7 +138,7 @@ def test_batches_in_float32_give_the_same_labels(tiny_visual_p8, golden):
 
 def test_every_preset_is_valid_and_names_its_source():
     files = {n.partition("/")[0] for n in preset.names()}
-    assert files == {"mlmp", "naclip", "sam3", "segearth", "segearth_ov3", "tmpa", "tmpa_released"}
+    assert files == {"mlmp", "mlmp_ports", "naclip", "sam3", "segearth", "segearth_ov3", "tmpa", "tmpa_released"}
     for name in preset.names():
         chosen = options.build(method=preset.method_options(name)).method
         source = preset.load(name.partition("/")[0]).source

@@ -174,6 +174,7 @@ def test_a_folder_with_brackets_in_its_name_is_found(site, noise_scene, tmp_path
 
 
 def test_products_below_the_pattern_are_no_imagery(site, noise_scene, words, trivial, tmp_path):
+    import ovrs
     from ovrs import pipeline
     from ovrs.export.cog import write_cog
     from ovrs.export.quicklook import write_quicklook
@@ -182,8 +183,9 @@ def test_products_below_the_pattern_are_no_imagery(site, noise_scene, words, tri
     scene = noise_scene(60, 50, name="in/a.tif")
     (tmp_path / "in/drop").mkdir()
     pipeline.map_scene(scene, words, tmp_path / "in/drop/a.zarr", trivial())
-    write_cog(tmp_path / "in/drop/a.zarr", tmp_path / "in/drop/a.tif")
-    write_quicklook(tmp_path / "in/drop/a.zarr", tmp_path / "in/drop/a.png")
+    with ovrs.open(tmp_path / "in/drop/a.zarr") as mapped:
+        write_cog(mapped, tmp_path / "in/drop/a.tif")
+        write_quicklook(mapped, tmp_path / "in/drop/a.png")
     found = [i.uri for i in imagery.images(site.known, "drop", settle=0) if not i.uri.endswith(".xml")]
     assert found == [str(scene)]
 

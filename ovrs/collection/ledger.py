@@ -359,12 +359,12 @@ class Ledger:
 
 def _linked(file: Path, content: bytes) -> bool:
     """Create a local file together with its content; False when it exists."""
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
+        temporary.write_bytes(content)
         try:
-            os.link(aside, file)
+            os.link(temporary, file)
         except FileExistsError:
             return False
         except OSError as error:
@@ -376,7 +376,7 @@ def _linked(file: Path, content: bytes) -> bool:
     except OSError as error:
         raise not_written(file, error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return True
 
 

@@ -221,7 +221,7 @@ def _write(draft: _Draft, folder: Path) -> None:
     colours = {"mean": list(OPENAI_DATASET_MEAN), "std": list(OPENAI_DATASET_STD), **draft.colours}
     preprocess = {"size": side, "mode": "RGB", **colours, "interpolation": "bicubic", "resize_mode": "shortest"}
     content = {"model_cfg": draft.config, "preprocess_cfg": preprocess}
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    files.write_text(folder / CONFIG_FILE, json.dumps(content, indent=1) + "\n")
     save_file(draft.tensors, folder / checkpoint.WEIGHTS_FILE)
     of_transformers.copy_tokenizer(draft.tokenizer, folder)
 
@@ -258,7 +258,7 @@ def _compared(draft: _Draft, folder: Path, out: Path) -> float:
         "activation": f"{_named(draft.config['quick_gelu'])}, {draft.activation}",
     }
     own = {"sha256": loaded.weights_hash, "source": source, "licence": draft.licence}
-    (folder / METADATA_FILE).write_text(json.dumps(own, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    files.write_text(folder / METADATA_FILE, json.dumps(own, indent=1, ensure_ascii=False) + "\n")
     directory.recommendations(folder)
     return difference
 
