@@ -290,6 +290,17 @@ def test_cancels_and_restarts_are_no_attempts(tmp_path, held, error):
     assert ledger.entry(held)["attempt"] == 1
 
 
+def test_a_ledger_that_does_not_answer_keeps_no_other_claim(tmp_path, monkeypatch):
+    gone, there = Ledger(str(tmp_path / "gone")), Ledger(str(tmp_path / "there"))
+    first, second = (Image(n, f"/in/{n}.tif", "1", "drop", n) for n in "ab")
+    assert gone.claim(first)
+    assert there.claim(second)
+    monkeypatch.setattr(gone, "release", lambda image: (_ for _ in ()).throw(ConnectionError("no answer")))
+    ledgers.release_held()
+    assert there.entry(second)["attempt"] == 0
+    assert gone.entry(first)["attempt"] == 1
+
+
 def test_a_holder_that_was_taken_over_changes_nothing(tmp_path, held, monkeypatch):
     late, new = Ledger(str(tmp_path)), Ledger(str(tmp_path))
     assert late.claim(held)

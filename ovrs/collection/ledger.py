@@ -63,8 +63,12 @@ _HELD: dict[tuple[str, str], tuple[Ledger, Image]] = {}
 
 def release_held() -> None:
     """Give back every image that this process holds: for cancels and restarts, which are no attempts."""
-    for ledger, image in list(_HELD.values()):
-        ledger.release(image)
+    for key, (ledger, image) in list(_HELD.items()):
+        try:
+            ledger.release(image)
+        except Exception as error:  # noqa: BLE001  (the process ends: one place that does not answer keeps no other)
+            _HELD.pop(key, None)
+            log.warning("%s stays claimed until its claim expires: %s", image.name, redacted(str(error)))
 
 
 class Ledger:
