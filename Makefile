@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-# minutes each: kill -9 and resume, seams of real adaptation at 8192 px, memory
+# kill -9 and resume, seams of real adaptation at 8192 px, memory, a server that hangs, the text tower whole
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --timeout 3600
 

@@ -48,6 +48,7 @@ def test_every_class_has_sentences_of_its_own():
     assert min(map(len, table.values())) >= 6
 
 
+@pytest.mark.slow
 def test_contrast_is_below_chance_for_the_bundled_tower_and_at_it_for_a_random_one(tower, bundled_tower):
     chance = 2 * np.log(CLASSES)
     with torch.no_grad():
@@ -55,6 +56,7 @@ def test_contrast_is_below_chance_for_the_bundled_tower_and_at_it_for_a_random_o
         assert Contexts(seed=1).loss(tower) > 0.95 * chance
 
 
+@pytest.mark.slow
 def test_a_class_within_another_is_not_set_apart():
     contexts = Contexts()
     order = [names[0] for names in phrases.contexts()]

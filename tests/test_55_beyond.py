@@ -550,6 +550,7 @@ class _Slow(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+@pytest.mark.slow
 def test_a_hanging_server_times_out_and_the_run_goes_on_later(noise_scene, words, trivial, tmp_path, monkeypatch):
     monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "1")
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
