@@ -46,7 +46,8 @@ def map(  # noqa: A001  (the verb of this package)
 ) -> dict[str, Any]:
     """Make the map that a request asks for.
 
-    Opens the scene, plans its blocks, builds the segmenter, creates the store, computes the missing blocks and commits.
+    Opens the scene, plans its blocks, creates the store, computes the missing blocks and commits. With a Dask scheduler the
+    workers describe and load the network, and this process needs neither weights nor GPU.
     Called again after an interruption, it goes on where the markers say; a map that is there is not computed again.
     A map for a URL is made in `staging`, published, and removed from there.
 
@@ -107,8 +108,8 @@ def resume(out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
 def _made(request: Request, out: Path, *, overwrite: bool, around: Around) -> dict[str, Any]:
     """The map of a request as a store of this machine."""
     options = request.options.run
-    if options.executor == "dask" and options.scheduler is not None:
-        execute.reach(options.scheduler)
+    if execute.is_elsewhere(options):
+        execute.reach(str(options.scheduler))
     with _told_what_is_kept(out):
         job = begin.prepare(request.uri, request.words, out, request.options, overwrite=overwrite)
         return run(job, around=around)

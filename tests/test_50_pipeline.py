@@ -149,7 +149,7 @@ def test_failed_blocks_are_recorded_and_the_rest_goes_on(write_raster, words, tr
     assert not report.complete
     assert "failed 00002_00000 (attempt 1)" in report.text
     assert not out.exists()
-    holes = pipeline.run(job.Job(this.scene, this.spec, this.plan, this.rule, out, trivial(allow_holes=True)))
+    holes = pipeline.run(replace(this, options=trivial(allow_holes=True)))
     assert holes["holes"]
     assert {r.attempt for r in RunDir(out).records().values()} == {1, 2}
     assert (zarr.open_group(out)["label"][690:] == 255).all()

@@ -6,19 +6,18 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 
 from ovrs import files
 from ovrs.engine import allocator
-from ovrs.engine.contract import SceneAdaptive
 from ovrs.engine.decide import DecisionRule
 from ovrs.engine.tiling import Plan, check_blocks
 from ovrs.errors import OptionError, StoreError
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
-from ovrs.run import adaptation, segmenters, verify
+from ovrs.run import adaptation, network, verify
 from ovrs.run import overwrite as clearing
 from ovrs.run.job import Job
 from ovrs.run.record import describe
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions) -> tuple[Job, dict[str, Any]]:
-    """Open scene and model, plan, and describe the run; writes nothing.
+    """Open the scene, plan, and describe the run; writes nothing. The network is described where blocks are computed.
 
     Returns:
         The job and the content of its `run.json`.
@@ -48,18 +47,26 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
     spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
-    segmenter = segmenters.build(spec)
-    if options.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
+    found = network.describe(spec, options.run)
+    if options.adapts_to_scene and not found.adapts:
         raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --adaptation tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
-        geometry=segmenter.geometry,
+        geometry=found.geometry,
         block_pitches=options.run.block_pitches,
     )
     check_blocks(plan)
-    job = Job(scene, spec, plan, _rule(options, vocabulary), out, options)
-    return job, describe(job, uri, segmenter.describe())
+    job = Job(
+        scene=scene,
+        spec=spec,
+        plan=plan,
+        rule=_rule(options, vocabulary),
+        out=out,
+        options=options,
+        facts=found.facts,
+    )
+    return job, describe(job, uri)
 
 
 def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions, *, overwrite: bool = False) -> Job:
@@ -101,11 +108,11 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
 def _adapted_to_scene(job: Job) -> Job:
     """The job with what its segmenter learns from the scene as a whole; learned once per run."""
     file = job.run_dir.path / adaptation.STATE_FILE
-    segmenter = cast("SceneAdaptive", segmenters.build(job.spec))  # build_job has looked
     if not file.exists():
         with Lock(job.run_dir):
-            count = job.options.method.scene_tiles
-            adaptation.learn(segmenter, job.scene, job.plan, count, file, job.scene.require_unchanged)
+            learned = network.learn(job)
+            job.scene.require_unchanged()  # before anything is written
+            adaptation.keep(learned, file)
     return replace(job, spec=replace(job.spec, state=file))
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ovrs.run.rundir import RunDir
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ovrs.engine.decide import DecisionRule
     from ovrs.engine.tiling import Block, Plan
     from ovrs.options import MapOptions
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One run. Picklable: scene and segmenter are opened where the work happens."""
 
@@ -29,6 +31,8 @@ class Job:
     rule: DecisionRule
     out: Path
     options: MapOptions
+    facts: Mapping[str, object]
+    """What `ovrs.run.network` says of the network that the run was begun with."""
 
     def __repr__(self) -> str:
         return f"Job({self.out.name!r})"

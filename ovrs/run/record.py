@@ -23,7 +23,7 @@ _HINTS = ("name", "version")
 """Facts about the file that do not make another scene of it: what it is called, and its time of change or tag."""
 
 
-def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]:
+def describe(job: Job, uri: str | Path) -> dict[str, Any]:
     """Content of `run.json`: inputs, options, versions, and the digest that decides whether a run may be continued."""
     box, scene, vocabulary = job.scene.geobox, job.scene, job.spec.vocabulary
     grid = {
@@ -49,7 +49,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "grid": grid,
         "radiometry": {**radiometry, **job.options.scene.decisive()},
         "vocabulary": vocabulary.digest(),
-        "model": {k: v for k, v in model.items() if k != "threads"},
+        "model": dict(job.facts),
         "rule": vars(job.rule),
         "plan": {**plan, **job.options.run.decisive()},
         "code": NUMERICS,
@@ -69,7 +69,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "source_rotated": bool(own[1] or own[3]),
         "radiometry": radiometry,
         "plan": plan,
-        "model": {k: v for k, v in model.items() if k != "threads"},
+        "model": dict(job.facts),
         "rule": vars(job.rule),
         "composed_prompts": list(vocabulary.composed_classes),
         "asked_by_name": list(vocabulary.unknown_classes),

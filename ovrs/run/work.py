@@ -16,7 +16,7 @@ from ovrs.engine.block import BlockMap, Overhang, map_block
 from ovrs.engine.decide import CONFIDENCE_NODATA
 from ovrs.errors import SceneChangedError, told
 from ovrs.redact import guard_logs, redacted
-from ovrs.run import segmenters, verify
+from ovrs.run import network, segmenters, verify
 from ovrs.run.rundir import BlockRecord
 from ovrs.scene import identity
 from ovrs.scene.grid import row_areas_m2
@@ -117,6 +117,7 @@ def _computed(
 ) -> BlockMap | Exception:
     """The block's map, or why there is none."""
     try:
+        network.require_same(job)
         segmenter, block = segmenters.build(job.spec), job.block(name)
         keep = job.options.run.store_scores
         ready = pixels() if pixels else None
