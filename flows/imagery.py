@@ -1,7 +1,7 @@
 """Many scenes: map a whole collection once, or look again and again for imagery that is not mapped yet.
 
-    python -m flows.imagery map incoming --catalog data_catalog.yaml
-    python -m flows.imagery watch incoming --catalog data_catalog.yaml
+    python -m ovrs.flows.imagery map incoming --catalog data_catalog.yaml
+    python -m ovrs.flows.imagery watch incoming --catalog data_catalog.yaml
 
 What is mapped stands in a ledger beside the maps, so a restarted or a second watcher maps nothing twice.
 """
@@ -21,8 +21,6 @@ from prefect.futures import wait
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._tasks import report
-from flows.map_scene import map_scene
 from ovrs.collection import catalog as room
 from ovrs.collection.deliveries import Delivery, look
 from ovrs.collection.ledger import NO_ATTEMPT, Image, Ledger, release_held
@@ -30,6 +28,9 @@ from ovrs.errors import DigestMismatchError, IncompleteRunError
 from ovrs.options import RunOptions
 from ovrs.run import versions
 from ovrs.run.publish import short
+
+from ._tasks import report
+from .map_scene import map_scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,14 +51,13 @@ def map_image(
     if not ledger.claim(image):
         return "taken"
     newest = known.output(f"{collection}/{image.name}")
-    words = known.vocabularies.get(entry.vocabulary)
 
     def work(out: str, *, overwrite: bool = False) -> dict[str, Any]:
         ledger.note(image, out=out)
         facts: dict[str, Any] = map_scene(
             image.uri,
             out,
-            vocabulary_name=str(known.base / words) if words else entry.vocabulary,
+            vocabulary_name=known.words_of(entry),
             options=known.options(entry, run),
             gpu_pool=gpu_pool,
             allow_composed_prompts=allow_composed_prompts,

@@ -16,7 +16,7 @@ from conftest import environment, rotated, smooth
 from ovrs import options, pipeline
 from ovrs.demo.synth import World, write_scene
 from ovrs.errors import DigestMismatchError, IncompleteRunError, OptionError, SceneChangedError, StoreError
-from ovrs.run import begin, job, segmenters, verify
+from ovrs.run import begin, segmenters, verify
 from ovrs.run.report import info_of, status_of
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store

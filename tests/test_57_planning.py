@@ -44,7 +44,7 @@ def test_with_a_scheduler_only_workers_build_the_segmenter(workers, noise_scene,
     far = options.build(model={"model": "trivial"}, run=AWAY)
     _, description = begin.build_job(scene, words, tmp_path / "m.zarr", far)
     assert len(workers) == 1
-    assert description["model"]["model"] == "trivial"
+    assert description.model.model == "trivial"
 
 
 def test_what_is_learned_from_the_scene_is_learned_by_a_worker(workers, directory, noise_scene, words, tmp_path):
@@ -60,7 +60,7 @@ def test_here_and_there_give_the_same_digest(workers, monkeypatch, noise_scene, 
     _, there = begin.build_job(scene, words, out, options.build(model={"model": "trivial"}, run=AWAY))
     monkeypatch.undo()
     here = options.build(model={"model": "trivial"}, run={"block_pitches": 1})
-    assert begin.build_job(scene, words, out, here)[1]["digest"] == there["digest"]
+    assert begin.build_job(scene, words, out, here)[1].digest == there.digest
 
 
 def test_an_error_of_a_worker_is_told_with_its_scheduler(workers, directory, noise_scene, words, tmp_path):

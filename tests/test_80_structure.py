@@ -4,13 +4,14 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
+    ("errors", "encoding", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
     ("words", "options"),
     ("request",),
     ("scene", "methods"),
@@ -111,6 +112,21 @@ def test_modules_stay_readable(file):
 def test_nobody_but_flows_knows_prefect():
     for file in (ROOT / "flows").glob("*.py"):
         assert not any(m.startswith("torch") for m in imports(file))
+        relative = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom) and n.level]
+        assert all(n.level == 1 for n in relative)
+        assert not any(m.startswith("flows") for m in imports(file) - {n.module for n in relative})
+
+
+def test_the_wheel_has_every_folder_of_code_and_data():
+    """`ovrs.flows` lies outside of `ovrs/`, so packages are listed by hand."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {f.parent for f in SOURCES}
+    for package, patterns in settings["package-data"].items():
+        where = ROOT / package.replace(".", "/")
+        folders |= {f.parent for pattern in patterns for f in where.glob(pattern)}
+    named = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert settings["package-dir"] == {"ovrs.flows": "flows"}
+    assert sorted(settings["packages"]) == sorted(named | {"ovrs.flows"})
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def _requests(
     catalog: Path | None,
     words: Vocabulary | None,
     preset: str | None,
-    told: dict[str, dict[str, Any]],
+    told: dict[str, dict[str, object]],
 ) -> list[Request]:
     """What was asked for, by name in a catalog or in full."""
     from ovrs import options
@@ -230,7 +230,7 @@ def _words(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
     return None if classes is None and vocabulary is None else words_from_names(classes, vocabulary)
 
 
-def given(**values: Any) -> dict[str, Any]:
+def given(**values: Any) -> dict[str, object]:
     """What was named on the command line."""
     return {name: value for name, value in values.items() if value is not None}
 
@@ -325,7 +325,7 @@ def _numbers(
     return values
 
 
-def _print_areas(facts: dict[str, Any]) -> None:
+def _print_areas(facts: dict[str, object]) -> None:
     from ovrs.run.report import area_lines
     from ovrs.store.record import RunRecord
 

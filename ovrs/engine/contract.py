@@ -52,7 +52,7 @@ class Segmenter(Protocol):
         """
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Facts for digest and provenance: model, weights hash, method and settings."""
         ...
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -29,14 +29,17 @@ from ovrs.scene.opening import open_scene, require_whole
 from ovrs.store import layout as store
 from ovrs.words.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from ovrs.store.record import RunDescription
+
 log = logging.getLogger(__name__)
 
 
-def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions) -> tuple[Job, dict[str, Any]]:
+def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions) -> tuple[Job, RunDescription]:
     """Open the scene, plan, and describe the run; writes nothing. The network is described where blocks are computed.
 
     Returns:
-        The job and the content of its `run.json`.
+        The job and what its `run.json` says.
     """
     if out.suffix != ".zarr":
         raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
@@ -87,8 +90,9 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
         with Lock(run):  # refuses while another process writes there
             discard(out)
     if run.exists:
-        require_same(run.description()["digest"], description["digest"], str(out))
-        identity.warn_if_sampled(run.description()["scene"], description["scene"])
+        begun = run.description()
+        require_same(begun.digest, description.digest, str(out))
+        identity.warn_if_sampled(begun.scene.version, job.scene.source)
     elif out.exists():
         clearing.require_ours(out)
         raise StoreError(
@@ -116,7 +120,7 @@ def _adapted_to_scene(job: Job) -> Job:
     return replace(job, spec=replace(job.spec, state=file))
 
 
-def _begin(job: Job, description: dict[str, Any]) -> None:
+def _begin(job: Job, description: RunDescription) -> None:
     """Create store and run directory; `run.json` comes last, so a beginning that is cut off is begun anew."""
     partial = store.partial_path(job.out)
     for leftover in (partial, job.run_dir.blocks):
@@ -124,7 +128,7 @@ def _begin(job: Job, description: dict[str, Any]) -> None:
     for name in (adaptation.STATE_FILE, verify.MANIFEST):
         (job.run_dir.path / name).unlink(missing_ok=True)
     with files.atomic_folder(partial) as temporary:
-        store.create(temporary, job.scene.geobox, **job.schema)
+        store.create(temporary, job.scene.geobox, job.schema)
     try:
         job.run_dir.begin(description)
     except BaseException:
@@ -135,7 +139,7 @@ def _begin(job: Job, description: dict[str, Any]) -> None:
 def put_back_schema(job: Job) -> None:
     """Put the schema of an unfinished store back to what it is at the beginning."""
     partial = store.partial_path(job.out)
-    for name in store.refresh(partial, job.scene.geobox, **job.schema):
+    for name in store.refresh(partial, job.scene.geobox, job.schema):
         if name not in store.ROOT_FILES:  # those differ, too, after a finish that was cut off
             log.warning("%s: %s is damaged and written anew", partial, name)
 
@@ -149,16 +153,16 @@ def resume(out: Path) -> Job:
     out = files.named(out)
     description = RunDir(out).description()
     try:
-        options = MapOptions.model_validate(description["options"])
-        vocabulary = Vocabulary.model_validate(description["vocabulary"])
+        options = MapOptions.model_validate(description.options.dump())
+        vocabulary = Vocabulary.model_validate(description.vocabulary.dump())
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise StoreError(
             f"{RunDir(out).path / 'run.json'} is damaged ({where}: {error.errors()[0]['msg']}); "
             "put back a copy of it, or begin anew with --overwrite"
         ) from error
-    require_whole(description["uri"], options.run.scheduler)
-    return prepare(description["uri"], vocabulary, out, options)
+    require_whole(description.uri, options.run.scheduler)
+    return prepare(description.uri, vocabulary, out, options)
 
 
 def discard(out: Path) -> None:

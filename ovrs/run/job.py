@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs.run.rundir import RunDir
+from ovrs.store.layout import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,16 +43,16 @@ class Job:
         return RunDir(self.out)
 
     @property
-    def schema(self) -> dict[str, Any]:
-        """Keywords of `store.create` and `store.refresh`."""
+    def schema(self) -> Schema:
+        """The arrays of the job's store."""
         vocabulary, run = self.spec.vocabulary, self.options.run
-        return {
-            "classes": vocabulary.class_names,
-            "colours": vocabulary.colours,
-            "chunk": self.plan.chunk,
-            "zarr_format": run.zarr_format,
-            "keep_scores": run.store_scores,
-        }
+        return Schema(
+            classes=vocabulary.class_names,
+            colours=vocabulary.colours,
+            chunk=self.plan.chunk,
+            zarr_format=run.zarr_format,
+            keep_scores=run.store_scores,
+        )
 
     def allowing_holes(self) -> Job:
         """The same job, finished although blocks fail."""

@@ -83,9 +83,7 @@ def _facts(segmenter: Segmenter) -> dict[str, object]:
 
 def _described(spec: SegmenterSpec) -> Network:
     segmenter = segmenters.build(spec)
-    return Network(
-        geometry=segmenter.geometry, facts=_facts(segmenter), adapts=isinstance(segmenter, SceneAdaptive)
-    )
+    return Network(geometry=segmenter.geometry, facts=_facts(segmenter), adapts=isinstance(segmenter, SceneAdaptive))
 
 
 def _learned(job: Job) -> Learned:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ovrs.encoding import CONFIDENCE_NODATA
 from ovrs.engine.block import BlockMap, Overhang, map_block
-from ovrs.engine.decide import CONFIDENCE_NODATA
 from ovrs.errors import SceneChangedError, told
 from ovrs.redact import guard_logs, redacted
 from ovrs.run import network, segmenters, verify

@@ -41,7 +41,7 @@ class _SceneSegmenter(Episodic):
         found = self._calibrated(tiles)
         return {"tiles": _array(len(tiles)), **{name: _array(value) for name, value in found.items()}}
 
-    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, Any]:
+    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, object]:
         raise NotImplementedError
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> ClipSegmenter:
@@ -61,7 +61,7 @@ class SceneTmpaSegmenter(_SceneSegmenter):
 
     settings: SceneSettings
 
-    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, Any]:
+    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, object]:
         bank = self.frozen.bank
         patches = [t.patches[t.patch_valid] for t in tiles] or [bank.vectors[:0]]
         ground = sum(float(t.valid.sum()) for t in tiles) / self.geometry.crop**2
@@ -85,7 +85,7 @@ class SceneLearnedSegmenter(_SceneSegmenter):
 
     settings: tmpa.TmpaSettings
 
-    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, Any]:
+    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, object]:
         bank = self.frozen.bank
         if tiles:
             pool = _Pool(*(torch.cat([getattr(t, part) for t in tiles]) for part in _Pool._fields))

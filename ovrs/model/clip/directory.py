@@ -18,6 +18,7 @@ from ovrs.model.clip.upsample import UPSAMPLERS
 from ovrs.options import MethodOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ovrs.model.clip.tokenizer import Tokenize
@@ -46,7 +47,7 @@ class Source:
     std: tuple[float, ...]
     tokenizer: str
     """Name of the tokenizer, or the SHA-256 of its files."""
-    description: dict[str, Any]
+    description: Mapping[str, Any]
     """What decides the network's numbers beside its weights: open_clip's `model_cfg`."""
     own: Recommendations
 
@@ -65,7 +66,7 @@ class _Windows(_Strict):
 class Recommendations(_Strict):
     """The content of `ovrs.json`."""
 
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, object] = {}
     """Options of methods by name."""
     windows: _Windows = _Windows()
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
@@ -124,7 +125,7 @@ def read(directory: Path) -> Source:
     )
 
 
-def described(config: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def described(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Check the content of `open_clip_config.json`.
 
     Returns:
@@ -169,7 +170,7 @@ def recommendations(directory: Path) -> Recommendations:
     return own.model_copy(update={"defaults": values})
 
 
-def describe(model: dict[str, Any], stem: dict[str, Any] | None = None) -> dict[str, Any]:
+def describe(model: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     """What decides a network's numbers beside its weights, with open_clip's defaults filled in."""
     import open_clip
 
@@ -179,7 +180,7 @@ def describe(model: dict[str, Any], stem: dict[str, Any] | None = None) -> dict[
     return filled if stem is None else {**filled, "stem": stem}
 
 
-def _object(file: Path, directory: Path) -> dict[str, Any]:
+def _object(file: Path, directory: Path) -> Mapping[str, Any]:
     if not os.path.lexists(file):
         raise WeightsError(
             f"{directory} is no model directory in open_clip's format: {file.name} is missing{_hint(directory)}"

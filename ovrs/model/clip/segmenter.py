@@ -48,7 +48,7 @@ class ClipSegmenter:
         bank: TextBank,
         settings: Settings,
         geometry: TileGeometry,
-        facts: dict[str, Any],
+        facts: dict[str, object],
     ) -> None:
         self.encoder, self.upsampler, self.bank, self.settings = encoder, upsampler, bank, settings
         self.geometry, self.facts = geometry, facts
@@ -105,11 +105,11 @@ class ClipSegmenter:
         total, hits = self.evidence(rgb, valid, crops)
         return self.finish(total / hits)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return self.facts
 
     def with_text(
-        self, text: Tensor, base_text: Tensor, offsets: Tensor | None, facts: dict[str, Any]
+        self, text: Tensor, base_text: Tensor, offsets: Tensor | None, facts: dict[str, object]
     ) -> ClipSegmenter:
         """The same segmenter with other vectors and offsets for its queries, still frozen: adapted to a scene."""
         bank = self.bank if offsets is None else replace(self.bank, offsets=offsets)
@@ -125,7 +125,7 @@ class Episodic:
         self.frozen, self.settings = frozen, settings
         self.geometry, self.class_count = frozen.geometry, frozen.class_count
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {**self.frozen.facts, **asdict(self.settings)}
 
 

@@ -126,7 +126,7 @@ def _check(model: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -
 def _with_defaults(method: MethodOptions) -> Sam3Options:
     """SegEarth-OV3 asks for every phrase, and for the background too; CoCo-SAM3 and plain SAM 3 for names."""
     rules = method.method == "segearth_ov3"
-    wanted: dict[str, Any] = {
+    wanted: dict[str, object] = {
         "structure_prompts": "all" if rules else "name",
         "background": "prompt" if rules else "threshold",
     }

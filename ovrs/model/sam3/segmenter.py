@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ovrs.engine.tiling import TileGeometry
     from ovrs.model.sam3.backend import Detection, PhraseBank, Sam3Backend
     from ovrs.model.sam3.prior import PriorSpace
+    from ovrs.model.sam3.verdict import Verdict
     from ovrs.options import Sam3Options
     from ovrs.scene.grid import Window
 
@@ -56,7 +57,7 @@ class _Sam3Segmenter:
         phrases: Phrases,
         options: Sam3Options,
         geometry: TileGeometry,
-        facts: dict[str, Any],
+        facts: dict[str, object],
     ) -> None:
         self.backend, self.phrases, self.options = backend, phrases, options
         self.bank, self.groups, self.prompted = phrases.bank, phrases.groups, phrases.prompted
@@ -90,7 +91,7 @@ class _Sam3Segmenter:
         total, weights = self.evidence(rgb, valid, crops)
         return self.finish(total / weights)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return self.facts
 
     def rows(self) -> tuple[list[int], Tensor]:
@@ -122,13 +123,13 @@ class MaskSegmenter(_Sam3Segmenter):
 class CocoSegmenter(_Sam3Segmenter):
     """`coco_sam3`: calibrated evidence. Adapting to a scene means probing the prior's space on it, nothing else."""
 
-    def __init__(self, *parts: Any, space: PriorSpace | None, verdict: dict[str, Any] | None) -> None:
+    def __init__(self, *parts: Any, space: PriorSpace | None, verdict: Verdict | None) -> None:
         super().__init__(*parts)
         self.space = space
         self.channels = 2 * len(self.groups)
         self._judge(verdict)
 
-    def _judge(self, verdict: dict[str, Any] | None) -> None:
+    def _judge(self, verdict: Verdict | None) -> None:
         self.prior_weight, self.prior_reason = probe.allowed_weight(self, verdict)
         self.facts = {**self.facts, "prior_weight_used": self.prior_weight, "prior_reason": self.prior_reason}
 
