@@ -17,7 +17,7 @@ FLOORS = (
     ("scene", "methods"),
     ("collection",),
     ("engine",),
-    ("store",),
+    ("store", "testing"),
     ("model",),
     ("export",),
     ("run",),
