@@ -242,7 +242,6 @@ def test_unfinished_and_foreign_stores_are_refused(tmp_path):
 
 def test_markers_round_trip(tmp_path):
     run = RunDir(tmp_path / "a.zarr")
-    run.begin({"x": 1})
     record = BlockRecord(name="00000_00001", status="done", histogram={"0": 5}, areas_m2={"0": 1.25}, crc="00ff")
     run.record(record)
     assert run.records() == {"00000_00001": record}
