@@ -80,7 +80,7 @@ def test_dask_local_and_standing_cluster(noise_scene, words, trivial, tmp_path):
 
     scene = noise_scene(700, 500)
     pipeline.map_scene(scene, words, tmp_path / "serial.zarr", trivial())
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=False) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=False) as cluster:
         pipeline.map_scene(
             scene, words, tmp_path / "dask.zarr", trivial(executor="dask", scheduler=cluster.scheduler_address)
         )
