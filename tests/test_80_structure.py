@@ -91,6 +91,17 @@ def test_modules_have_no_circles():
         visit(name, [])
 
 
+def test_the_drawn_structure_is_the_present_one():
+    drawing = importlib.import_module("benchmarks.structure")
+    found = {file: (ROOT / file).read_text() for file in (*drawing.PICTURES.values(), drawing.PAGE)}
+    again = "run `python -m benchmarks.structure --write`"
+    assert found[drawing.PICTURES["structure"]] == drawing.structure(), again
+    assert found[drawing.PICTURES["pixel"]] == drawing.pixel(), again
+    assert found[drawing.PAGE] == drawing.page(found[drawing.PAGE]), again
+    for _, _, where in drawing.WAY:
+        assert (ROOT / "ovrs" / where).is_file()
+
+
 def test_every_room_has_a_floor():
     assert {room_of(f) for f in SOURCES} - {"__init__", "__main__"} == set(FLOOR) - {"flows"}
 
