@@ -20,6 +20,7 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ovrs import pipeline
+from ovrs.engine.allocator import keep_freed_memory
 from ovrs.options import MapOptions
 from ovrs.redact import guard_logs, redacted
 from ovrs.request import Request
@@ -66,6 +67,7 @@ def map_scene(
         gpu_pool: Name of a Prefect concurrency limit: so many scenes at a time use the GPUs.
     """
     guard_logs()
+    keep_freed_memory()
     request = Request.from_names(
         scene, out, classes=classes or None, vocabulary=vocabulary_name or None, options=options
     )

@@ -91,6 +91,39 @@ def test_modules_have_no_circles():
         visit(name, [])
 
 
+def test_settings_of_the_process_are_made_at_its_edges():
+    """A library call changes nothing for the rest of a program: the command line, workers and flows do."""
+    users = {
+        str(file.relative_to(ROOT))
+        for file in [*SOURCES, *(ROOT / "flows").glob("*.py")]
+        if "keep_freed_memory()" in file.read_text() and room_of_any(file) != "engine"
+    }
+    assert users == {"ovrs/cli/app.py", "ovrs/run/work.py", "flows/map_scene.py"}
+    warm = (ROOT / "ovrs/run/work.py").read_text().partition("def warm(")[2].partition("def ")[0]
+    assert "keep_freed_memory()" in warm
+
+
+def room_of_any(file):
+    return "flows" if file.parent.name == "flows" else room_of(file)
+
+
+def test_a_module_is_no_word_for_a_value():
+    for file in [*SOURCES, *(ROOT / "flows").glob("*.py")]:
+        names = {
+            a.asname
+            for n in ast.walk(ast.parse(file.read_text()))
+            for a in getattr(n, "names", [])
+            if hasattr(a, "asname")
+        }
+        assert "room" not in names, file
+
+
+def test_few_rooms_know_the_options():
+    """Rooms that pass options on without reading them take a `Request` or a `Job`."""
+    users = {room_of(f) for f in SOURCES if any(m.startswith("ovrs.options") for m in imports(f))} - {"__init__"}
+    assert len(users) <= 11, sorted(users)
+
+
 def test_the_drawn_structure_is_the_present_one():
     drawing = importlib.import_module("benchmarks.structure")
     found = {file: (ROOT / file).read_text() for file in (*drawing.PICTURES.values(), drawing.PAGE)}

@@ -19,6 +19,7 @@ from ovrs.cli import models as cli_models
 from ovrs.cli import products as cli_products
 from ovrs.cli import sam3 as cli_sam3
 from ovrs.cli import words as cli_words
+from ovrs.engine import allocator
 from ovrs.errors import EXIT_CODES, OptionError
 
 if TYPE_CHECKING:
@@ -263,9 +264,9 @@ def verify(store: Store) -> None:
 
     Exit code 0: a finished map, all as written. 3: something differs, and is named. 4: not finished, so far as written.
     """
-    from ovrs.run import verify as room
+    from ovrs.run.verify import check
 
-    report = room.check(store)
+    report = check(store)
     if report.problems:
         listed = "\n".join(f"  {problem}" for problem in report.problems)
         way = f"`ovrs repair {store}`" if report.finished else f"`ovrs resume {store}`"
@@ -280,10 +281,10 @@ def verify(store: Store) -> None:
 @app.command()
 def repair(store: Store) -> None:
     """Compute, build or write again what `ovrs verify` finds damaged. Needs the scene."""
-    from ovrs import repair as room
+    from ovrs import repair as repairing
 
     with _progress() as show:
-        found = room.repair(store, progress=show)
+        found = repairing.repair(store, progress=show)
     typer.echo("\n".join([f"repaired {problem.path}" for problem in found] or [f"{store}: nothing was damaged"]))
 
 
@@ -340,5 +341,6 @@ def _progress() -> Any:
 
 def main() -> None:
     """Entry point: every error becomes one message and its exit code (`ovrs.errors.EXIT_CODES`)."""
+    allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     with redact.guarded_output():
         sys.exit(edge.run(app))

@@ -75,10 +75,10 @@ def forget(name: Name, path: File = DEFAULT, collection: Only = None) -> None:
 
 
 def _opened(path: Any) -> tuple[Catalog, Ledger]:
-    from ovrs.collection import catalog as room
+    from ovrs.collection import catalog as catalogs
     from ovrs.collection.ledger import Ledger
 
-    known = room.load(path)
+    known = catalogs.load(path)
     return known, Ledger(known.resolve(known.outputs.root))
 
 

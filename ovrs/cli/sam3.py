@@ -51,11 +51,12 @@ def probe(
     """Does a prior space agree with SAM 3's own masks? Writes the verdict that lets the prior be used."""
     from ovrs.model.sam3 import probe as probing
     from ovrs.model.sam3.build import prior_space
-    from ovrs.words import vocabulary as room
+    from ovrs.words import vocabulary as known_words
 
     segmenter = _segmenter(model, vocabulary, device, settings)
     wanted = [
-        prior_space(s.strip(), segmenter.backend, segmenter.options, room.load(vocabulary)) for s in spaces.split(",")
+        prior_space(s.strip(), segmenter.backend, segmenter.options, known_words.load(vocabulary))
+        for s in spaces.split(",")
     ]
     verdict = probing.probe(segmenter, wanted, _crops(images, segmenter.geometry.crop, crops))
     files.write_text(out, json.dumps(verdict, indent=1) + "\n")
@@ -94,14 +95,14 @@ def _segmenter(model: str, vocabulary: str, device: str, settings: list[str] | N
     from ovrs.methods import preset
     from ovrs.model.sam3.build import build_sam3_segmenter
     from ovrs.model.sam3.segmenter import CocoSegmenter
-    from ovrs.words import vocabulary as room
+    from ovrs.words import vocabulary as known_words
 
     given = preset.parse_settings(settings or [])
     own = {"prior_space": "none", **given.pop("sam3", {})}
     if given:
         raise OptionError(f"only sam3.… settings mean something here, got {', '.join(given)}")
     chosen = options.build(model={"model": model, "device": device}, method={"method": "coco_sam3", "sam3": own})
-    found = build_sam3_segmenter(chosen.model, chosen.method, room.load(vocabulary))
+    found = build_sam3_segmenter(chosen.model, chosen.method, known_words.load(vocabulary))
     assert isinstance(found, CocoSegmenter)
     return found
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from ovrs import files
-from ovrs.engine import allocator
 from ovrs.engine.decide import DecisionRule
 from ovrs.engine.tiling import Plan, check_blocks
 from ovrs.errors import OptionError, StoreError
@@ -79,8 +78,6 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
         DigestMismatchError: `out` holds a run with other inputs or options.
         StoreError: `out` exists and no run of ours made it.
     """
-    if options.run.executor != "dask":
-        allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     clearing.require_apart(uri, out)
     job, description = build_job(uri, vocabulary, out, options)
     run, out = job.run_dir, job.out

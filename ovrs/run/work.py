@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ovrs.encoding import CONFIDENCE_NODATA
+from ovrs.engine import allocator
 from ovrs.engine.block import BlockMap, Overhang, map_block
 from ovrs.errors import SceneChangedError, told
 from ovrs.redact import guard_logs, redacted
@@ -53,8 +54,9 @@ class Worker:
         return [[name] for name in names]
 
     def warm(self) -> None:
-        """Make this process, a worker, ready: no secret in its logs, the model loaded."""
+        """Make this process, a worker, ready: no secret in its logs, freed memory kept, the model loaded."""
         guard_logs()
+        allocator.keep_freed_memory()
         segmenters.build(self.job.spec)
 
     def lost(self, names: list[str], error: Exception) -> list[BlockRecord]:
