@@ -214,6 +214,19 @@ def test_blocks_off_the_chunk_grid_are_refused(tmp_path):
         )
 
 
+def test_an_overview_of_many_strips_is_that_of_the_whole(tmp_path):
+    """Overviews are made strip by strip, in both directions."""
+    box = GeoBox((530, 401), UTM.affine, "EPSG:32633")
+    label = np.random.default_rng(0).integers(0, 2, box.shape).astype(np.uint8)
+    confidence = np.random.default_rng(1).integers(0, 201, box.shape).astype(np.uint8)
+    store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=16))
+    store.write_block(tmp_path / "a.zarr", Window(0, 0, *box.shape), 16, label, confidence, None)
+    assert pyramid.build(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=16) == [2, 4]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    np.testing.assert_array_equal(group["2/label"][:], pyramid.mode2(label, 255))
+    np.testing.assert_array_equal(group["2/confidence"][:], pyramid.mean2(confidence))
+
+
 def test_pyramid_levels_and_repeatability(tmp_path):
     box = GeoBox((1030, 700), UTM.affine, UTM.crs)
     store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64))
