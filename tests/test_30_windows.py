@@ -146,7 +146,7 @@ def test_turning_is_recommended_by_a_model_and_wants_wider_windows(directory):
     assert not turned()
     with pytest.raises(OptionError, match="--wide 2 asks for some"):
         turned(turned=True)
-    with pytest.raises(OptionError, match="leave out --wide and --turned"):
+    with pytest.raises(OptionError, match="no wider windows; leave wide out"):
         segmenter_of(directory, "tmpa_compat", {"wide": (2,), "turned": True})
 
 

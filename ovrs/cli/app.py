@@ -137,7 +137,6 @@ def map_command(
     """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
     from ovrs import pipeline
     from ovrs.methods.preset import method_options, parse_settings
-    from ovrs.options import merged
 
     reading = given(
         bands=_numbers(bands, "--bands", int),
@@ -180,8 +179,8 @@ def map_command(
         scheduler=scheduler,
         allow_holes=allow_holes or None,
     )
-    chosen = merged({} if preset is None else method_options(preset), parse_settings(settings or []))
-    told = {"scene": reading, "model": looking, "method": merged(chosen, deciding), "run": running}
+    chosen = {**({} if preset is None else method_options(preset)), **parse_settings(settings or [])}
+    told = {"scene": reading, "model": looking, "method": {**chosen, **deciding}, "run": running}
     requests = _requests(scene, out, catalog, _words(classes, vocabulary), preset, told)
     if requests[0].words.unknown_classes:
         unknown = ", ".join(requests[0].words.unknown_classes)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from ovrs import yamlfile
 from ovrs.errors import OptionError
-from ovrs.options import MethodOptions, Sam3Options, merged
+from ovrs.methods import registry
+from ovrs.methods import told as telling
 
 
 class Preset(BaseModel):
@@ -59,11 +60,11 @@ def method_options(name: str) -> dict[str, Any]:
     if entry not in preset.datasets:
         told = f"{entry!r} is none of its entries" if entry else "an entry is needed"
         raise OptionError(f"preset {file}: {told}; choose one of {', '.join(f'{file}/{e}' for e in preset.datasets)}")
-    return merged(preset.common, preset.datasets[entry])
+    return {**telling.flat(preset.common), **telling.flat(preset.datasets[entry])}
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """`key=value` pairs of the command line as method options.
+    """`key=value` pairs of the command line as method options; `method.key` and `sam3.key` say the same as `key`.
 
     Raises:
         OptionError: No equals sign, an unknown key, or a value that does not fit it.
@@ -73,21 +74,16 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise OptionError(f"--set wants KEY=VALUE, got {pair!r}")
-        section, _, own = key.partition(".")
-        fields: set[str] = set(MethodOptions.model_fields) - {"sam3"}
-        fields |= {f"sam3.{name}" for name in Sam3Options.model_fields}
-        if key not in fields:
-            raise OptionError(f"--set {key}: no such option; choose one of {', '.join(sorted(fields))}")
-        meant = _value(key, value)
-        if own:
-            found.setdefault(section, {})[own] = meant
-        else:
-            found[key] = meant
+        section, dot, own = key.partition(".")
+        option = own if dot and section in ("method", telling.SECTION_OF_SAM3) else key
+        if option != "method" and not registry.readers(option):
+            known = sorted({name for found in registry.METHODS.values() for name in found.fields})
+            raise OptionError(f"--set {key}: no such option; choose one of {', '.join(known)}")
+        found[option] = _value(key, value)
     try:
-        MethodOptions.model_validate(found)
+        telling.checked(found)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-        raise OptionError(f"--set: {faults}") from error
+        raise OptionError(f"--set: {registry.faults(error)}") from error
     return found
 
 

@@ -19,12 +19,11 @@ from ovrs.foreign import is_file
 from ovrs.model.clip.checkpoint import require_finite
 from ovrs.model.clip.features import TileFeatures, cosines
 from ovrs.model.clip.foreign import FAULTS, one_line
-from ovrs.model.clip.jbu import RADIUS, STAGES, Jbu
+from ovrs.model.clip.jbu import STAGES, Jbu
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-UPSAMPLERS = ("bilinear", *RADIUS)
 FACTOR = 2**STAGES
 
 
