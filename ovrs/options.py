@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ovrs.errors import OptionError
 from ovrs.foreign import is_file, read_object
-from ovrs.methods import recommended, registry, told
+from ovrs.methods import preset, recommended, registry, told
 from ovrs.methods.base import AbsolutePath, Fields
 
 if TYPE_CHECKING:
@@ -176,13 +177,24 @@ class RunOptions(Fields):
         "allow_holes": "failed blocks are no data and stand in the map's record",
     }
 
+    @model_validator(mode="before")
+    @classmethod
+    def _scheduler(cls, data: object) -> object:
+        """A scheduler asks for Dask."""
+        if isinstance(data, dict) and data.get("scheduler") and data.get("executor") is None:
+            return {**data, "executor": "dask"}
+        return data
+
     block_pitches: int = Field(default=8, ge=1, le=64)
     """Side of a block in tile pitches."""
     zarr_format: Literal[2, 3] = 3
+    """Of the store: 3, or 2 for a GIS with GDAL before 3.11."""
     store_scores: bool = False
     """Also keep every class's score, quantised to uint8."""
     executor: Literal["serial", "threads", "dask"] = "serial"
+    """Where blocks are computed: one after the other, in threads, or by Dask workers. Default: serial; dask with a scheduler."""
     workers: int = Field(default=2, ge=1, le=1024)
+    """Threads, or local Dask workers."""
     scheduler: str | None = None
     """Address of a standing Dask scheduler, `tcp://host:8786`."""
     resources: dict[str, float] = Field(default_factory=dict)
@@ -217,6 +229,87 @@ class MapOptions(Fields):
         name = "coco_sam3" if model.family == "sam3" else value.method
         checked = MethodOptions.model_validate({**value.told, "method": name}, context=info.context)
         return value.model_copy(update={"method": checked.method, **checked.told})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One option, for help and documentation."""
+
+    kind: type[Fields]
+    """The class that has it."""
+    default: Any
+    help: str
+    methods: tuple[str, ...] = ()
+    """Methods that read it; empty for options of other sections."""
+
+    choices: tuple[str, ...] = ()
+    """The only values that it takes."""
+
+    @property
+    def switch(self) -> bool:
+        """Whether it is true or false."""
+        return self.choices == ("true", "false")
+
+
+def listing() -> dict[str, Listed]:
+    """Every option by `SECTION.KEY`; an option of several methods is told as the first of them tells it."""
+    found: dict[str, Listed] = {}
+    kinds: dict[str, type[Fields]] = {"scene": SceneOptions, "model": ModelOptions, "run": RunOptions}
+    for section, kind in kinds.items():
+        found |= {f"{section}.{name}": _listed(kind, name) for name in kind.model_fields}
+    found["method.method"] = _listed(registry.METHODS["tmpa"].settings, "method", help=_METHOD_HELP, choices=())
+    for method in registry.METHODS.values():
+        for name in method.settings.model_fields:
+            readers = tuple(registry.readers(name))
+            found.setdefault(f"method.{name}", _listed(method.settings, name, methods=readers))
+    return found
+
+
+_METHOD_HELP = "One of `ovrs methods`. Default: `tmpa`, or `coco_sam3` for a model of SAM 3."
+
+
+def _listed(kind: type[Fields], name: str, **more: Any) -> Listed:
+    field = kind.model_fields[name]
+    told = {
+        "help": " ".join((field.description or "").split()),
+        "choices": preset.choices(field.annotation),
+        "default": field.get_default(call_default_factory=True),
+    }
+    return Listed(kind=kind, **{**told, **more})
+
+
+def parse(pairs: Sequence[str], flags: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Sections for `build`, of `SECTION.KEY=VALUE` pairs; a key without section, or of `sam3`, is the method's.
+
+    Args:
+        pairs: Each with a value in YAML; several numbers may be separated by commas.
+        flags: `SECTION.KEY` to text that is taken as it is.
+
+    Raises:
+        OptionError: No equals sign, a key that is none or that is said twice, or a value that does not fit it.
+    """
+    known = listing()
+    found: dict[str, dict[str, Any]] = {"scene": {}, "model": {}, "method": {}, "run": {}}
+    own = []
+    for key, text in (flags or {}).items():
+        section, _, name = key.partition(".")
+        found[section][name] = preset.listed(known[key].kind, name, text, f"--{name.replace('_', '-')}")
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        section, dot, name = key.partition(".")
+        if not dot or section not in found or section == "method":
+            own.append(pair)
+            continue
+        if key not in known:
+            listed = ", ".join(k for k in known if k.startswith(f"{section}."))
+            raise OptionError(f"--set {key}: no such option; choose one of {listed}")
+        if name in found[section]:
+            raise OptionError(f"{key} is given twice")
+        found[section][name] = preset.read_value(known[key].kind, name, text, f"--set {key}")
+    settings = preset.parse_settings(own)
+    if twice := sorted(settings.keys() & found["method"].keys()):
+        raise OptionError(f"method.{twice[0]} is given twice")
+    return {**found, "method": {**found["method"], **settings}}
 
 
 def build(**sections: Mapping[str, object]) -> MapOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,6 +11,10 @@ from ovrs import yamlfile
 from ovrs.errors import OptionError
 from ovrs.methods import registry
 from ovrs.methods import told as telling
+from ovrs.methods.base import Settings
+
+if TYPE_CHECKING:
+    from ovrs.methods.base import Fields
 
 
 class Preset(BaseModel):
@@ -79,7 +83,10 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         if option != "method" and not registry.readers(option):
             known = sorted({name for found in registry.METHODS.values() for name in found.fields})
             raise OptionError(f"--set {key}: no such option; choose one of {', '.join(known)}")
-        found[option] = _value(key, value)
+        if option in found:
+            raise OptionError(f"--set {key} is given twice")
+        kind = Settings if option == "method" else registry.METHODS[registry.readers(option)[0]].settings
+        found[option] = read_value(kind, option, value, f"--set {key}")
     try:
         telling.checked(found)
     except ValidationError as error:
@@ -87,15 +94,54 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _value(key: str, text: str) -> Any:
-    """The value of a `KEY=VALUE` pair, read as YAML.
+def read_value(kind: type[Fields], name: str, text: str, where: str) -> Any:
+    """The value of a `KEY=VALUE` pair, read as YAML; values of a list may stand in it, or be separated by commas.
+
+    Args:
+        kind: The class that has the option.
+        name: Of the option.
+        text: The value as it is written.
+        where: What is named in errors.
 
     Raises:
         OptionError: There is none, or it is no YAML.
     """
     if not text.strip():
-        raise OptionError(f"--set {key}= has no value; write {key}=null for the default")
-    return yamlfile.parse(text, f"--set {key}", OptionError).data
+        raise OptionError(f"{where}= has no value; write {where.partition(' ')[2] or name}=null for the default")
+    found = yamlfile.parse(text, where, OptionError).data
+    several = _parts_of(kind.model_fields[name].annotation) is not None
+    return listed(kind, name, text.strip(), where) if several and isinstance(found, (str, int, float)) else found
+
+
+def listed(kind: type[Fields], name: str, text: str, where: str) -> Any:
+    """`text` for an option; for one that takes several values, its parts between commas (`none` has no part).
+
+    Raises:
+        OptionError: Another number of parts than the option takes.
+    """
+    shape = _parts_of(kind.model_fields[name].annotation)
+    if shape is None:
+        return text
+    parts = () if text == "none" else tuple(part.strip() for part in text.split(","))
+    if Ellipsis not in shape and len(parts) != len(shape):
+        raise OptionError(f"{where} takes {len(shape)} values, separated by commas, got {text!r}")
+    return parts
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The only values that a type takes, as text; none for a type with many."""
+    if annotation is bool or bool in get_args(annotation):
+        return ("true", "false")
+    if get_origin(annotation) is Literal:
+        return tuple(map(str, get_args(annotation)))
+    return next((found for own in get_args(annotation) if (found := choices(own))), ())
+
+
+def _parts_of(annotation: Any) -> tuple[Any, ...] | None:
+    """What a tuple's type holds; None for other types."""
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)
+    return next((shape for own in get_args(annotation) if (shape := _parts_of(own)) is not None), None)
 
 
 def _files() -> list[str]:
