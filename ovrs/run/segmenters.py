@@ -109,5 +109,7 @@ def _make(spec: SegmenterSpec) -> Segmenter:
 def _with_state(segmenter: Segmenter, spec: SegmenterSpec) -> Segmenter:
     assert spec.state is not None  # the caller has looked
     if not isinstance(segmenter, SceneAdaptive):
-        raise OptionError(f"method {spec.method.method} does not adapt to a scene as a whole; use --adaptation tile")
+        raise OptionError(
+            f"method {spec.method.method} does not adapt to a scene as a whole; use --set adaptation=tile"
+        )
     return segmenter.with_state(adaptation.read(spec.state))
