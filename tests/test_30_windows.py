@@ -144,7 +144,7 @@ def test_turning_is_recommended_by_a_model_and_wants_wider_windows(directory):
     assert turned(wide=(2,))
     assert not turned(wide=(2,), turned=False)
     assert not turned()
-    with pytest.raises(OptionError, match="model.wide=2 asks for some"):
+    with pytest.raises(OptionError, match=r"model\.wide=2 asks for some"):
         turned(turned=True)
     with pytest.raises(OptionError, match="no wider windows; leave wide out"):
         segmenter_of(directory, "tmpa_compat", {"wide": (2,), "turned": True})

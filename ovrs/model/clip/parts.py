@@ -56,7 +56,7 @@ class Parts(Generic[S]):
             external = ExternalViT(own.proxy_model, own.proxy_weights, model.device)
         upsampler = _upsampler(own, model)
         facts = {
-            **self._facts(),
+            **self._described(),
             "queries": len(bank.vectors),
             "external": None if external is None else external.describe(),
             "upsampler_weights": hash_weights(upsampler.net) if isinstance(upsampler, JointBilateral) else None,
@@ -64,7 +64,7 @@ class Parts(Generic[S]):
         encoder = Encoder(model, own.dense, external, self.views)
         return ClipSegmenter(encoder, upsampler, bank, own, self.views.geometry, facts)
 
-    def _facts(self) -> dict[str, Any]:
+    def _described(self) -> dict[str, Any]:
         """What decides the numbers, for digest and provenance: all settings, and what they led to."""
         model, views = self.model, self.views
         return {
