@@ -16,10 +16,11 @@ from ovrs import options
 from ovrs.cli.app import app
 from ovrs.errors import DigestMismatchError, OptionError
 from ovrs.methods import clip, recommended, registry
+from ovrs.methods.base import Only
 from ovrs.methods.registry import METHODS
 from ovrs.options import MapOptions
 from ovrs.run import begin
-from ovrs.run.rundir import RunDir
+from ovrs.run.rundir import RunDir, write_sealed
 from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
@@ -150,7 +151,8 @@ def test_every_field_has_a_description():
 def test_what_is_resolved_is_complete_and_stays_as_it_is(name):
     """Resolving a resolved value changes nothing, whatever a model recommends."""
     found = METHODS[name]
-    once = registry.resolve(name, recommended=recommended.of_model("bundled").of(name))
+    needed = {need.field: need.values[-1] for need in found.needs}
+    once = registry.resolve(name, needed, recommended=recommended.of_model("bundled").of(name))
     told = {k: v for k, v in once.model_dump().items() if k != "method"}
     read = {k: v for k, v in told.items() if not _unread(once, k) and k not in found.fixed}
     swayed = {k: v for k, v in {"lr": 0.5, "bare": True, "logit_scale": 7}.items() if k in found.fields}
@@ -163,9 +165,9 @@ def test_what_is_resolved_is_complete_and_stays_as_it_is(name):
 
 def _unread(settings, name):
     return any(
-        getattr(settings, only.field) not in only.values
+        getattr(settings, only.field, only.values[0]) not in only.values
         for only in type(settings).model_fields[name].metadata
-        if type(only).__name__ == "Only"
+        if isinstance(only, Only)
     )
 
 
@@ -232,10 +234,9 @@ def test_a_flag_that_has_gone_is_answered_with_its_spelling(write_raster, tmp_pa
 def test_a_run_recorded_in_the_earlier_form_is_refused_by_name(write_raster, trivial, words, tmp_path):
     scene, out = write_raster(smooth(64, 64)), tmp_path / "m.zarr"
     begin.prepare(scene, words, out, trivial())
-    file = RunDir(out).path / "run.json"
-    content = json.loads(file.read_text())
+    content = RunDir(out).description()
     content["options"]["method"] |= {"scene_tiles": 32, "layers": None, "sam3": {"synonyms": 3}}
-    file.write_text(json.dumps(content))
+    write_sealed(RunDir(out).path / "run.json", content)
     for go_on in (lambda: begin.resume(out), lambda: begin.prepare(scene, words, out, trivial())):
         with pytest.raises(DigestMismatchError, match="earlier version of ovrs"):
             go_on()

@@ -41,7 +41,7 @@ AbsolutePath = Annotated[Path | None, AfterValidator(_absolute)]
 
 @dataclass(frozen=True)
 class Only:
-    """Beside a field's type: the field is read only where another field has one of these values."""
+    """Beside a field's type: where a method also has the field `field`, that must have one of these values to be of use."""
 
     field: str
     values: tuple[str, ...]

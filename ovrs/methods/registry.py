@@ -168,7 +168,7 @@ def _require_used(settings: Settings, told: Mapping[str, Any]) -> None:
     unread: dict[Only, list[str]] = {}
     for option in told:
         for only in type(settings).model_fields[option].metadata:
-            if isinstance(only, Only) and getattr(settings, only.field) not in only.values:
+            if isinstance(only, Only) and getattr(settings, only.field, only.values[0]) not in only.values:
                 unread.setdefault(only, []).append(option)
     for only, options in unread.items():
         raise OptionError(
