@@ -6,26 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ovrs import options
 from ovrs.cli.edge import Strict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ovrs.options import Listed
 
 RENAMED = {"alpha": "alpha_init", "block": "block_pitches", "scores": "store_scores"}
 """Flags of earlier versions that had another name than their field."""
 
 
 def flag(key: str, panel: str | None = None) -> Any:
-    """A flag with the name and the help of a field, `SECTION.KEY`; its group in `--help` is `panel`, else the section."""
+    """A flag with the name of a field, `SECTION.KEY`; its group in `--help` is `panel`, else the section.
+
+    The field's help takes the place of the key when help is shown: the options are not loaded before.
+    """
     section, _, name = key.partition(".")
-    field = options.listing()[key]
-    return typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=field.help,
-        metavar="|".join(field.choices) or "VALUE",
-        rich_help_panel=panel or section.capitalize(),
-    )
+    return typer.Option(f"--{name.replace('_', '-')}", help=key, rich_help_panel=panel or section.capitalize())
 
 
 def told(flags: Mapping[str, str | None], pairs: list[str]) -> dict[str, dict[str, Any]]:
@@ -34,6 +32,8 @@ def told(flags: Mapping[str, str | None], pairs: list[str]) -> dict[str, dict[st
     Raises:
         OptionError: A key that is none, that is said twice, or a value that does not fit it.
     """
+    from ovrs import options
+
     return options.parse(pairs, {key: text for key, text in flags.items() if text is not None})
 
 
@@ -57,7 +57,7 @@ class Spelled(Strict):
             if key is None:
                 spelled.append(word)
                 continue
-            if options.listing()[key].switch:
+            if _listing()[key].switch:
                 value = "false" if typed.startswith(("--no-", "--not-")) else value or "true"
             elif not equals:
                 if not rest:
@@ -70,7 +70,10 @@ class Spelled(Strict):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the flags in groups, in the order in which the groups come up."""
         groups: dict[str, list[tuple[str, str]]] = {}
+        known = _listing()
         for param in self.get_params(ctx):
+            if (field := known.get(getattr(param, "help", None) or "")) is not None:
+                param.help, param.metavar = field.help, "|".join(field.choices) or "VALUE"
             record = param.get_help_record(ctx)
             if record is not None:
                 groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
@@ -79,8 +82,14 @@ class Spelled(Strict):
                 formatter.write_dl(records)
 
 
+def _listing() -> dict[str, Listed]:
+    from ovrs import options
+
+    return options.listing()
+
+
 def _key(name: str) -> str | None:
     """`SECTION.KEY` of the field that a flag means."""
     field = name.removeprefix("no-").removeprefix("not-").replace("-", "_")
     field = RENAMED.get(field, field)
-    return next((key for key in options.listing() if key.partition(".")[2] == field), None)
+    return next((key for key in _listing() if key.partition(".")[2] == field), None)
