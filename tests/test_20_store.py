@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -270,6 +271,19 @@ def test_a_second_run_is_locked_out_and_a_dead_owner_is_taken_over(tmp_path):
     code = f"import os; from pathlib import Path; from ovrs.run.rundir import *; Lock(RunDir(Path({str(run.store)!r}))).__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert (run.path / "lock.json").exists()
+    with Lock(run):
+        pass
+
+
+def test_a_process_of_another_user_is_alive(tmp_path, monkeypatch):
+    """The system answers "not permitted" for it, and "no such process" for none."""
+    run = RunDir(tmp_path / "a.zarr")
+    answers = [PermissionError(), ProcessLookupError()]
+    monkeypatch.setattr(os, "kill", lambda pid, number: (_ for _ in ()).throw(answers.pop(0)))
+    run.path.mkdir()
+    (run.path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 12345, "token": "x"}))
+    with pytest.raises(StoreLockedError, match="12345"), Lock(run):
+        pass
     with Lock(run):
         pass
 

@@ -12,9 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors", "encoding", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
-    ("words", "options"),
+    ("words",),
+    ("methods",),
+    ("options",),
     ("request",),
-    ("scene", "methods"),
+    ("scene",),
     ("collection",),
     ("engine",),
     ("store", "testing"),

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from ovrs import yamlfile
 from ovrs.collection.patterns import glob
 from ovrs.errors import CatalogError, VocabularyError
-from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions, build, merged
+from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions, build
 from ovrs.request import Request
 from ovrs.words import vocabulary
 
@@ -240,7 +240,7 @@ class Catalog(_Entry):
             "run": run or RunOptions(),
         }
         own = {section: part.model_dump(exclude_unset=True) for section, part in parts.items()}
-        return build(**{section: merged(values, (told or {}).get(section, {})) for section, values in own.items()})
+        return build(**{section: {**values, **(told or {}).get(section, {})} for section, values in own.items()})
 
     def requests(self, name: str, *, words: Vocabulary | None = None, told: Told | None = None) -> list[Request]:
         """What a name asks for: a request for each raster of a scene, or for each image that a collection holds now.

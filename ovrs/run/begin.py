@@ -6,14 +6,14 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from ovrs import files
 from ovrs.engine.decide import DecisionRule
 from ovrs.engine.tiling import Plan, check_blocks
-from ovrs.errors import OptionError, StoreError
+from ovrs.errors import DigestMismatchError, OptionError, StoreError
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
 from ovrs.run import adaptation, network, verify
@@ -48,10 +48,10 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         uri = Path(uri).absolute()  # for `ovrs resume` from any directory; links stay, as files may lie beside them
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
-    spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
+    spec = SegmenterSpec.of(options.model.told(known), options.method, vocabulary)
     found = network.describe(spec, options.run)
-    if options.adapts_to_scene and not found.adapts:
-        raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --adaptation tile")
+    if spec.adapts_to_scene and not found.adapts:
+        raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --set adaptation=tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
@@ -63,7 +63,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         scene=scene,
         spec=spec,
         plan=plan,
-        rule=_rule(options, vocabulary),
+        rule=_rule(options, spec),
         out=out,
         options=options,
         facts=found.facts,
@@ -88,6 +88,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
             discard(out)
     if run.exists:
         begun = run.description()
+        _require_readable(begun, out)
         require_same(begun.digest, description.digest, str(out))
         identity.warn_if_sampled(begun.scene.version, job.scene.source)
     elif out.exists():
@@ -103,7 +104,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     elif not out.exists():
         with Lock(run):
             put_back_schema(job)
-    return _adapted_to_scene(job) if options.adapts_to_scene else job
+    return _adapted_to_scene(job) if job.spec.adapts_to_scene else job
 
 
 def _adapted_to_scene(job: Job) -> Job:
@@ -149,6 +150,7 @@ def resume(out: Path) -> Job:
     """
     out = files.named(out)
     description = RunDir(out).description()
+    _require_readable(description, out)
     try:
         options = MapOptions.model_validate(description.options.dump())
         vocabulary = Vocabulary.model_validate(description.vocabulary.dump())
@@ -160,6 +162,16 @@ def resume(out: Path) -> Job:
         ) from error
     require_whole(description.uri, options.run.scheduler)
     return prepare(description.uri, vocabulary, out, options)
+
+
+def _require_readable(description: RunDescription, out: Path) -> None:
+    """Refuse a run whose record lists the options of all methods, as earlier versions wrote it."""
+    method: Any = description.options.dump().get("method", {})
+    if "sam3" in method:
+        raise DigestMismatchError(
+            f"{out} was begun by an earlier version of ovrs, and its record of options is of another form; a finished map "
+            "can be read and exported as it is. To go on, choose another output, or pass --overwrite to begin anew"
+        )
 
 
 def discard(out: Path) -> None:
@@ -174,12 +186,10 @@ def discard(out: Path) -> None:
             raise StoreError(f"{path} cannot be removed; remove it by hand")
 
 
-def _rule(options: MapOptions, vocabulary: Vocabulary) -> DecisionRule:
-    background = vocabulary.background_index
-    own = vocabulary.background.threshold if vocabulary.background else 0.0
-    threshold = own if options.method.threshold is None else options.method.threshold
-    if options.method.threshold is not None and background is None:
+def _rule(options: MapOptions, spec: SegmenterSpec) -> DecisionRule:
+    background = spec.vocabulary.background_index
+    if "threshold" in options.method.told and background is None:
         raise OptionError(
-            "--threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
+            "--set threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
         )
-    return DecisionRule(background, threshold)
+    return DecisionRule(background, spec.method.threshold)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ovrs.engine import execute
 from ovrs.engine.contract import SceneAdaptive
 from ovrs.errors import DigestMismatchError, OvrsError, SchedulerLostError
+from ovrs.methods.base import SceneSettings
 from ovrs.provenance import canonical
 from ovrs.redact import guard_logs, redacted
 from ovrs.run import adaptation, segmenters
@@ -90,7 +91,8 @@ def _learned(job: Job) -> Learned:
     segmenter = segmenters.build(job.spec)
     assert isinstance(segmenter, SceneAdaptive)  # whoever plans has looked
     require_same(job)
-    return segmenter.adapt_scene(adaptation.sample_tiles(job.scene, job.plan, job.options.method.scene_tiles))
+    assert isinstance(job.spec.method, SceneSettings)
+    return segmenter.adapt_scene(adaptation.sample_tiles(job.scene, job.plan, job.spec.method.scene_tiles))
 
 
 def _asked(question: Callable[[], Answer], run: RunOptions) -> Answer:
