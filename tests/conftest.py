@@ -11,10 +11,12 @@ import pytest
 import rasterio
 from rasterio.transform import Affine, from_origin
 
+import ovrs
 from ovrs import options
 from ovrs.words import vocabulary
 
 DATA = Path(__file__).parent / "data"
+ovrs.__path__.append(str(DATA.parents[1]))  # `ovrs.flows` of this tree, which need not be the one that is installed
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ CLASSES, COLOURS = ("building", "bare soil"), ((200, 0, 0), (150, 120, 80))
 
 
 def filled(path, box, zarr_format):
-    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format)
+    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format))
     label = (np.arange(70 * 90).reshape(70, 90) % 2).astype(np.uint8)
     label[5:9, 5:9] = 255
     store.write_block(path, Window(0, 0, 70, 90), 32, label, np.full((70, 90), 100, np.uint8), None)
@@ -56,7 +56,7 @@ def test_xarray_reads_class_numbers_as_integers_in_every_level(tmp_path, zarr_fo
     """Format 3 without being told. A format 2 fill value is a mask for xarray until it is told otherwise."""
     path = tmp_path / "a.zarr"
     box = GeoBox((300, 90), UTM.affine, UTM.crs)
-    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format)
+    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format))
     label = np.full((300, 90), 1, np.uint8)
     label[8:12, 8:12] = 255
     store.write_block(path, Window(0, 0, 300, 90), 32, label, label, None)
@@ -79,7 +79,7 @@ def test_every_level_registers_the_conventions_it_follows(tmp_path, crs):
         "d35379db-88df-4056-af3a-620245f8e347",
     )
     path, box = tmp_path / "a.zarr", GeoBox((1031, 300), UTM.affine, crs)
-    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=64)
+    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64))
     pyramid.build(path, box, classes=CLASSES, colours=COLOURS, chunk=64)
     root = zarr.open_group(path, mode="r")
     layout = root.attrs["multiscales"]["layout"]
@@ -202,7 +202,7 @@ def test_geobox_survives_the_store_in_any_projection(tmp_path, crs):
 
 
 def test_blocks_off_the_chunk_grid_are_refused(tmp_path):
-    store.create(tmp_path / "a.zarr", UTM, classes=CLASSES, colours=COLOURS, chunk=32)
+    store.create(tmp_path / "a.zarr", UTM, store.Schema(classes=CLASSES, colours=COLOURS, chunk=32))
     with pytest.raises(GridMismatchError, match="chunk grid"):
         store.write_block(
             tmp_path / "a.zarr",
@@ -216,7 +216,7 @@ def test_blocks_off_the_chunk_grid_are_refused(tmp_path):
 
 def test_pyramid_levels_and_repeatability(tmp_path):
     box = GeoBox((1030, 700), UTM.affine, UTM.crs)
-    store.create(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=64)
+    store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64))
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, (1030, 700)).astype(np.uint8)
     store.write_block(tmp_path / "a.zarr", Window(0, 0, 1030, 700), 64, label, label, None)
@@ -242,7 +242,6 @@ def test_unfinished_and_foreign_stores_are_refused(tmp_path):
 
 def test_markers_round_trip(tmp_path):
     run = RunDir(tmp_path / "a.zarr")
-    run.begin({"x": 1})
     record = BlockRecord(name="00000_00001", status="done", histogram={"0": 5}, areas_m2={"0": 1.25}, crc="00ff")
     run.record(record)
     assert run.records() == {"00000_00001": record}

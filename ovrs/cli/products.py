@@ -141,6 +141,6 @@ def publish(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another map that is there.")] = False,
 ) -> None:
     """Copy a finished map to object storage; readers see all of it or nothing. Cut off? The same command goes on."""
-    from ovrs.run import publish as room
+    from ovrs.run import publish as publishing
 
-    typer.echo(f"sent {room.publish(store, url, overwrite=overwrite)} files to {url}")
+    typer.echo(f"sent {publishing.publish(store, url, overwrite=overwrite)} files to {url}")

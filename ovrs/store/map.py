@@ -18,7 +18,7 @@ from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from pydantic import ValidationError
 from zarr.storage import FsspecStore
 
-from ovrs.engine.decide import label_nodata
+from ovrs.encoding import label_nodata
 from ovrs.errors import StoreError, told
 from ovrs.names import shown_names
 from ovrs.options import SceneOptions
@@ -224,7 +224,7 @@ def _begun(files: Any, root: str) -> bool:
 
 
 def _classes(label: Layer, record: RunRecord) -> tuple[MapClass, ...]:
-    attributes: dict[str, Any] = label.attrs.asdict()
+    attributes: Any = label.attrs.asdict()
     names, colours = shown_names(attributes["class_names"]), attributes["flag_colors"].split()
     return tuple(
         MapClass(
