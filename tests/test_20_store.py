@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -214,6 +215,19 @@ def test_blocks_off_the_chunk_grid_are_refused(tmp_path):
         )
 
 
+def test_an_overview_of_many_strips_is_that_of_the_whole(tmp_path):
+    """Overviews are made strip by strip, in both directions."""
+    box = GeoBox((530, 401), UTM.affine, "EPSG:32633")
+    label = np.random.default_rng(0).integers(0, 2, box.shape).astype(np.uint8)
+    confidence = np.random.default_rng(1).integers(0, 201, box.shape).astype(np.uint8)
+    store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=16))
+    store.write_block(tmp_path / "a.zarr", Window(0, 0, *box.shape), 16, label, confidence, None)
+    assert pyramid.build(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=16) == [2, 4]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    np.testing.assert_array_equal(group["2/label"][:], pyramid.mode2(label, 255))
+    np.testing.assert_array_equal(group["2/confidence"][:], pyramid.mean2(confidence))
+
+
 def test_pyramid_levels_and_repeatability(tmp_path):
     box = GeoBox((1030, 700), UTM.affine, UTM.crs)
     store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64))
@@ -257,6 +271,19 @@ def test_a_second_run_is_locked_out_and_a_dead_owner_is_taken_over(tmp_path):
     code = f"import os; from pathlib import Path; from ovrs.run.rundir import *; Lock(RunDir(Path({str(run.store)!r}))).__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert (run.path / "lock.json").exists()
+    with Lock(run):
+        pass
+
+
+def test_a_process_of_another_user_is_alive(tmp_path, monkeypatch):
+    """The system answers "not permitted" for it, and "no such process" for none."""
+    run = RunDir(tmp_path / "a.zarr")
+    answers = [PermissionError(), ProcessLookupError()]
+    monkeypatch.setattr(os, "kill", lambda pid, number: (_ for _ in ()).throw(answers.pop(0)))
+    run.path.mkdir()
+    (run.path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 12345, "token": "x"}))
+    with pytest.raises(StoreLockedError, match="12345"), Lock(run):
+        pass
     with Lock(run):
         pass
 

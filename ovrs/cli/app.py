@@ -145,11 +145,11 @@ def options(
     ] = None,
 ) -> None:
     """List every option as `--set` takes it, with its default and what it means."""
-    from ovrs import options as known
+    from ovrs import options
     from ovrs.methods import registry
 
     own = None if method is None else registry.method(method).fields
-    for key, option in known.listing().items():
+    for key, option in options.listing().items():
         if own is not None and option.methods and key.partition(".")[2] not in own:
             continue
         users = f" [{', '.join(option.methods)}]" if option.methods and own is None else ""

@@ -34,7 +34,7 @@ SIMPLIFY_LIMIT = 3_000_000
 """Polygons; simplifying shared borders needs all of them in memory."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Piece:
     """Part of a component that lies in one block."""
 
@@ -234,7 +234,10 @@ def _pieces(
     pixels = np.bincount(flat, minlength=count + 1)
     areas = np.bincount(flat, weight.ravel(), minlength=count + 1)
     sums = np.bincount(flat, certain.ravel(), minlength=count + 1)
-    pieces = [Piece([], v, int(pixels[i]), float(areas[i]), float(sums[i])) for i, v in enumerate(labels, start=1)]
+    pieces = [
+        Piece(label=v, pixels=int(pixels[i]), area_m2=float(areas[i]), confidence=float(sums[i]))
+        for i, v in enumerate(labels, start=1)
+    ]
     place = geobox.affine @ type(geobox.affine).translation(window.col_off, window.row_off)
     for geometry, value in shapes(ids, mask=ids > 0, connectivity=4, transform=place):
         pieces[int(value) - 1].geometries.append(shape(geometry))

@@ -6,7 +6,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -166,8 +166,8 @@ def resume(out: Path) -> Job:
 
 def _require_readable(description: RunDescription, out: Path) -> None:
     """Refuse a run whose record lists the options of all methods, as earlier versions wrote it."""
-    method = description.options.dump().get("method")
-    if isinstance(method, dict) and "sam3" in method:
+    method: Any = description.options.dump().get("method", {})
+    if "sam3" in method:
         raise DigestMismatchError(
             f"{out} was begun by an earlier version of ovrs, and its record of options is of another form; a finished map "
             "can be read and exported as it is. To go on, choose another output, or pass --overwrite to begin anew"

@@ -90,8 +90,8 @@ def _described(spec: SegmenterSpec) -> Network:
 def _learned(job: Job) -> Learned:
     segmenter = segmenters.build(job.spec)
     assert isinstance(segmenter, SceneAdaptive)  # whoever plans has looked
-    assert isinstance(job.spec.method, SceneSettings)
     require_same(job)
+    assert isinstance(job.spec.method, SceneSettings)
     return segmenter.adapt_scene(adaptation.sample_tiles(job.scene, job.plan, job.spec.method.scene_tiles))
 
 

@@ -36,7 +36,7 @@ _accepted: dict[str, set[Version]] = {}
 _lock = threading.Lock()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """A scene as it was when it was opened. Small and picklable: workers compare with it."""
 
@@ -94,7 +94,7 @@ def origin_of(uri: str) -> Origin:
         found = contents_of(files)
     if not files:
         log.warning("%s is no file: whether it is the same scene in another run cannot be told", redacted(uri))
-    return Origin(uri, files, found.sha256, found.size, found.sampled, version)
+    return Origin(uri=uri, files=files, sha256=found.sha256, size=found.size, sampled=found.sampled, version=version)
 
 
 def refuse_changed(origin: Origin | None) -> None:

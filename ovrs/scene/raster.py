@@ -46,7 +46,7 @@ class SceneSource(Protocol):
     def read(self, window: Window) -> Pixels: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RasterScene:
     """Any raster GDAL can read. Thread-safe: each thread opens its own handle. Pickles as its fields."""
 

@@ -53,11 +53,7 @@ class Refined:
 
     def describe(self) -> dict[str, object]:
         own = self.settings
-        facts: dict[str, object] = {
-            "pamr": own.pamr,
-            "pamr_dilations": list(DILATIONS),
-            "area_threshold": own.area_threshold,
-        }
+        facts = {"pamr": own.pamr, "pamr_dilations": list(DILATIONS), "area_threshold": own.area_threshold}
         return {**self.inner.describe(), **facts}
 
 
