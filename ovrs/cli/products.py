@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +12,16 @@ from ovrs.cli.edge import App
 from ovrs.errors import OptionError
 from ovrs.names import shown
 
+if TYPE_CHECKING:
+    from ovrs.store.map import Map
+
 app = App()
 
 Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
+Calibrated = Annotated[
+    Path | None,
+    typer.Option(help="FILE.json of `ovrs assess`: its temperature turns confidence into how often it is right."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")]
 
 
@@ -39,6 +46,7 @@ def export(
     layer: Annotated[
         str | None, typer.Option(help="Layer of the GeoPackage, whose other layers stay; default: classes.")
     ] = None,
+    calibrated: Calibrated = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write GIS products of a finished map. An older product is replaced; other files only with --overwrite.
@@ -69,7 +77,8 @@ def export(
         layer=layer or "classes",
         overwrite=overwrite,
     )
-    with open_map(store) as mapped:
+    with open_map(store) as stored:
+        mapped = _calibrated(stored, calibrated)
         for line in write_products(mapped, request):
             typer.echo(line)
 
@@ -81,40 +90,64 @@ def stats(
     zone_name: Annotated[str | None, typer.Option(help="Attribute that names a zone.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="FILE.csv or FILE.parquet; default: print.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print for machines.")] = False,
+    calibrated: Calibrated = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Hectares per class, for the map or per zone; true ground areas in any CRS."""
+    """Hectares per class, for the map or per zone; true ground areas in any CRS.
+
+    With --calibrated also the mean confidence: the share of each class that is expected to be right.
+    """
     from ovrs.export.stats import check_table, class_areas, write_table, zone_areas
     from ovrs.store.map import open_map
 
-    with open_map(store) as mapped:
+    with open_map(store) as stored:
+        mapped, sure = _calibrated(stored, calibrated), calibrated is not None
         if out is not None:
             check_table(mapped, out, zones, overwrite=overwrite)
-        rows = class_areas(mapped) if zones is None else zone_areas(mapped, zones, zone_name)
+        rows = class_areas(mapped, sure=sure) if zones is None else zone_areas(mapped, zones, zone_name, sure=sure)
     if out is not None:
         typer.echo(f"statistics: {write_table(rows, out)}")
     elif as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
-        typer.echo(f"{'zone':20} {'class':20} {'hectares':>12} {'percent':>8}")
+        typer.echo(
+            f"{'zone':20} {'class':20} {'hectares':>12} {'percent':>8}" + "  confidence" * (calibrated is not None)
+        )
         for row in rows:
+            certain = "" if row.get("confidence") is None else f"  {row['confidence']:10.3f}"
             typer.echo(
-                f"{shown(row['zone']):20} {shown(row['class']):20} {row['hectares']:12.2f} {row['percent']:8.2f}"
+                f"{shown(row['zone']):20} {shown(row['class']):20} {row['hectares']:12.2f} {row['percent']:8.2f}{certain}"
             )
+
+
+def _calibrated(mapped: Map, findings: Path | None) -> Map:
+    """A map with the temperature of an assessment, where one is given."""
+    if findings is None:
+        return mapped
+    from ovrs.assess.findings import temperature_for
+    from ovrs.clean.calibrated import calibrated
+
+    return calibrated(mapped, temperature_for(mapped, findings))
 
 
 @app.command()
 def report(
     store: Store,
     out: Annotated[Path, typer.Option("-o", "--out", help="FILE.html, complete in itself.")],
+    accuracy: Annotated[
+        Path | None, typer.Option(help="FILE.json of `ovrs assess`: its figures become a part of the page.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """One page about a map: overview, legend with areas, options, warnings, provenance."""
+    from ovrs.assess.findings import load_for
+    from ovrs.assess.pages import section
     from ovrs.store.map import open_map
     from ovrs.view.page import write_report
 
     with open_map(store) as mapped:
-        typer.echo(f"report: {write_report(mapped, out, overwrite=overwrite)}")
+        told = "" if accuracy is None else section(load_for(mapped, accuracy, "--accuracy"))
+        typer.echo(f"report: {write_report(mapped, out, more=told, overwrite=overwrite)}")
 
 
 @app.command()
