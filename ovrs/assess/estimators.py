@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Z95 = 1.959963984540054
 """Normal quantile of a two-sided 95 % interval."""
+_ROUNDING = 1e-12
+"""Standard errors below are zeros."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +108,12 @@ def ratio(sample: Sample, above: NDArray[np.bool_] | NDArray[np.float64], below:
     left = np.clip(1 - points / np.maximum(population, 1), 0, 1)
     variance = float(np.sum(shares**2 * left * squares / np.maximum(points - 1, 1) / np.maximum(points, 1)))
     error = math.sqrt(variance) / total
-    if error == 0 and left[told].any():
+    if error < _ROUNDING and left[told].any():
         if (
             0 < value < 1
         ):  # every stratum agrees with itself: the sample shows no spread, which is not to say there is none
             return Estimate(value=value, error=None, low=None, high=None)
-        low, high = _exact(int(np.count_nonzero(x)), value == 1)
+        low, high = _exact(int(np.count_nonzero(x)), value > 0.5)
         return Estimate(value=value, error=0.0, low=low, high=high, exact=True)
     return Estimate(value=value, error=error, low=max(0.0, value - Z95 * error), high=min(1.0, value + Z95 * error))
 
