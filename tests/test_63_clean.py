@@ -1,15 +1,20 @@
 """The second decision: majority, minimum mapping unit, right-angled outlines, changes between two maps."""
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from conftest import labelled_map
 from scipy import ndimage
+from typer.testing import CliRunner
 
 from ovrs.clean.cleaning import Cleaning, area_of
 from ovrs.clean.regions import Regions
 from ovrs.clean.stage import cleaned
+from ovrs.cli.app import app
 from ovrs.errors import OptionError
+from ovrs.export.vectors import write_vectors
 from ovrs.store.map import open_map
 
 NAMES = ("building", "road", "water", "tree")
@@ -25,6 +30,10 @@ def speckled(height, width, seed=0, nodata=True):
         labels[10:30, 40:60] = 255
         labels[15:20, 45:50] = rng.integers(0, 4, (5, 5))
     return labels.astype(np.uint8)
+
+
+def polygons(path):
+    return geopandas.read_file(path, layer="classes")
 
 
 def components(labels):
@@ -139,3 +148,106 @@ def test_areas_have_units(text, area):
 def test_what_is_no_area_is_refused(text):
     with pytest.raises(OptionError, match="--x takes a positive area"):
         area_of(text, "--x")
+
+
+def house(angle, size=(40, 26), shape=(120, 120), notch=True):
+    """A turned L-shaped house, ragged at the edge, as labels: 0 house, 1 around, 2 a road along one side."""
+    rows, cols = np.indices(shape) + 0.5
+    x, y = cols - shape[1] / 2, rows - shape[0] / 2
+    u, v = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    rng = np.random.default_rng(1)
+    ragged = ndimage.gaussian_filter(rng.normal(size=shape), 1.5) * 3
+    inside = (np.abs(u) + ragged < size[0] / 2) & (np.abs(v) + ragged < size[1] / 2)
+    if notch:
+        inside &= ~((u > 4) & (v > 1))
+    ids, _ = ndimage.label(inside)
+    inside = ids == np.bincount(ids[ids > 0]).argmax()
+    inside = ndimage.binary_fill_holes(inside)
+    labels = np.where(inside, 0, np.where(v > size[1] / 2, 2, 1)).astype(np.uint8)
+    labels[:6] = 255
+    return labels
+
+
+def corner_angles(polygon):
+    ring = np.asarray(polygon.exterior.coords)[:-1]
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
+    dot = (before * after).sum(axis=1)
+    return np.degrees(np.arctan2(np.abs(cross), dot))
+
+
+@pytest.mark.parametrize("degrees", [0, 17, 38])
+def test_outlines_get_right_angles_and_neighbours_follow(tmp_path, degrees):
+    labels = house(np.radians(degrees))
+    labelled_map(tmp_path, labels, ("house", "ground", "road"))
+    with open_map(tmp_path / "m.zarr") as mapped:
+        write_vectors(mapped, tmp_path / "raw.gpkg")
+        made = write_vectors(mapped, tmp_path / "v.gpkg", regularise=["house"], tolerance=8.0)  # four pixels
+    raw, after = polygons(tmp_path / "raw.gpkg"), polygons(tmp_path / "v.gpkg")
+    old, new = (f[f["class"] == "house"].geometry.iloc[0] for f in (raw, after))
+    angles = corner_angles(shapely.simplify(new, 0.02))
+    assert 4 <= len(angles) <= 8
+    assert np.abs(angles - 90).max() < 0.5
+    assert shapely.hausdorff_distance(new.exterior, old.exterior) <= 8.01
+    assert new.intersection(old).area / new.union(old).area > 0.85
+    assert f"IoU with the map's own {new.intersection(old).area / new.union(old).area:.3f}" in made.remark
+    assert after.geometry.is_valid.all()
+    assert after.union_all().area == pytest.approx(raw.union_all().area, rel=1e-9)  # no hole, nothing over no data
+    assert after.geometry.area.sum() == pytest.approx(after.union_all().area, rel=1e-9)  # no overlap
+    assert shapely.coverage_is_valid(after.geometry.values)  # borders are shared, vertex by vertex
+    assert after.area_m2.sum() == pytest.approx(raw.area_m2.sum(), rel=1e-6)
+
+
+def test_shared_walls_stay_shared(tmp_path):
+    """Two houses of different classes wall to wall, both squared."""
+    labels = house(np.radians(25), notch=False)
+    _, cols = np.indices(labels.shape)
+    labels[(labels == 0) & (cols > 62)] = 3
+    labelled_map(tmp_path, labels, ("house", "ground", "road", "garage"))
+    with open_map(tmp_path / "m.zarr") as mapped:
+        write_vectors(mapped, tmp_path / "v.gpkg", regularise=["house", "garage"], tolerance=10.0)
+    after = polygons(tmp_path / "v.gpkg")
+    house_, garage = (after[after["class"] == n].geometry.union_all() for n in ("house", "garage"))
+    assert house_.intersection(garage).area < 1e-6
+    assert house_.boundary.intersection(garage.boundary).length > 30
+    assert shapely.coverage_is_valid(after.geometry.values)
+
+
+def test_an_outline_that_can_not_be_squared_stays(tmp_path):
+    rows, cols = np.indices((120, 120))
+    labels = (np.hypot(rows - 60, cols - 60) > 40).astype(np.uint8)  # a round tank
+    labelled_map(tmp_path, labels, ("tank", "ground"))
+    with open_map(tmp_path / "m.zarr") as mapped:
+        made = write_vectors(mapped, tmp_path / "v.gpkg", regularise=["tank"], tolerance=3.0)
+        write_vectors(mapped, tmp_path / "raw.gpkg")
+        assert "IoU with the map's own" in made.remark
+        with pytest.raises(OptionError, match="'roof' is no class"):
+            write_vectors(mapped, tmp_path / "v.gpkg", regularise=["roof"])
+        with pytest.raises(OptionError, match="exclude each other"):
+            write_vectors(mapped, tmp_path / "v.gpkg", regularise=["tank"], simplify=1.0)
+    after, raw = (polygons(tmp_path / n) for n in ("v.gpkg", "raw.gpkg"))
+    tank, old = (f[f["class"] == "tank"].geometry.iloc[0] for f in (after, raw))
+    assert shapely.hausdorff_distance(tank.exterior, old.exterior) <= 3.01
+
+
+def test_every_product_of_an_export_is_cleaned_alike(world, tmp_path):
+    folder, labels = world
+    arguments = ["export", str(folder / "m.zarr"), "--cog", str(tmp_path / "c.tif"), "--vectors", str(tmp_path / "v.gpkg"),
+                 "--png", str(tmp_path / "p.png"), "--stac", str(tmp_path / "s.json"), "--min-mapping-unit", "81m2",
+                 "--majority", "3"]  # fmt: skip
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    frame = polygons(tmp_path / "v.gpkg")
+    with rasterio.open(tmp_path / "c.tif") as raster:
+        pixels = raster.read(1)
+        assert "minimum mapping unit 81 m²" in raster.tags()["OVRS_TREATMENT"]
+    assert frame.area_m2.min() >= 81
+    assert len(frame) == len(components(pixels))
+    sizes = frame.groupby("class_id").pixels.sum()
+    assert sizes.to_dict() == dict(zip(*np.unique(pixels[pixels < 255], return_counts=True), strict=True))
+    with open_map(folder / "m.zarr") as mapped:
+        np.testing.assert_array_equal(np.asarray(mapped.label[:]), labels)  # the store stays raw
+    for wrong in (["--majority", "4"], ["--min-mapping-unit", "0"], ["--regularise", "roof"], ["--tolerance", "1"]):
+        refused = CliRunner().invoke(app, [*arguments[:4], "--vectors", str(tmp_path / "w.gpkg"), *wrong])
+        assert isinstance(refused.exception, OptionError), wrong
+        assert not (tmp_path / "w.gpkg").exists()

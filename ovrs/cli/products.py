@@ -43,6 +43,20 @@ def export(
     simplify: Annotated[
         float, typer.Option(min=0, help="Tolerance for polygons, in units of the CRS; shared borders stay shared.")
     ] = 0.0,
+    min_mapping_unit: Annotated[
+        str | None,
+        typer.Option(help="Areas below take the classes around them, in every product: 50m2, 0.5ha."),
+    ] = None,
+    majority: Annotated[
+        int | None, typer.Option(help="Each pixel takes the most frequent class of so many x so many pixels: 3, 5, …")
+    ] = None,
+    regularise: Annotated[
+        str | None, typer.Option(help="Classes whose polygons get right-angled outlines: building.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Metres by which --regularise may move an outline; default: three pixels."),
+    ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Layer of the GeoPackage, whose other layers stay; default: classes.")
     ] = None,
@@ -61,10 +75,13 @@ def export(
         )
     if (crs is not None or resolution is not None) and not (cog or confidence):
         raise OptionError("--crs and --resolution are for rasters: name --cog or --confidence too")
-    if (min_area or simplify or layer) and not vectors:
-        raise OptionError("--min-area, --simplify and --layer are for polygons: name --vectors too")
+    if (min_area or simplify or layer or regularise) and not vectors:
+        raise OptionError("--min-area, --simplify, --regularise and --layer are for polygons: name --vectors too")
+    if tolerance is not None and regularise is None:
+        raise OptionError("--tolerance is for --regularise: name the classes")
     if layer is not None and vectors is not None and vectors.suffix.lower() != ".gpkg":
         raise OptionError("--layer names a layer of a GeoPackage: name --vectors FILE.gpkg")
+    from ovrs.clean.cleaning import Cleaning, area_of
     from ovrs.export.run import Request, write_products
     from ovrs.store.map import open_map
 
@@ -74,6 +91,12 @@ def export(
         resolution=resolution,
         min_area=min_area,
         simplify=simplify,
+        regularise=tuple(n.strip() for n in regularise.split(",")) if regularise else (),
+        tolerance=tolerance,
+        cleaning=Cleaning(
+            majority=majority or 0,
+            unit_m2=area_of(min_mapping_unit, "--min-mapping-unit") if min_mapping_unit else 0.0,
+        ),
         layer=layer or "classes",
         overwrite=overwrite,
     )

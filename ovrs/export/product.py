@@ -61,6 +61,8 @@ class Product:
     """Grid of a raster: its CRS, shape and transform, which differ from the map's after reprojection."""
     features: int | None = None
     """Number of polygons of a vector file."""
+    remark: str = ""
+    """What a person should know of the file."""
 
     @property
     def media_type(self) -> str:
