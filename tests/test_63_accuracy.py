@@ -86,6 +86,7 @@ def test_the_example_of_stehman_2014():
     assert found.matrix[1, 2] == pytest.approx(0.08)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """Samples of a map with strata that are not its classes; 95 % intervals of five figures."""
     rng = np.random.default_rng(3)
@@ -142,6 +143,7 @@ def test_samples_follow_their_rule_and_their_seed(world):
             draw(mapped, per_class=10, total=20)
 
 
+@pytest.mark.slow
 def test_every_pixel_of_a_class_has_its_chance(world):
     """In degrees a pixel's chance is proportional to its ground area: twice as much at the equator as at 60 degrees."""
     folder, _ = world

@@ -7,6 +7,7 @@ import html
 import io
 from typing import TYPE_CHECKING, Any
 
+from ovrs import files
 from ovrs.assess.findings import dump, to_json
 from ovrs.errors import OptionError
 from ovrs.export import target
@@ -47,7 +48,7 @@ def _local(reference: str) -> Path:
 def write(findings: Findings, path: Path) -> Path:
     """Write findings as `.json`, `.md` or `.csv`, whole or not at all."""
     writers = {".json": to_json, ".md": markdown, ".csv": table}
-    target.write_text(path, writers[path.suffix.lower()](findings))
+    files.write_text(path, writers[path.suffix.lower()](findings))
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,23 +43,15 @@ class Scratch:
         )
         return Layer(made.async_array)
 
-    def finished(self, layer: Layer, classes: int) -> Layer:
+    def finished(self, layer: Layer, classes: int, name: str = "finished") -> Layer:
         """A copy of a layer in a map's own type: values from `classes` on become the map's no data."""
         dtype, nodata = label_dtype(classes), label_nodata(classes)
-        made: zarr.Array[Any] = zarr.create_array(
-            str(Path(self._folder.name) / f"{Path(layer.path or str(layer.store_path)).name}-done"),
-            shape=self.shape,
-            chunks=(CHUNK, CHUNK),
-            dtype=dtype,
-            fill_value=nodata,
-            compressors=codec.FastGzip(level=1),
-            overwrite=True,
-        )
+        made = self.layer(f"{name}-{uuid.uuid4().hex[:6]}", nodata)
         for window in strips(self.shape, 4 * CHUNK):
             part = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
             values = np.asarray(layer[part])
             made[part] = np.where(values < classes, values, nodata).astype(dtype)
-        return Layer(made.async_array)
+        return made
 
     def __enter__(self) -> Self:
         return self

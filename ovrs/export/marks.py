@@ -20,6 +20,7 @@ PARQUET_KEY = b"ovrs"
 TABLE_COLUMNS = ("zone", "class", "pixels", "hectares", "percent")
 SURE_COLUMN = "confidence"
 """Further column of a table of areas: mean confidence."""
+CHANGE_COLUMNS = ("from", "to", "pixels", "hectares", "percent", "sure_hectares")
 FINDINGS_COLUMNS = ("measure", "class", "value", "low", "high")
 _HEAD = 4096
 
@@ -63,7 +64,11 @@ def _json(path: Path, kind: Kind) -> bool:
 
 
 def _table(path: Path, kind: Kind) -> bool:
-    known = [FINDINGS_COLUMNS] if kind.name == "accuracy" else [TABLE_COLUMNS, (*TABLE_COLUMNS, SURE_COLUMN)]
+    known = (
+        [FINDINGS_COLUMNS]
+        if kind.name == "accuracy"
+        else [TABLE_COLUMNS, (*TABLE_COLUMNS, SURE_COLUMN), CHANGE_COLUMNS]
+    )
     with path.open(encoding="utf-8") as stream:
         head = stream.readline().replace('"', "").strip()
     return head in [",".join(columns) for columns in known]
