@@ -101,6 +101,9 @@ def test_the_tutorial_works_as_written(tmp_path):
         "town.json",
         "town.csv",
         "town.html",
+        "points.gpkg",
+        "accuracy.json",
+        "change.csv",
         "plain.zarr",
     ):
         assert (tmp_path / product).exists(), product

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ovrs import redact
+from ovrs.cli import assess as cli_assess
 from ovrs.cli import bench as cli_bench
 from ovrs.cli import catalog as cli_catalog
 from ovrs.cli import collection as cli_collection
@@ -34,6 +35,7 @@ app = edge.App(
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 app.add_typer(cli_products.app)
+app.add_typer(cli_assess.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_words.app)  # without a name: their commands stand beside ours
 app.add_typer(cli_bench.app, name="bench")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ovrs.export.vectors import Piece
+    from ovrs.export.pieces import Piece
 
 BATCH = 20_000
 LAYER = "classes"

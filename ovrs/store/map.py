@@ -77,6 +77,8 @@ class Map:
     """Class numbers `(y, x)`, uint8 or uint16."""
     confidence: Layer
     """`(y, x)`, uint8: 0..200 stand for 0..1, 255 is no data."""
+    note: str = ""
+    """What was done to the pixels of the store; empty for the map as it is stored."""
 
     def __init__(self, place: str | Path, group: zarr.Group) -> None:
         """Take a group that `ovrs.store.layout.require_finished` accepted."""
