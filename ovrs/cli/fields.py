@@ -71,6 +71,7 @@ class Spelled(Strict):
         """Write the flags in groups, in the order in which the groups come up."""
         groups: dict[str, list[tuple[str, str]]] = {}
         known = _listing()
+        param: Any
         for param in self.get_params(ctx):
             if (field := known.get(getattr(param, "help", None) or "")) is not None:
                 param.help, param.metavar = field.help, "|".join(field.choices) or "VALUE"
