@@ -231,6 +231,13 @@ def test_a_flag_that_has_gone_is_answered_with_its_spelling(write_raster, tmp_pa
         assert why in result.output
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -9999.0, None])
+def test_a_record_keeps_every_value_of_no_data(value):
+    chosen = options.build(scene={"nodata": value})
+    kept = json.loads(json.dumps(chosen.model_dump(mode="json"), allow_nan=False))
+    assert repr(MapOptions.model_validate(kept).scene.nodata) == repr(value)
+
+
 def test_a_run_recorded_in_the_earlier_form_is_refused_by_name(write_raster, trivial, words, tmp_path):
     scene, out = write_raster(smooth(64, 64)), tmp_path / "m.zarr"
     begin.prepare(scene, words, out, trivial())
