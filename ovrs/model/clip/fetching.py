@@ -41,6 +41,8 @@ def imported_directory(name: str) -> Path | None:
     model = table().models.get(name)
     if model is None or model.tag is not None:
         return None
+    if model.whole:
+        return _folder(name, model)
     if model.file is None:
         raise WeightsError(f"{name} has no published file: {model.title}. {_near(name)}")
     place = cache_directory() / "models" / name
@@ -94,6 +96,23 @@ def _file(name: str, model: Known) -> Path:
         raise WeightsError(
             f"{name} cannot be fetched: {one_line(error)}. Where there is internet, download {hub_address(model)} and put it "
             f"here as {own}; the same command then goes on"
+        ) from error
+
+
+def _folder(name: str, model: Known) -> Path:
+    """A folder of transformers: laid into the cache by hand, or fetched into the cache of the hub."""
+    own = cache_directory() / "models" / name
+    if is_file(own / "config.json"):
+        return own
+    try:
+        from huggingface_hub import snapshot_download
+
+        kinds = ["*.json", "*.safetensors", "tokenizer*", "*.model"]
+        return Path(snapshot_download(model.where.removeprefix(HUB), allow_patterns=kinds))
+    except FAULTS as error:
+        raise WeightsError(
+            f"{name} cannot be fetched: {one_line(error)}. Where there is internet: hf download "
+            f"{model.where.removeprefix(HUB)} --local-dir {name}; put that folder here as {own}, and the same command goes on"
         ) from error
 
 

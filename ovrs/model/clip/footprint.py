@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ovrs.engine.tiling import TileGeometry
 from ovrs.errors import OptionError
-from ovrs.model.clip import architecture
+from ovrs.model.clip import architecture, towers
 from ovrs.model.clip.dense import dense_tokens, native_size
 from ovrs.model.clip.known import table
 from ovrs.model.clip.text import BATCH
@@ -54,7 +54,21 @@ def footprint_of(name: str) -> Footprint:
         OptionError: Neither knows the name.
         WeightsError: The architecture is none that ovrs can use.
     """
-    return footprint(described(name))
+    model = table().models.get(name)
+    if model and model.whole:
+        return _counted(_tips, 64)
+    config = described(name)
+    architecture.sketch(config)  # refuses unfit towers
+    return _counted(lambda: architecture.build(config), int(config["text_cfg"].get("context_length", 77)))
+
+
+def _tips() -> Any:
+    """TIPSv2 of the size B/14, the one of the table."""
+    from transformers import Tipsv2Config, Tipsv2Model
+
+    from ovrs.model.clip.tips import TipsClip
+
+    return TipsClip(Tipsv2Model(Tipsv2Config()))
 
 
 def described(name: str) -> dict[str, Any]:
@@ -74,24 +88,25 @@ def described(name: str) -> dict[str, Any]:
     return dict(config)
 
 
-def footprint(config: dict[str, Any]) -> Footprint:
-    """Count for open_clip's `model_cfg`, on the CPU's kernels; other devices keep about as much."""
-    architecture.sketch(config)  # refuses unfit towers
+def _counted(build: Callable[[], Any], length: int) -> Footprint:
+    """Build a network and run both towers, on the CPU's kernels; other devices keep about as much."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        with torch.device("meta"):
+            clip = build().eval()
+        clip.visual = towers.adapted(clip.visual)
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            clip = architecture.build(config).eval()
+            clip.to_empty(device="cpu")
             side = native_size(clip.visual)
             windows = TileGeometry(crop=side, stride=side // 2).crops_per_tile ** 2
             images = torch.empty(windows, 3, side, side)
-            tokens = torch.zeros(BATCH, int(config["text_cfg"].get("context_length", 77)), dtype=torch.long)
+            tokens = torch.zeros(BATCH, length, dtype=torch.long)
             tile = _held(lambda: dense_tokens(clip.visual, images, "vanilla"))
             text = _held(lambda: clip.encode_text(tokens))
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-    tensors = clip.state_dict().values()
-    numbers = sum(t.numel() for t in tensors)
+    numbers = sum(t.numel() for t in clip.state_dict().values())
     return Footprint(numbers, numbers * 4, tile + images.numel() * 4, text)
 
 

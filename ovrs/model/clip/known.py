@@ -32,6 +32,8 @@ class Known(BaseModel):
     """Where activation and licence are told."""
     file: str | None = None
     """Path in `where`."""
+    whole: bool = False
+    """The repository is a folder of transformers that is loaded as it is."""
     tokens: int | None = None
     """Length of texts, where it is not the architecture's own."""
     also: str | None = None
@@ -86,7 +88,7 @@ def commands(name: str) -> list[str]:
     """The commands that lead to a map with a model of the table; the first is all where its name is enough."""
     model = table().models[name]
     if model.file is None:
-        return [f"ovrs map SCENE.tif --model {name} …"] if model.tag else []
+        return [f"ovrs map SCENE.tif --model {name} …"] if model.tag or model.whole else []
     if model.quick_gelu is not None:
         return [f"ovrs map SCENE.tif --model {name} …"]
     fetch = (
@@ -126,8 +128,10 @@ def listing() -> str:
     return "\n".join(
         [
             *lines,
-            (f"mIoU: {found.measured}, percent. Licences are those of the weights where not said otherwise. Memory: float32 "
-            "weights and the activations of one tile (`ovrs model memory NAME`)."),
+            (
+                f"mIoU: {found.measured}, percent. Licences are those of the weights where not said otherwise. Memory: float32 "
+                "weights and the activations of one tile (`ovrs model memory NAME`)."
+            ),
         ]
     )
 
