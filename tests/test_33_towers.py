@@ -168,7 +168,7 @@ def test_what_fits_is_one_rule_and_the_rest_is_refused(place):
         assert np.isfinite(scores).all()
         assert made.describe()["dense"] == "maskclip"
         assert made.describe()["cls_weight"] == 0
-    for method in ("tent", "mlmp", "tpt", "clipartt", "watt", "cass", "tmpa_compat"):
+    for method in ("tent", "mlmp", "tpt", "clipartt", "watt", "tmpa_compat"):
         with pytest.raises(OptionError, match="it takes --method none, tmpa, tmpa_shift, not"):
             build_clip_segmenter(options, MethodOptions(method=method), words)
     with pytest.raises(OptionError, match="it takes --dense maskclip, not segearth"):
