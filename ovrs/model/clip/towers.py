@@ -131,7 +131,7 @@ def require_supported(visual: Any) -> None:
     Raises:
         WeightsError: Names what the tower is and which are supported.
     """
-    from timm.layers import AttentionPoolLatent
+    from timm.layers.attention_pool import AttentionPoolLatent
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
@@ -139,7 +139,8 @@ def require_supported(visual: Any) -> None:
     pool = getattr(trunk, "attn_pool", None)
     if not isinstance(trunk, (VisionTransformer, Eva)) or not isinstance(pool, AttentionPoolLatent):
         raise unsupported(f"this one is timm's {type(trunk).__name__} without attention pooling")
-    odd = pool.latent_len != 1 or pool.pos_embed is not None or len(visual.head) or pool.pool != "token"
+    told: Any = pool
+    odd = told.latent_len != 1 or told.pos_embed is not None or len(visual.head) or told.pool != "token"
     sides = (*trunk.patch_embed.patch_size, *trunk.patch_embed.img_size)
     if odd or sides[0] != sides[1] or sides[2] != sides[3] or sides[2] % sides[0]:
         raise unsupported(f"this one is timm's {type(trunk).__name__} with another kind of pooling or of patches")
