@@ -367,7 +367,7 @@ def test_wrong_combinations_are_named(model, method, message):
 def test_clip_methods_refuse_sam3_options():
     from ovrs.model.clip.build import build_clip_segmenter
 
-    with pytest.raises(OptionError, match="synonyms belongs to segearth_ov3, coco_sam3"):
+    with pytest.raises(OptionError, match="synonyms belongs to segearth_ov3, proc_sam3, coco_sam3"):
         build_clip_segmenter(ModelOptions(), MethodOptions(synonyms=1), vocabulary.load("demo"))
     with pytest.raises(OptionError, match="add --model sam3"):
         build_clip_segmenter(ModelOptions(), MethodOptions(method="coco_sam3"), vocabulary.load("demo"))

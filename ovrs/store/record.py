@@ -128,6 +128,8 @@ class ModelFacts(_Part):
     """SAM 3: weight of the semantic prior."""
     prior_reason: str | None = None
     """SAM 3: why the prior has this weight."""
+    deviations: list[str] | None = None
+    """SAM 3: where the run departs from its paper's equations, one sentence each."""
 
 
 class RuleFacts(_Part):

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 PRESENCE_LIMIT = 10.0
 """Presence logits are clamped to ±10, as the authors mean to (their `.clamp` has no effect)."""
+LITE_CONTEXT = 32
+"""Tokens to which SAM 3's processor pads phrases; the light text tower sees all of them."""
 _HOUSEKEEPING = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures", "name_or_path"})
 
 
@@ -93,6 +95,11 @@ def _architecture(config: Any) -> str:
     return hashlib.sha256(canonical(kept(config.to_dict())).encode()).hexdigest()[:16]
 
 
+def is_lite(config: Any) -> bool:
+    """Whether a network is SAM 3 with the light text tower."""
+    return str(config.model_type).startswith("sam3_lite_text")
+
+
 class Sam3Backend:
     """A loaded network. `prompt_chunk` phrases are grounded at a time; halved when a GPU runs out of memory."""
 
@@ -109,7 +116,11 @@ class Sam3Backend:
         self.network, self.name, self.device = network.to(device), name, device
         vision, text = network.config.vision_config.backbone_config, network.config.text_config
         self.image_size = int(vision.image_size)
-        self.context = int(text.max_position_embeddings)
+        self.lite = is_lite(network.config)
+        self.context = (
+            min(LITE_CONTEXT, text.max_position_embeddings) if self.lite else int(text.max_position_embeddings)
+        )
+        self.padding = int(getattr(text, "pad_token_id", None) or 0)
         self.dtype: torch.dtype = network.dtype
         self.layer = _default_layer(vision) if layer is None else layer
         self.prompt_chunk = prompt_chunk or (4 if device.type == "cuda" else 2)
@@ -206,8 +217,10 @@ class Sam3Backend:
     def _encode_text(self, phrases: list[str]) -> PhraseBank:
         ids = self._tokenize(phrases).to(self.device)
         ends = (ids == END).int().argmax(dim=1)
-        ids = ids[:, : int(ends.max()) + 1]  # exact: the tower is causal and padding is masked
+        if not self.lite:
+            ids = ids[:, : int(ends.max()) + 1]  # exact: the tower is causal and padding is masked
         mask = torch.arange(ids.shape[1], device=self.device) <= ends[:, None]
+        ids = ids.masked_fill(~mask, self.padding)  # convolutions of the light tower see the padding
         text = self.network.get_text_features(input_ids=ids, attention_mask=mask.long())
         vectors = text.last_hidden_state[torch.arange(len(ids)), ends].float()
         return PhraseBank(text.pooler_output.clone(), mask, vectors.clone())

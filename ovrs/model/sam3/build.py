@@ -24,7 +24,7 @@ from ovrs.model.sam3.prior import (
 )
 from ovrs.model.sam3.probe import read_verdict
 from ovrs.model.sam3.segmenter import CocoSegmenter, MaskSegmenter, Phrases, ProcSegmenter
-from ovrs.model.sam3.weights import load
+from ovrs.model.sam3.weights import LICENCE, TINY, load
 from ovrs.options import MethodOptions, ModelOptions, resolved
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
@@ -108,6 +108,7 @@ def _parts(look: ModelOptions, settings: Masks, vocabulary: Vocabulary) -> Parts
         "model": backend.name,
         "weights": backend.weights_hash,
         "architecture": backend.architecture,
+        "licence": None if name == TINY else LICENCE,
         "device": device.type,
         "prompt_chunk": backend.prompt_chunk,
         "prior_layer": backend.layer,

@@ -16,7 +16,7 @@ import torch
 from ovrs.engine.contract import TileScores
 from ovrs.engine.tiling import taper
 from ovrs.methods.sam3 import CocoSam3, Gated, Masks, Phrased, Plain
-from ovrs.model.sam3 import fuse, probe
+from ovrs.model.sam3 import deviations, fuse, probe
 from ovrs.model.sam3.prior import View
 
 if TYPE_CHECKING:
@@ -155,12 +155,16 @@ class MaskSegmenter(_Sam3Segmenter[Plain | Gated]):
 
     def crop_evidence(
         self,
-        rgb: NDArray[np.uint8],
+        rgb: NDArray[np.uint8],  # noqa: ARG002
         valid: NDArray[np.bool_],
-        state: ImageState,  # noqa: ARG002
+        state: ImageState,
     ) -> NDArray[np.float32]:
         (masks,), class_of = self.ground(state, self.reduce((valid.shape[0], valid.shape[1])))
-        return fuse.join_rows(masks, class_of, len(self.groups)).cpu().numpy()
+        return self.joined(masks, class_of).cpu().numpy()
+
+    def joined(self, masks: Tensor, class_of: Tensor) -> Tensor:
+        """What of the phrases' masks `(R, H, W)` is averaged over windows."""
+        return fuse.join_rows(masks, class_of, len(self.groups))
 
     def reduce(self, size: tuple[int, int]) -> Callable[[Detection], tuple[Tensor, ...]]:
         """The rule that makes one probability of a phrase's masks."""
@@ -178,14 +182,9 @@ class ProcSegmenter(MaskSegmenter):
         super().__init__(*parts)
         self.channels = len(self.rows()[0])
 
-    def crop_evidence(
-        self,
-        rgb: NDArray[np.uint8],
-        valid: NDArray[np.bool_],
-        state: ImageState,  # noqa: ARG002
-    ) -> NDArray[np.float32]:
-        (masks,), _ = self.ground(state, self.reduce((valid.shape[0], valid.shape[1])))
-        return masks.cpu().numpy()
+    def joined(self, masks: Tensor, class_of: Tensor) -> Tensor:  # noqa: ARG002
+        """All phrases: the best one is taken after windows have been averaged."""
+        return masks
 
     def prompted_scores(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
         _, class_of = self.rows()
@@ -203,7 +202,12 @@ class CocoSegmenter(_Sam3Segmenter[CocoSam3]):
 
     def _judge(self, verdict: Verdict | None) -> None:
         self.prior_weight, self.prior_reason = probe.allowed_weight(self, verdict)
-        self.facts = {**self.facts, "prior_weight_used": self.prior_weight, "prior_reason": self.prior_reason}
+        self.facts = {
+            **self.facts,
+            "prior_weight_used": self.prior_weight,
+            "prior_reason": self.prior_reason,
+            "deviations": deviations.of_run(self.options, self.prior_weight),
+        }
 
     def observe(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], state: ImageState | None = None) -> View:
         """One crop after vision tower and detector."""
