@@ -49,6 +49,8 @@ class Gated(Phrased):
     mask's; in the scores of instances alone; or not at all."""
     presence_gate: Annotated[float, Only("presence", ("gate",))] = Field(default=0.5, ge=0, le=1)
     """`presence` gate: phrases with less presence have no mask."""
+    confidence: float = Field(default=0.3, ge=0, le=1)
+    """Instances whose object score times presence is lower do not count."""
 
 
 class SegearthOv3(Gated):
@@ -60,8 +62,6 @@ class SegearthOv3(Gated):
     """Whether the detector is asked for synonyms too."""
     background: Literal["threshold", "prompt"] = "prompt"
     """Whether the background class is only what stays below the threshold, or asked for too."""
-    confidence: float = Field(default=0.3, ge=0, le=1)
-    """Instances whose object score times presence is lower do not count."""
 
 
 class ProcSam3(Gated):
