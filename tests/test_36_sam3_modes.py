@@ -108,11 +108,11 @@ def test_modes_of_presence_on_a_road_that_is_sure_and_hardly_present():
     road = planted([1 - 4.5e-5], [0.5], 0.6, 0.08)
     value = {
         mode: float(fuse.segearth(road, (1, 1), 0.3, mode=mode, gate=0.5)[0])
-        for mode in ("product", "gate", "logit", "instances", "off")
+        for mode in ("product", "gate", "logit", "instances", "none")
     }
     assert value["product"] == pytest.approx(0.08, abs=1e-3)
     assert value["gate"] == 0
-    assert value["instances"] == value["off"] == pytest.approx(1, abs=1e-3)
+    assert value["instances"] == value["none"] == pytest.approx(1, abs=1e-3)
     assert value["logit"] == pytest.approx(
         torch.sigmoid(torch.tensor(9.21) + torch.logit(torch.tensor(0.08))).item(), abs=1e-3
     )
@@ -130,7 +130,7 @@ def test_modes_of_presence_on_a_road_that_is_sure_and_hardly_present():
 def test_every_mode_is_a_preset_row(method, row, image):
     told = MethodOptions.model_validate(preset.method_options(f"sam3/{method}_{row}"))
     made = build_sam3_segmenter(ModelOptions(model=TINY), told, vocabulary.load("loveda"))
-    assert made.describe()["presence"] == row
+    assert made.describe()["presence"] == ("none" if row == "off" else row)
     scores = made.segment(*image, (Window(0, 0, 64, 64),)).scores
     assert np.isfinite(scores).all()
     assert (scores.min() >= 0) & (scores.max() <= 1)
@@ -297,6 +297,30 @@ def test_every_method_decodes_only_what_is_there_on_request(method, image):
         full.segment(*image, (Window(0, 0, 64, 64),)).scores,
         atol=1e-5,
     )
+
+
+# ---- published layouts
+
+
+@pytest.mark.parametrize("prefix", ["", "detector_model.", "detector."])
+def test_published_names_of_tensors_load_or_are_named(network, tmp_path, prefix):
+    """transformers' own, those of facebook/sam3 (with the tracker of the video model), and those of the authors' code."""
+    from safetensors.torch import load_file, save_file
+
+    network.save_pretrained(tmp_path)
+    state = {prefix + name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    if prefix == "detector_model.":
+        state["tracker_model.shared.weight"] = torch.zeros(2)
+        own = {"model_type": "sam3_video", "detector_config": json.loads((tmp_path / "config.json").read_text())}
+        (tmp_path / "config.json").write_text(json.dumps(own))
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    if prefix == "detector.":
+        with pytest.raises(WeightsError, match=r"names of facebookresearch/sam3 .*convert_sam3_to_hf"):
+            load(str(tmp_path), torch.float32)
+        return
+    loaded, _ = load(str(tmp_path), torch.float32)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
 # ---- light text tower, batches, arithmetic

@@ -44,7 +44,7 @@ class Phrased(Masks):
 class Gated(Phrased):
     """Settings of a method that weighs masks by the presence of their phrase."""
 
-    presence: Literal["product", "gate", "logit", "instances", "off"] = "product"
+    presence: Literal["product", "gate", "logit", "instances", "none"] = "product"
     """How presence p weighs a phrase's mask: as published, times p; a hard gate at `presence_gate`; its logit added to the
     mask's; in the scores of instances alone; or not at all."""
     presence_gate: Annotated[float, Only("presence", ("gate",))] = Field(default=0.5, ge=0, le=1)

@@ -35,7 +35,7 @@ def weighted(masks: Tensor, presence: Tensor, mode: str, gate: float) -> Tensor:
         masks: Probabilities `(b, H, W)`.
         presence: Logits `(b,)`.
         mode: `product` p · m; `gate` m where p reaches the gate, else 0; `logit` sigmoid(logit m + z); `instances` and
-            `off` m.
+            `none` m.
         gate: Of mode `gate`, a probability.
     """
     here = presence.sigmoid()[:, None, None]

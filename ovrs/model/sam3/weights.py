@@ -62,7 +62,7 @@ def checked(directory: Path) -> Path:
     weights = {n for n in names if n.endswith((".safetensors", ".bin"))}
     if "sam3.pt" in names and not weights:
         raise Sam3WeightsMissing(
-            f"{directory} holds sam3.pt only, which must be converted first: transformers ships "
+            f"{directory} holds sam3.pt only, which must be converted first: the repository of transformers holds "
             f"models/sam3/convert_sam3_to_hf.py. Or download model.safetensors. {_HOW}"
         )
     lacking = [n for n in ("config.json",) if n not in names] + ([] if weights else ["model.safetensors"])
@@ -107,6 +107,11 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
     finally:
         their_logging.set_verbosity(verbosity)
     missing = sorted(report["missing_keys"])
+    if missing and _has_own_names(directory):
+        raise WeightsError(
+            f"{directory} holds the names of facebookresearch/sam3 (detector.…), not transformers' (detector_model.…): convert "
+            f"it with transformers' models/sam3/convert_sam3_to_hf.py, or: {_AGAIN}"
+        )
     if missing:
         raise WeightsError(
             f"{directory} is not a whole SAM 3: {len(missing)} tensors are missing, such as {missing[0]}. {_AGAIN}"
@@ -116,6 +121,11 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
     if lite:
         network.config.text_config.pad_token_id = _padding(directory)
     return network.eval().requires_grad_(False), directory.name
+
+
+def _has_own_names(directory: Path) -> bool:
+    """Whether weights have the names of the authors' code, which transformers does not read."""
+    return any(name.startswith("detector.") for file in directory.glob("*.safetensors") for name in tensors_of(file))
 
 
 def _lite_model() -> Any:
