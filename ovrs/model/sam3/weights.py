@@ -110,7 +110,7 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
     if missing and _has_own_names(directory):
         raise WeightsError(
             f"{directory} holds the names of facebookresearch/sam3 (detector.…), not transformers' (detector_model.…): convert "
-            f"it with transformers' models/sam3/convert_sam3_to_hf.py, or: {_AGAIN}"
+            f"it with models/sam3/convert_sam3_to_hf.py of transformers' repository. Or: {_AGAIN}"
         )
     if missing:
         raise WeightsError(
