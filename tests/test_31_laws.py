@@ -191,7 +191,7 @@ def test_a_key_means_the_same_with_and_without_its_section():
         (["scene.colour=1"], "no such option; choose one of scene.bands"),
         (["lr=1", "method.lr=2"], "given twice"),
         (["model.crop=1", "model.crop=2"], "given twice"),
-        (["scene.bbox=1,2"], "takes 4 values"),
+        (["scene.bbox=1,2"], "takes 4 numbers"),
         (["run.workers="], "has no value"),
     ):
         with pytest.raises(OptionError, match=why):
