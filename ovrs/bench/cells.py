@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from ovrs.bench import dryrun
 from ovrs.bench.corruptions import CORRUPTIONS
 from ovrs.errors import OptionError
 from ovrs.options import MethodOptions, ModelOptions
@@ -74,6 +75,8 @@ class Cell:
     corruption: str
     severity: int
     part: int
+    dry_run: bool = False
+    """A stand-in with random weights takes the model's place (`ovrs.bench.dryrun`)."""
 
     def facts(self) -> CellFacts:
         """What decides the numbers."""
@@ -102,6 +105,7 @@ class Cell:
             "row": row.label,
             "tuned_on_labels": row.tuned_on_labels,
             **shown,
+            **({"dry_run": True} if self.dry_run else {}),
             "model": self.shown_model().model_dump(mode="json"),
             "method": method.model_dump(mode="json", exclude_unset=True),
         }
@@ -114,9 +118,14 @@ class Cell:
         own = self.data.pixel_size
         return self.model.told(None if own is None else own * self.data.shrink)
 
+    def network(self) -> ModelOptions:
+        """The model that is loaded."""
+        return dryrun.stand_in(self.shown_model()) if self.dry_run else self.shown_model()
+
     def options(self) -> MethodOptions:
         model = self.model.model_dump(exclude_unset=True)
-        return build_options(model=model, method=self.row.method).method
+        row = dryrun.with_stand_in(self.row) if self.dry_run else self.row
+        return build_options(model=model, method=row.method).method
 
     def folder(self, results: Path) -> Path:
         digest = hashlib.sha256(canonical(self.facts()).encode()).hexdigest()[:12]

@@ -137,7 +137,7 @@ def _corrupted(cell: Cell, rgb: NDArray[np.uint8], index: int) -> NDArray[np.uin
 
 
 def _segmenter(cell: Cell) -> Segmenter:
-    return segmenters.build(SegmenterSpec.of(cell.shown_model(), cell.options(), cell.data.words))
+    return segmenters.build(SegmenterSpec.of(cell.network(), cell.options(), cell.data.words))
 
 
 def _rule(cell: Cell) -> DecisionRule:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ovrs.methods.norms import Mlmp, Tent
 from ovrs.model.adapt.tuning import Branches, NormSegmenter, NormState, forward, initial_norms, mean_norms, project
-from ovrs.model.clip.text import build_prompt_stack
+from ovrs.model.clip.text import build_prompt_stack, imagenet_templates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,18 @@ MLMP_TEMPLATES = (
     "a photo of the small {}.",
 )
 TENT_TEMPLATES = ("a photo of a {}",)
+TEMPLATE_COUNTS = (1, 3, 7, 20, 80)
+"""Sizes of the paper's Figure 4."""
+
+
+def template_set(count: int) -> tuple[str, ...]:
+    """So many prompts as the paper's Figure 4 takes: the first of the seven, or of CLIP's eighty with the plain one in front."""
+    if count == 1:
+        return TENT_TEMPLATES
+    if count <= len(MLMP_TEMPLATES):
+        return MLMP_TEMPLATES[:count]
+    pool = [template("{}") for template in imagenet_templates()]
+    return (*TENT_TEMPLATES, *(t for t in pool if t != "a photo of a {}."))[:count]
 
 
 class Adapted(NamedTuple):
@@ -122,7 +134,7 @@ def segmenter(parts: Parts[Mlmp | Tent]) -> NormSegmenter:
     """MLMP, or TENT as its special case, on the vocabulary's queries; a tile's crops are adapted together."""
     own = parts.settings
     settings = own.as_mlmp() if isinstance(own, Tent) else own
-    templates = TENT_TEMPLATES if settings.templates == "single" else MLMP_TEMPLATES
+    templates = template_set(1 if settings.templates == "single" else settings.template_count)
     stack, bank = build_prompt_stack(parts.model, *parts.queries(), templates)
     prompts = bank.vectors[None] if settings.templates == "mean" else stack
     visual = parts.model.clip.visual
