@@ -21,6 +21,7 @@ from ovrs.cli import edge
 from ovrs.cli.app import app
 from ovrs.engine import execute, tiling
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
+from ovrs.objects.folder import Folder
 from ovrs.options import RunOptions, SceneOptions
 from ovrs.request import Request
 from ovrs.run import begin, publish, verify
@@ -53,24 +54,24 @@ def test_a_refusal_at_any_writer_is_exit_code_4_and_resume_goes_on(
     writer, code, noise_scene, words, trivial, tmp_path, monkeypatch
 ):
     scene, out = noise_scene(300, 300), tmp_path / "m.zarr"
-    real = files.write_text
+    real = Folder.put
     with monkeypatch.context() as patched:
         if writer == "schema":
             patched.setattr(store, "create", refuse(code))
         elif writer == "overviews":
             patched.setattr(pyramid, "build", refuse(code))
         elif writer == "lock":
-            patched.setattr("ovrs.run.rundir.Lock._create", refuse(code))
+            patched.setattr("ovrs.objects.folder.Folder.put_if_absent", refuse(code))
         else:
-            late = (lambda p: p.name == "run.json") if writer == "run.json" else (lambda p: p.name > "00000_00000")
+            late = "run.json" if writer == "run.json" else "blocks/0"
 
-            def text(path, content, **named):
-                if late(path):
-                    with files.writing(path):
+            def put(place, key, content):
+                if key.startswith(late):
+                    with files.writing(place.path / key):
                         refuse(code)()
-                real(path, content, **named)
+                return real(place, key, content)
 
-            patched.setattr(files, "write_text", text)
+            patched.setattr(Folder, "put", put)
         with pytest.raises(OutputError) as caught:
             pipeline.map_scene(scene, words, out, trivial())
     assert caught.value.exit_code == 4

@@ -21,6 +21,7 @@ from ovrs.collection.ledger import Image, Ledger
 from ovrs.errors import CatalogError, OutputError, StoreLockedError
 from ovrs.options import RunOptions
 from ovrs.run import versions
+from ovrs.run.rundir import RunDir
 from ovrs.words import vocabulary
 
 pytestmark = [
@@ -457,7 +458,7 @@ def test_a_change_of_versions_that_is_cut_off_goes_on(map_all, site, noise_scene
     (older,) = (tmp_path / "maps/drop/a.versions").glob("*.zarr")
     np.testing.assert_array_equal(pixels(older), old)
     assert (pixels(newest) != old).any()
-    assert all(versions.RunDir(store).exists for store in (newest, older))
+    assert all(RunDir(store).exists for store in (newest, older))
     assert {e["map"] for e in site.ledger.entries()} == {str(newest), str(older)}
     assert site.states() == {"a": "done"}
 

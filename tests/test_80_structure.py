@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
+    ("errors", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache", "objects"),
     ("words", "options"),
     ("request",),
     ("scene", "methods"),

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovrs.collection import owner
 from ovrs.errors import SchedulerLostError, StoreError, StoreLockedError, not_written
 from ovrs.files import write_text
+from ovrs.objects import owner
 from ovrs.redact import redacted
 
 if TYPE_CHECKING:

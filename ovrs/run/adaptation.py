@@ -7,6 +7,7 @@ same; blocks then need no agreement at their borders, because nothing differs be
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -14,23 +15,39 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ovrs import files
-from ovrs.errors import StoreError
+from ovrs.errors import StoreError, told
+from ovrs.objects.address import objects_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ovrs.engine.contract import SceneAdaptive, TileSample
     from ovrs.engine.tiling import Plan
+    from ovrs.objects.address import Place
+    from ovrs.objects.interface import Objects
     from ovrs.scene.raster import SceneSource
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "adaptation.npz"
 _SEED = 0
+
+
+def _bytes(file: Place) -> bytes | None:
+    """Content of a file beside the markers; None when there is none.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    try:
+        found = objects_at(file.parent).get(file.name)
+    except OSError as error:
+        raise StoreError(
+            f"{file} cannot be read: {told(error)}; put back a copy of it, or begin anew with --overwrite"
+        ) from error
+    return None if found is None else found.content
 
 
 def sample_tiles(scene: SceneSource, plan: Plan, count: int) -> Iterator[TileSample]:
@@ -68,32 +85,34 @@ def learn(
     scene: SceneSource,
     plan: Plan,
     count: int,
-    file: Path,
+    place: Objects,
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Adapt to a sample of the scene and write the result, unless an earlier attempt did.
 
     `check` is called before anything is written; it raises if the scene changed meanwhile.
     """
-    if file.exists():
+    if place.head(STATE_FILE) is not None:
         return
     state = segmenter.adapt_scene(sample_tiles(scene, plan, count))
     check()
     log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
-    with files.atomic(file) as temporary:
-        np.savez(temporary, allow_pickle=False, **state)
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **state)
+    place.put(STATE_FILE, stream.getvalue())
 
 
-def read(file: Path) -> dict[str, NDArray[Any]]:
+def read(file: Place) -> dict[str, NDArray[Any]]:
     """What was learned, by name.
 
     Raises:
         StoreError: The file is gone or damaged, so the finished blocks cannot be continued alike.
     """
-    if not file.is_file():
+    content = _bytes(file)
+    if content is None:
         raise StoreError(f"{file} is missing: what this run learned from its scene; begin anew with --overwrite")
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as state:
+        with np.load(io.BytesIO(content), allow_pickle=False) as state:
             return {name: state[name] for name in state.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
         raise StoreError(
@@ -102,7 +121,7 @@ def read(file: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def digest_of(file: Path) -> str:
+def digest_of(file: Place) -> str:
     """SHA-256 of what was learned, for provenance and for workers that keep a segmenter.
 
     Raises:
@@ -115,7 +134,7 @@ def digest_of(file: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def facts_of(file: Path) -> dict[str, Any]:
+def facts_of(file: Place) -> dict[str, Any]:
     """What a map's provenance says of the adaptation to its scene.
 
     Raises:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ovrs.run.rundir import RunDir
+from ovrs.store import layout as store
+from ovrs.store.target import Target, target_of
 
 if TYPE_CHECKING:
     from ovrs.engine.decide import DecisionRule
     from ovrs.engine.tiling import Block, Plan
+    from ovrs.objects.address import Place
+    from ovrs.objects.claim import Fence
     from ovrs.options import MapOptions
     from ovrs.run.segmenters import SegmenterSpec
     from ovrs.scene.raster import RasterScene
@@ -27,15 +30,24 @@ class Job:
     spec: SegmenterSpec
     plan: Plan
     rule: DecisionRule
-    out: Path
+    out: Place
     options: MapOptions
+    digest: dict[str, str] = field(default_factory=dict)
+    """Of the run's description: compared again once the run is locked, where it is known."""
+    fence: Fence | None = None
+    """The claim under which the job is worked on; every write checks it."""
 
     def __repr__(self) -> str:
         return f"Job({self.out.name!r})"
 
     @property
     def run_dir(self) -> RunDir:
-        return RunDir(self.out)
+        return RunDir(self.out, self.fence)
+
+    @property
+    def target(self) -> Target:
+        """Where the map is made."""
+        return target_of(self.out, self.fence)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -58,6 +70,12 @@ class Job:
         """The block of a name made by `Block.name`."""
         row, col = map(int, name.split("_"))
         return self.plan.block(row, col)
+
+    def holes_to_fill(self) -> list[str]:
+        """Names of the blocks without which the map was finished, where this run allows none to be missing."""
+        if not self.target.is_finished or self.options.run.allow_holes:
+            return []
+        return list(store.facts(store.open_complete(self.out)).get("holes", []))
 
     def missing(self) -> list[str]:
         """Names of the blocks without a finished marker, in plan order."""

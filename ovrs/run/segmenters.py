@@ -14,6 +14,7 @@ from ovrs.run import adaptation
 
 if TYPE_CHECKING:
     from ovrs.engine.contract import Segmenter
+    from ovrs.objects.address import Place
     from ovrs.options import MethodOptions, ModelOptions
     from ovrs.words.vocabulary import Vocabulary
 
@@ -28,7 +29,7 @@ class SegmenterSpec:
     model: ModelOptions
     method: MethodOptions
     vocabulary: Vocabulary
-    state: Path | None = None
+    state: Place | None = None
     """What was learned from the scene (`ovrs.run.adaptation`), for segmenters that adapt to it once."""
 
     @property

@@ -19,7 +19,7 @@ from ovrs.errors import OutputError, told
 from ovrs.files import writing
 from ovrs.run import overwrite
 from ovrs.run.publish import is_remote, published_facts
-from ovrs.run.rundir import RunDir
+from ovrs.run.rundir import run_folder
 from ovrs.store import layout as store
 from ovrs.store.place import UNREADABLE
 
@@ -87,7 +87,7 @@ def promote(made: str, out: str, older: str) -> None:
             partial = store.partial_path(Path(out))
             if partial.exists():
                 shutil.rmtree(partial)
-                shutil.rmtree(RunDir(Path(out)).path, ignore_errors=True)
+                shutil.rmtree(run_folder(Path(out)), ignore_errors=True)
         _move(Path(made), Path(out))
         with contextlib.suppress(OSError):  # other versions are in it
             Path(made).parent.rmdir()
@@ -100,9 +100,9 @@ def _move(source: Path, target: Path) -> None:
             raise OutputError(f"{target} is in the way of a version of {source.name}; move it away")
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
-    run = RunDir(source).path
-    if target.exists() and run.exists() and not RunDir(target).path.exists():
-        run.rename(RunDir(target).path)
+    run = run_folder(source)
+    if target.exists() and run.exists() and not run_folder(target).exists():
+        run.rename(run_folder(target))
     for suffix in _PRODUCTS:
         for product in (source.with_suffix(suffix), source.with_name(f"{source.stem}-classes{suffix}")):
             if product.is_file() and is_marked(product) and target.exists():

@@ -14,8 +14,6 @@ would turn class numbers into floating point.
 from __future__ import annotations
 
 import logging
-import shutil
-import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +26,10 @@ from ovrs import files
 from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
 from ovrs.errors import GridMismatchError, StoreError
 from ovrs.names import cf_words
+from ovrs.objects.address import ROOT_FILES as ROOT_FILES
+from ovrs.objects.address import Address, Place, is_there, objects_at
 from ovrs.store import codec, geozarr, intact
+from ovrs.store.keys import Hidden, KeyStore
 from ovrs.store.place import UNREADABLE, is_fault_of_reading
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
+    from zarr.abc.store import Store
 
     from ovrs.scene.grid import Window
 
@@ -46,15 +48,12 @@ codec.install()
 PUBLISHING = "publish.json"
 """File of a place that a map is published to; the root metadata come last."""
 
-ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
-"""Metadata of the root group, in formats 3 and 2."""
-
 PYRAMID_FLOOR = 256
 """Overview levels are added until both sides are at most this many pixels."""
 
 
 def create(
-    path: Path,
+    path: Path | Store,
     geobox: GeoBox,
     *,
     classes: Sequence[str],
@@ -69,7 +68,7 @@ def create(
     Raises:
         StoreError: `path` exists.
     """
-    if path.exists():
+    if isinstance(path, Path) and path.exists():
         raise StoreError(f"{path} exists already")
     group = zarr.create_group(path, zarr_format=zarr_format)
     level(group, geobox, classes=classes, colours=colours, chunk=chunk, keep_scores=keep_scores)
@@ -213,7 +212,7 @@ def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
 
 
 def write_block(
-    path: Path,
+    path: Path | Store,
     window: Window,
     chunk: int,
     label: NDArray[Any],
@@ -237,7 +236,7 @@ def write_block(
         array(group, "score")[(slice(None), *region)] = score
 
 
-def clear_block(path: Path, window: Window) -> None:
+def clear_block(path: Path | Store, window: Window) -> None:
     """Make one block's core no data in every array; removes its chunks, so it works on a full disk too."""
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
     region = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
@@ -283,54 +282,7 @@ def array(group: zarr.Group, name: str) -> Layer:
     return Layer(member.async_array)
 
 
-def refresh(
-    path: Path,
-    geobox: GeoBox,
-    *,
-    classes: Sequence[str],
-    colours: Sequence[tuple[int, int, int]],
-    chunk: int,
-    zarr_format: Literal[2, 3] = 3,
-    keep_scores: bool = False,
-) -> list[str]:
-    """Put back the schema of an unfinished store: metadata and coordinates that differ from what `create` writes.
-
-    Returns:
-        The files that differed, relative to `path`.
-
-    Raises:
-        StoreError: A folder of the store is a file, or the reverse.
-    """
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        create(
-            fresh,
-            geobox,
-            classes=classes,
-            colours=colours,
-            chunk=chunk,
-            zarr_format=zarr_format,
-            keep_scores=keep_scores,
-        )
-        changed = []
-        for file in sorted(p for p in fresh.rglob("*") if p.is_file()):
-            name = file.relative_to(fresh)
-            target = path / name
-            if target.is_file() and target.read_bytes() == file.read_bytes():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
-            changed.append(name.as_posix())
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise StoreError(
-            f"{error.filename2 or error.filename} is in the way of the store {path}; move it away"
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return changed
-
-
-def opened(path: Path) -> zarr.Group:
+def opened(path: Path | Store) -> zarr.Group:
     """The root group of a store, finished or not, for reading.
 
     Raises:
@@ -339,16 +291,19 @@ def opened(path: Path) -> zarr.Group:
     try:
         return zarr.open_group(path, mode="r", use_consolidated=False)
     except UNREADABLE as error:
-        file = next((path / n for n in ROOT_FILES if (path / n).exists()), path)
+        names = ROOT_FILES if isinstance(path, Path) else ()
+        file = next((path / n for n in names if isinstance(path, Path) and (path / n).exists()), path)
         raise StoreError(f"{file}: {path} is no Zarr group, or damaged ({type(error).__name__}: {error})") from error
 
 
-def open_complete(path: Path) -> zarr.Group:
+def open_complete(path: Place) -> zarr.Group:
     """Open a finished store for reading.
 
     Raises:
         StoreError: Missing, unfinished (says how to resume), damaged, or not written by `ovrs`.
     """
+    if isinstance(path, Address):
+        return _complete_address(path)
     if path.name.endswith(".zarr.partial"):
         path = path.with_name(path.name.removesuffix(".partial"))
     if not path.exists():
@@ -360,6 +315,24 @@ def open_complete(path: Path) -> zarr.Group:
         raise StoreError(f"no store at {path}")
     group = opened(path)
     require_finished(group, path, f"`ovrs verify {path}` names the damaged files, `ovrs repair {path}` restores them")
+    return group
+
+
+def readable(out: Place) -> Path | Store:
+    """A finished store as zarr reads it."""
+    return out if isinstance(out, Path) else KeyStore(objects_at(out), read_only=True)
+
+
+def _complete_address(out: Address) -> zarr.Group:
+    below = objects_at(out)
+    if not is_there(out):
+        if Hidden(below, ROOT_FILES).list():
+            raise StoreError(
+                f"{out} is not finished; `ovrs status {out}` shows how far it is, `ovrs resume {out}` goes on"
+            )
+        raise StoreError(f"no store at {out}")
+    group = opened(readable(out))
+    require_finished(group, str(out), f"`ovrs verify {out}` names the damaged files, `ovrs repair {out}` restores them")
     return group
 
 
@@ -377,7 +350,7 @@ def require_finished(group: zarr.Group, place: Path | str, way_out: str) -> None
 
 
 def partial_path(path: Path) -> Path:
-    """Where a store lives until it is committed."""
+    """Where a store of this machine lives until it is committed."""
     path = files.named(path)
     return path.with_name(path.name + ".partial")
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
+    from zarr.abc.store import Store
 
 
 def build(
-    path: Path, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int
+    path: Path | Store, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int
 ) -> list[int]:
     """Write levels 2, 4, … into their groups, each from the one before; returns the factors.
 
