@@ -41,7 +41,7 @@ app.add_typer(cli_catalog.app, name="catalog")
 app.add_typer(cli_collection.app, name="collection")
 app.add_typer(cli_sam3.app, name="sam3")
 
-Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="A store, NAME.zarr, or its address.", show_default=False)]
 
 
 @app.callback()
@@ -128,6 +128,17 @@ def map_command(
     ] = None,
     block: Annotated[int | None, typer.Option(help="Side of a block in tile pitches.")] = None,
     zarr_format: Annotated[int | None, typer.Option(help="3, or 2 for GIS with GDAL before 3.11.")] = None,
+    shards: Annotated[
+        bool | None,
+        typer.Option(help="One file per block and array instead of one per chunk. [default: in object storage]"),
+    ] = None,
+    staging: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="OVRS_STAGING",
+            help="Make a map for a URL in this folder and copy it: for storage without conditional writes.",
+        ),
+    ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Also store every class's score.")] = False,
     allow_holes: Annotated[bool, typer.Option("--allow-holes", help="Finish although blocks failed.")] = False,
     overwrite: Annotated[
@@ -174,6 +185,7 @@ def map_command(
     running = given(
         block_pitches=block,
         zarr_format=zarr_format,
+        shards=shards,
         store_scores=scores or None,
         executor=executor or ("dask" if scheduler else None),
         workers=workers,
@@ -188,7 +200,7 @@ def map_command(
         typer.echo(f"note: no library knows {unknown}; asked for by name alone (recorded in the map)", err=True)
     for request in requests:
         with _progress() as show:
-            facts = pipeline.map(request, overwrite=overwrite, progress=show)
+            facts = pipeline.map(request, overwrite=overwrite, progress=show, staging=staging)
         _print_areas(facts)
         typer.echo(f"map: {request.target}")
 
@@ -249,9 +261,10 @@ def resume(store: Store) -> None:
 @app.command()
 def status(store: Store) -> None:
     """How far a run is; lists failed blocks. Loads no model."""
+    from ovrs.objects.address import place_of
     from ovrs.run.report import status_of
 
-    report = status_of(store)
+    report = status_of(place_of(store))
     typer.echo(report.text)
     if not report.complete:
         raise typer.Exit(4)
@@ -263,9 +276,10 @@ def verify(store: Store) -> None:
 
     Exit code 0: a finished map, all as written. 3: something differs, and is named. 4: not finished, so far as written.
     """
+    from ovrs.objects.address import place_of
     from ovrs.run import verify as room
 
-    report = room.check(store)
+    report = room.check(place_of(store))
     if report.problems:
         listed = "\n".join(f"  {problem}" for problem in report.problems)
         way = f"`ovrs repair {store}`" if report.finished else f"`ovrs resume {store}`"

@@ -14,7 +14,7 @@ from ovrs.names import shown
 
 app = App()
 
-Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="A finished store, NAME.zarr, or its address.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")]
 
 
@@ -120,7 +120,7 @@ def report(
 @app.command()
 def view(
     store: Store,
-    before: Annotated[Path | None, typer.Option(help="A second map of the same scene, to compare with.")] = None,
+    before: Annotated[str | None, typer.Option(help="A second map of the same scene, to compare with.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8642,
     host: Annotated[
         str, typer.Option(help="Other machines see the page only when this is not loopback.")
@@ -143,4 +143,6 @@ def publish(
     """Copy a finished map to object storage; readers see all of it or nothing. Cut off? The same command goes on."""
     from ovrs.run import publish as room
 
-    typer.echo(f"sent {room.publish(store, url, overwrite=overwrite)} files to {url}")
+    if room.is_remote(store):
+        raise OptionError(f"{store} is no map of this machine; publish takes a folder, NAME.zarr")
+    typer.echo(f"sent {room.publish(Path(store), url, overwrite=overwrite)} files to {url}")

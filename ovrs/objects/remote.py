@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import re
 import uuid
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from obstore.store import ObjectStore
+
+log = logging.getLogger(__name__)
 
 _CLIENT: Any = {"allow_http": True, "timeout": "30s"}
 _RETRIES: Any = {
@@ -65,7 +68,14 @@ class Remote:
                     return bytes(obstore.get(self._store, key, options={"range": {"offset": start}}).bytes())
             except FileNotFoundError:
                 return None
-            entry = self.head(key)  # not every store knows ranges that count from the end
+            if start is not None and stop is None:
+                try:
+                    return bytes(obstore.get(self._store, key, options={"range": {"suffix": -start}}).bytes())
+                except FileNotFoundError:
+                    return None
+                except obstore.exceptions.NotSupportedError as error:
+                    log.debug("%s", error)
+            entry = self.head(key)
             if entry is None:
                 return None
             first = max(0, entry.size + start) if start is not None else 0

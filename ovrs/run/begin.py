@@ -49,6 +49,8 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapO
     """
     if out.suffix != ".zarr":
         raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
+    if options.run.shards and options.run.zarr_format == 2:
+        raise OptionError("--shards needs Zarr format 3: leave out --zarr-format 2 or --shards")
     if isinstance(out, Path):
         out = out.absolute()  # workers may stand in another folder
         files.require_possible(out)

@@ -67,6 +67,7 @@ def finish(job: Job) -> dict[str, Any]:
             classes=vocabulary.class_names,
             colours=vocabulary.colours,
             chunk=job.plan.chunk,
+            shard=job.shard,
         )
     attributes = settled(summarise(job, records, holes), verify.read_manifest(run).get("facts", {}))
     group = zarr.open_group(unfinished, mode="r+", use_consolidated=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovrs.run.rundir import RunDir
@@ -50,6 +51,13 @@ class Job:
         return target_of(self.out, self.fence)
 
     @property
+    def shard(self) -> int | None:
+        """Side of a shard in pixels, that of a block; None where every chunk is a file."""
+        run = self.options.run
+        wanted = not isinstance(self.out, Path) if run.shards is None else run.shards
+        return self.plan.chunk * self.plan.block_pitches if wanted and run.zarr_format == 3 else None
+
+    @property
     def schema(self) -> dict[str, Any]:
         """Keywords of `store.create` and `store.refresh`."""
         vocabulary, run = self.spec.vocabulary, self.options.run
@@ -57,6 +65,7 @@ class Job:
             "classes": vocabulary.class_names,
             "colours": vocabulary.colours,
             "chunk": self.plan.chunk,
+            "shard": self.shard,
             "zarr_format": run.zarr_format,
             "keep_scores": run.store_scores,
         }

@@ -51,7 +51,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "vocabulary": vocabulary.digest(),
         "model": {k: v for k, v in model.items() if k != "threads"},
         "rule": vars(job.rule),
-        "plan": {**plan, **job.options.run.decisive()},
+        "plan": {**plan, **job.options.run.decisive(), **({"shards": True} if job.shard else {})},
         "code": NUMERICS,
     }
     own = scene.source["transform"]

@@ -238,7 +238,7 @@ def _region(block: Block, layer: zarr.Array[Any]) -> tuple[slice, ...]:
 def _unreadable(layers: dict[str, store.Layer], block: Block) -> str | None:
     """The first chunk file of a block that cannot be read."""
     for name, layer in layers.items():
-        sizes = layer.chunks
+        sizes = layer.shards or layer.chunks
         ranges = [
             range((part.start or 0) // size, -(-(part.stop or length) // size))
             for part, size, length in zip(_region(block, layer), sizes, layer.shape, strict=True)

@@ -138,7 +138,12 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
             raise result
         block = job.block(name)
         store.write_block(
-            job.target.unfinished(), block.core, job.plan.chunk, result.label, result.confidence, result.score
+            job.target.unfinished(),
+            block.core,
+            job.shard or job.plan.chunk,
+            result.label,
+            result.confidence,
+            result.score,
         )
         record = _record(job, block, result)
     except (SceneChangedError, StoreLockedError):

@@ -59,11 +59,14 @@ def create(
     classes: Sequence[str],
     colours: Sequence[tuple[int, int, int]],
     chunk: int,
+    shard: int | None = None,
     zarr_format: Literal[2, 3] = 3,
     keep_scores: bool = False,
     attributes: dict[str, Any] | None = None,
 ) -> None:
     """Create the schema of a store at `path`; every pixel is no data.
+
+    `chunk` and `shard` are sides in pixels; with a shard, the chunks of a block lie in one file per array.
 
     Raises:
         StoreError: `path` exists.
@@ -71,7 +74,7 @@ def create(
     if isinstance(path, Path) and path.exists():
         raise StoreError(f"{path} exists already")
     group = zarr.create_group(path, zarr_format=zarr_format)
-    level(group, geobox, classes=classes, colours=colours, chunk=chunk, keep_scores=keep_scores)
+    level(group, geobox, classes=classes, colours=colours, chunk=chunk, shard=shard, keep_scores=keep_scores)
     group.attrs.update({"Conventions": "CF-1.11", **(attributes or {})})
 
 
@@ -82,6 +85,7 @@ def level(
     classes: Sequence[str],
     colours: Sequence[tuple[int, int, int]],
     chunk: int,
+    shard: int | None = None,
     keep_scores: bool,
 ) -> None:
     """Create the arrays of one resolution level and its georeferencing in `group`."""
@@ -107,6 +111,7 @@ def level(
         nodata,
         ("y", "x"),
         {"long_name": "class", "nodata": nodata, **flags, **common},
+        shards=None if shard is None else (shard, shard),
     )
     meaning = {
         "_FillValue": CONFIDENCE_NODATA,
@@ -123,6 +128,7 @@ def level(
         CONFIDENCE_NODATA,
         ("y", "x"),
         {**meaning, **common},
+        shards=None if shard is None else (shard, shard),
     )
     if keep_scores:
         _array(
@@ -134,6 +140,7 @@ def level(
             CONFIDENCE_NODATA,
             ("class", "y", "x"),
             {**meaning, "long_name": "score per class", "class_names": list(classes), **common},
+            shards=None if shard is None else (len(classes), shard, shard),
         )
     _georeference(group, geobox)
 
@@ -149,6 +156,7 @@ def _array(
     attributes: dict[str, Any],
     *,
     compress: bool = True,
+    shards: tuple[int, ...] | None = None,
 ) -> zarr.Array[Any]:
     v3 = group.metadata.zarr_format == 3
     extra: dict[str, Any] = {"dimension_names": dims} if v3 else {}
@@ -157,10 +165,13 @@ def _array(
         extra["compressors"] = codec.FastGzip(level=1) if v3 else codec.TimelessGzip(level=1)
     else:
         extra["compressors"] = None
+    sides = tuple(min(c, s) for c, s in zip(chunks, shape, strict=True))
+    if shards is not None:  # whole chunks, and no larger than the array
+        extra["shards"] = tuple(-(-min(h, s) // c) * c for h, s, c in zip(shards, shape, sides, strict=True))
     return group.create_array(
         name,
         shape=shape,
-        chunks=tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)),
+        chunks=sides,
         dtype=dtype,
         fill_value=fill,
         attributes=attributes,
