@@ -152,22 +152,22 @@ def test_a_map_that_is_replaced_is_the_old_one_or_none_or_the_new_one(
     pipeline.map_scene(scene, words, new, trivial(block_pitches=3))
     url = "s3://maps/swap/m.zarr" if remote else f"file://{tmp_path}/published/m.zarr"
     publish.publish(old, url)
-    kind = type(fsspec.core.url_to_fs(url)[0])
+    files = fsspec.core.url_to_fs(url)[0]
     seen, left = set(), [0]
 
     def stopping(name):
-        real = getattr(kind, name)
+        real = getattr(files, name)
 
-        def call(self, *given, **named):
+        def call(*given, **named):
             if left[0] <= 0:
                 raise ConnectionError("the line went dead")
             left[0] -= 1
-            return real(self, *given, **named)
+            return real(*given, **named)
 
         return call
 
     for name in ("rm_file", "pipe_file", "put_file"):
-        monkeypatch.setattr(kind, name, stopping(name))
+        monkeypatch.setattr(files, name, stopping(name))
     for steps in range(1000):
         left[0] = steps + 1
         try:

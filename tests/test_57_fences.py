@@ -32,7 +32,11 @@ def contents(folder):
 
 
 def without_locks(folder):
-    return {name: content for name, content in contents(folder).items() if not name.startswith("lock.") and ".ovrs-part-" not in name}
+    return {
+        name: content
+        for name, content in contents(folder).items()
+        if not name.startswith("lock.") and ".ovrs-part-" not in name
+    }
 
 
 @pytest.fixture

@@ -136,7 +136,6 @@ class Ledger:
         )
         if claim is None:
             return False
-        claim.patience = max(EXPIRY_SECONDS - HEARTBEAT_SECONDS, HEARTBEAT_SECONDS)
         self._held[image.key] = _Held(claim, attempt)
         _HELD[str(self.folder), image.key] = (self, image)
         return True
@@ -149,21 +148,29 @@ class Ledger:
             image: One that `claim` has given.
             no_attempt: Errors that give the image back; so do those that end a process.
         """
+        held = self._held.get(image.key)
+        if held is not None and held.claim.beat():
+            held.claim.patience = max(EXPIRY_SECONDS - HEARTBEAT_SECONDS, HEARTBEAT_SECONDS)
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(image, stop), name="ovrs-ledger", daemon=True)
         thread.start()
         try:
             yield
         except BaseException as error:
-            stop.set()
-            thread.join()
+            self._rest(image, stop, thread)
             if isinstance(error, no_attempt) or not isinstance(error, Exception):
                 self.release(image)
             else:
                 self._finish(image, "failed", reason=redacted(f"{type(error).__name__}: {error}")[:2000])
             raise
+        self._rest(image, stop, thread)
+
+    def _rest(self, image: Image, stop: threading.Event, thread: threading.Thread) -> None:
+        """End the heartbeat; from then on a claim is lost by another one alone."""
         stop.set()
         thread.join()
+        if image.key in self._held:
+            self._held[image.key].claim.patience = float("inf")
 
     def note(self, image: Image, **facts: Any) -> None:
         """Add facts to the claim that is held.

@@ -9,6 +9,7 @@ place, so clocks of machines may differ.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovrs.errors import StoreError, StoreLockedError
+from ovrs.objects.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +29,12 @@ log = logging.getLogger(__name__)
 
 _CLOCK_SECONDS = 60.0
 """How long one look at the clock of a place is good for."""
+FRESH_SECONDS = 1.0
+"""How long a look at a claim in a bucket is good for: far less than any claim takes to expire."""
 _held: dict[str, Claim] = {}
 """Claims of this process by their word."""
+_looked: dict[str, float] = {}
+"""When a claim was last seen to be the newest, by its word."""
 
 
 def generation(name: str, number: int) -> str:
@@ -153,6 +159,7 @@ class Claim:
     def drop(self) -> None:
         """Forget the claim in this process; its file stays."""
         _held.pop(self.word, None)
+        _looked.pop(self.word, None)
 
     def remove(self) -> None:
         """Give the name back: older generations go first, so that no earlier holder ever finds its own the newest."""
@@ -182,6 +189,9 @@ class Fence:
         own = _held.get(self.word)
         if own is not None:
             own.require_alive()
+        begun = time.monotonic()
+        if not isinstance(self.objects, Folder) and begun - _looked.get(self.word, -math.inf) < FRESH_SECONDS:
+            return
         found = self.objects.get(generation(self.name, self.number))
         newer = self.objects.head(generation(self.name, self.number + 1))
         if newer is not None or found is None or self.word.encode() not in found.content:
@@ -191,3 +201,4 @@ class Fence:
             )
         if own is not None:  # also where the look itself took long
             own.require_alive()
+        _looked[self.word] = begun
