@@ -190,7 +190,8 @@ except Exception as error:
 STAGES = ("schema", "description", "block", "marker", "overviews", "manifest", "commit", "last word")
 
 
-@pytest.mark.parametrize("stage", [s if s == "overviews" else pytest.param(s, marks=pytest.mark.slow) for s in STAGES])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_process_stopped_at_any_stage_changes_nothing_when_it_goes_on(stage, noise_scene, words, tmp_path, quick):
     from ovrs import options
 
