@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -24,7 +25,7 @@ from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadE
 from ovrs.objects.folder import Folder
 from ovrs.options import RunOptions, SceneOptions
 from ovrs.request import Request
-from ovrs.run import begin, publish, verify
+from ovrs.run import begin, publish, verify, work
 from ovrs.run.rundir import RunDir
 from ovrs.scene.opening import open_scene
 from ovrs.store import layout as store
@@ -146,6 +147,48 @@ def test_impossible_outputs_are_one_line_and_leave_nothing(name, code, words, no
     assert words in shown
     assert shown.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- what vanishes while a run goes on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("executor", ["serial", pytest.param("threads", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("what", "code", "said"),
+    [
+        ("m.zarr.partial", 4, "was removed while the map was made"),
+        ("m.zarr.partial/label", 4, "no array 'label'"),
+        ("m.zarr.partial/zarr.json", 4, "No group found"),
+        ("m.run", 3, "was removed"),
+        ("m.run/lock.json", 3, "was removed"),
+        ("m.run/blocks", 4, "not computed yet"),
+        ("m.run/run.json", 3, "no run at"),
+    ],
+)
+def test_what_is_removed_in_mid_run_is_made_again_or_told(
+    what, code, said, executor, noise_scene, tmp_path, capsys, monkeypatch
+):
+    scene, gone = noise_scene(700, 600), []
+    real = work._commit
+
+    def commit(job, name, *given):
+        if name == "00001_00000" and not gone:
+            gone.append(1)
+            path = tmp_path / what
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return real(job, name, *given)
+
+    command = ["map", str(scene), *WORDS, "--block", "1", "--executor", executor, "--workers", "1"]
+    command += ["-o", str(tmp_path / "m.zarr")]
+    monkeypatch.setattr(work, "_commit", commit)
+    assert edge.run(app, command) == code, capsys.readouterr()
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+    assert edge.run(app, command) == 0, capsys.readouterr()
+    assert verify.check(tmp_path / "m.zarr").problems == ()
+    assert (labels(tmp_path / "m.zarr") != 255).all()
+    assert not (tmp_path / "m.zarr.partial").exists()
 
 
 # ---- signals --------------------------------------------------------------------------------------------------------------

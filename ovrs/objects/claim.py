@@ -17,7 +17,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ovrs.errors import StoreError, StoreLockedError
+from ovrs.errors import StoreError, StoreLockedError, told
 from ovrs.objects.folder import Folder
 
 if TYPE_CHECKING:
@@ -136,24 +136,33 @@ class Claim:
         Raises:
             StoreLockedError: Another process has taken over.
         """
+        place = self.places.objects
+        self._renew(lambda: place.put_if_match(self.key, content, self.tag))
+        self.content = content
+
+    def _renew(self, write: Callable[[], str]) -> None:
         begun = time.monotonic()  # a stop within the call counts as silence
         with self._writing:
             self.check()
-            tag = self.places.objects.put_if_match(self.key, content, self.tag)
+            tag = write()
             if not tag:
-                raise StoreLockedError(f"{self.key} was written by another process, which has taken over")
-            self.content, self.tag = content, tag
+                raise StoreLockedError(f"{self.key} was written or removed by another process, which has taken over")
+            self.tag = tag
         self.alive = begun
 
     def beat(self) -> bool:
         """Give a sign of life; False once the claim is lost. A place that does not answer is told and tried again."""
+        place = self.places.objects
         try:
-            self.write(self.content)
+            if isinstance(place, Folder):
+                self._renew(lambda: place.touch(self.key))
+            else:
+                self.write(self.content)
         except StoreLockedError as error:
             log.warning("%s", error)
             return False
-        except StoreError as error:
-            log.warning("no sign of life for %s: %s", self.name, error)
+        except (StoreError, OSError) as error:
+            log.warning("no sign of life for %s: %s", self.name, told(error))
         return True
 
     def drop(self) -> None:

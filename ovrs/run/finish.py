@@ -46,8 +46,8 @@ def finish(job: Job) -> dict[str, Any]:
             raise IncompleteRunError(_hole_message(job, holes, job.run_dir.records()))
         return store.facts(store.open_complete(job.out))
     identity.refuse_changed(job.scene.origin)
-    unfinished = target.unfinished()
     put_back_schema(job)
+    unfinished = target.unfinished()
     verify.require_whole(job.out, target, run, job.plan)
     records, holes = run.records(), job.missing()
     if holes and not job.options.run.allow_holes:

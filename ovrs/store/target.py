@@ -40,7 +40,11 @@ class Target(Protocol):
         """Whether a finished map is there."""
 
     def unfinished(self) -> Store:
-        """The unfinished map as zarr writes it."""
+        """The unfinished map as zarr writes it.
+
+        Raises:
+            StoreError: It is gone.
+        """
 
     def objects(self, *, finished: bool) -> Objects:
         """Files of the finished or the unfinished map by their names in the map."""
@@ -83,6 +87,8 @@ class FolderTarget:
         return self.out.exists()
 
     def unfinished(self) -> Store:
+        if not self.partial.is_dir():  # opening would make it
+            raise StoreError(f"{self.partial} was removed while the map was made; the same command goes on")
         return guarded_folder(self.partial, self.guard)
 
     def objects(self, *, finished: bool) -> Objects:
