@@ -152,7 +152,8 @@ def test_impossible_outputs_are_one_line_and_leave_nothing(name, code, words, no
 # ---- what vanishes while a run goes on ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executor", ["serial", pytest.param("threads", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["serial", "threads"])
 @pytest.mark.parametrize(
     ("what", "code", "said"),
     [

@@ -517,6 +517,7 @@ def test_a_version_in_object_storage_takes_its_name_whole(bucket):
     def put(url, word):
         for name in ("label/c/0/0", "zarr.json"):
             bucket.pipe_file(f"{url.removeprefix('s3://')}/{name}", word)
+        bucket.pipe_file(f"{url.removeprefix('s3://').removesuffix('.zarr')}.run/run.json", word)
 
     put(out, b"old")
     put(made, b"new")
@@ -526,6 +527,8 @@ def test_a_version_in_object_storage_takes_its_name_whole(bucket):
         assert {n.removeprefix("daily/maps/"): c for n, c in names.items()} == {
             "a.zarr/label/c/0/0": b"new",
             "a.zarr/zarr.json": b"new",
+            "a.run/run.json": b"new",
+            f"a.versions/{'a' * 16}.run/run.json": b"old",
             f"a.versions/{'a' * 16}.zarr/label/c/0/0": b"old",
             f"a.versions/{'a' * 16}.zarr/zarr.json": b"old",
         }

@@ -125,9 +125,22 @@ def _promote_objects(made: str, out: str, older: str) -> None:
     files.invalidate_cache()
     if files.exists(source):
         new = _root(files, source)
-        if new is not None and _root(files, target) != new:
+        there = _root(files, target)
+        if new is not None and there != new:
+            _move_run(files, target, old if there is not None else "")
             _move_objects(files, target, old)
         _move_objects(files, source, target)
+    _move_run(files, source, target)
+
+
+def _move_run(files: AbstractFileSystem, source: str, target: str) -> None:
+    """The run directory of a map, which was made in place; without a target it is removed."""
+    run, there = (f"{place.removesuffix('.zarr')}.run" for place in (source, target))
+    files.invalidate_cache()
+    for name in files.find(run):
+        if target:
+            files.cp_file(name, there + name[len(run) :])
+        files.rm_file(name)
 
 
 def _move_objects(files: AbstractFileSystem, source: str, target: str) -> None:
