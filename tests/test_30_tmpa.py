@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from test_30_golden import tile_features
 
+from ovrs.methods.tmpa import Tmpa, TmpaShift
 from ovrs.model.adapt import tmpa
-from ovrs.model.adapt.tmpa import TmpaSettings, calibrate, find_prototypes
+from ovrs.model.adapt.tmpa import calibrate, find_prototypes
 from ovrs.model.clip.head import class_scores, entropy
 from ovrs.model.clip.inputs import CropInputs
 from ovrs.model.clip.text import TextBank
 from ovrs.scene.grid import Window
 
-SETTINGS = TmpaSettings(scale=40.0, cls_weight=-0.3)
+SETTINGS = Tmpa(logit_scale=40.0, cls_weight=-0.3)
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +81,17 @@ def test_gradient_of_alpha_against_finite_differences(features, bank):
 
 
 def test_alpha_zero_equals_the_base_bit_for_bit(features, bank):
-    result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=0))
+    result = calibrate(features, bank, Tmpa(logit_scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=0))
     assert torch.equal(result.text, bank.vectors)
 
 
 def test_no_steps_keeps_the_fixed_visual_bias(features, bank):
-    result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, steps=0))
+    result = calibrate(features, bank, Tmpa(logit_scale=40.0, cls_weight=-0.3, steps=0))
     assert set(np.unique(result.alpha.numpy()).round(6)) == {0.0, np.float32(0.02).round(6)}
 
 
 def test_alpha_stays_inside_its_bounds(features, bank):
-    wild = TmpaSettings(scale=40.0, cls_weight=-0.3, lr=5.0, steps=5, alpha_max=0.3)
+    wild = Tmpa(logit_scale=40.0, cls_weight=-0.3, lr=5.0, steps=5, alpha_max=0.3)
     prototypes = find_prototypes(features, bank, wild)
     theta, _, _ = tmpa._optimise(tmpa._Problem(features, bank, prototypes, wild), wild)
     assert theta.min() >= 0
@@ -106,7 +107,7 @@ def test_repeated_calls_are_identical_and_leave_the_bank_alone(features, bank):
 
 
 def test_shift_moves_text_and_the_global_term(features, bank):
-    result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, shift=True, lr_shift=1e-3))
+    result = calibrate(features, bank, TmpaShift(logit_scale=40.0, cls_weight=-0.3, lr_shift=1e-3))
     assert result.events == ("adapted",)
     moved = (result.base_text - bank.vectors).abs().max()
     assert 1e-4 < moved < 1e-2
@@ -186,7 +187,7 @@ def test_uphill_steps_are_reverted_and_logged(features, bank, monkeypatch):
     monkeypatch.setattr(
         tmpa._Problem, "loss", lambda self, theta, delta: -entropy(self.probabilities(theta, delta)).mean()
     )
-    result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=3))
+    result = calibrate(features, bank, Tmpa(logit_scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=3))
     assert result.events == ("reverted_entropy",)
     assert torch.equal(result.text, bank.vectors)
 

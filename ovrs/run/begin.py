@@ -16,7 +16,8 @@ from ovrs.engine import allocator
 from ovrs.engine.contract import SceneAdaptive
 from ovrs.engine.decide import DecisionRule
 from ovrs.engine.tiling import Plan, check_blocks
-from ovrs.errors import OptionError, StoreError
+from ovrs.errors import DigestMismatchError, OptionError, StoreError
+from ovrs.methods.base import SceneSettings
 from ovrs.objects.remote import Remote
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
@@ -50,7 +51,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapO
     if out.suffix != ".zarr":
         raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
     if options.run.shards and options.run.zarr_format == 2:
-        raise OptionError("--shards needs Zarr format 3: leave out --zarr-format 2 or --shards")
+        raise OptionError("run.shards needs Zarr format 3: leave out run.zarr_format=2 or run.shards")
     if isinstance(out, Path):
         out = out.absolute()  # workers may stand in another folder
         files.require_possible(out)
@@ -58,10 +59,10 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapO
         uri = Path(uri).absolute()  # for `ovrs resume` from any directory; links stay, as files may lie beside them
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
-    spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
+    spec = SegmenterSpec.of(options.model.told(known), options.method, vocabulary)
     segmenter = segmenters.build(spec)
-    if options.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
-        raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --adaptation tile")
+    if spec.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
+        raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --set adaptation=tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
@@ -69,7 +70,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapO
         block_pitches=options.run.block_pitches,
     )
     check_blocks(plan)
-    job = Job(scene, spec, plan, _rule(options, vocabulary), out, options)
+    job = Job(scene, spec, plan, _rule(options, spec), out, options)
     description = describe(job, uri, segmenter.describe())
     return replace(job, digest=description["digest"]), description
 
@@ -127,7 +128,7 @@ def held(
             job.target.discard()
             job.run_dir.clear()
         _open(job, description)
-        yield _adapted_to_scene(job) if options.adapts_to_scene else job
+        yield _adapted_to_scene(job) if job.spec.adapts_to_scene else job
 
 
 def _require_fit(job: Job, description: dict[str, Any]) -> bool:
@@ -135,6 +136,7 @@ def _require_fit(job: Job, description: dict[str, Any]) -> bool:
     run, target = job.run_dir, job.target
     finished = target.is_finished
     if run.exists:
+        _require_readable(run.description(), job.out)
         require_same(run.description()["digest"], description["digest"], str(job.out))
     elif finished and isinstance(job.out, Path):
         clearing.require_ours(job.out)
@@ -149,7 +151,7 @@ def _require_fit(job: Job, description: dict[str, Any]) -> bool:
             raise StoreError(f"{job.out} lacks blocks, and its run directory is not there; pass --overwrite")
     if not finished:
         return False
-    if job.options.adapts_to_scene and run.exists and run.objects.head(adaptation.STATE_FILE) is None:
+    if job.spec.adapts_to_scene and run.exists and run.objects.head(adaptation.STATE_FILE) is None:
         return False
     try:
         return not job.holes_to_fill()
@@ -174,7 +176,8 @@ def _open(job: Job, description: dict[str, Any]) -> None:
 def _adapted_to_scene(job: Job) -> Job:
     """The job with what its segmenter learns from the scene as a whole; learned once per run."""
     segmenter = cast("SceneAdaptive", segmenters.build(job.spec))  # build_job has looked
-    count, run = job.options.method.scene_tiles, job.run_dir
+    assert isinstance(job.spec.method, SceneSettings)  # it adapts to a scene
+    count, run = job.spec.method.scene_tiles, job.run_dir
     adaptation.learn(segmenter, job.scene, job.plan, count, run.objects, job.scene.require_unchanged)
     return replace(job, spec=replace(job.spec, state=run.path / adaptation.STATE_FILE))
 
@@ -213,6 +216,7 @@ def held_again(out: Place, lock: Lock | None = None) -> AbstractContextManager[J
     """
     out = files.named(out) if isinstance(out, Path) else out
     description = RunDir(out).description()
+    _require_readable(description, out)
     try:
         options = MapOptions.model_validate(description["options"])
         vocabulary = Vocabulary.model_validate(description["vocabulary"])
@@ -224,6 +228,15 @@ def held_again(out: Place, lock: Lock | None = None) -> AbstractContextManager[J
         ) from error
     require_whole(description["uri"], options.run.scheduler)
     return held(description["uri"], vocabulary, out, options, lock=lock)
+
+
+def _require_readable(description: dict[str, Any], out: Place) -> None:
+    """Refuse a run whose record lists the options of all methods, as earlier versions wrote it."""
+    if "sam3" in description["options"].get("method", {}):
+        raise DigestMismatchError(
+            f"{out} was begun by an earlier version of ovrs, and its record of options is of another form; a finished map "
+            "can be read and exported as it is. To go on, choose another output, or pass --overwrite to begin anew"
+        )
 
 
 def discard(out: Place) -> None:
@@ -240,12 +253,10 @@ def discard(out: Place) -> None:
         run.objects.delete_prefix("")
 
 
-def _rule(options: MapOptions, vocabulary: Vocabulary) -> DecisionRule:
-    background = vocabulary.background_index
-    own = vocabulary.background.threshold if vocabulary.background else 0.0
-    threshold = own if options.method.threshold is None else options.method.threshold
-    if options.method.threshold is not None and background is None:
+def _rule(options: MapOptions, spec: SegmenterSpec) -> DecisionRule:
+    background = spec.vocabulary.background_index
+    if "threshold" in options.method.told and background is None:
         raise OptionError(
-            "--threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
+            "--set threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
         )
-    return DecisionRule(background, threshold)
+    return DecisionRule(background, spec.method.threshold)

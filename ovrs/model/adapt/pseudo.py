@@ -8,48 +8,27 @@ does the same, for comparison with published figures only (`docs/methods.md`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from ovrs.model.adapt.tuning import NormState, forward, initial_norms, project
+from ovrs.model.adapt.mlmp import MLMP_TEMPLATES, TENT_TEMPLATES
+from ovrs.model.adapt.tuning import NormSegmenter, NormState, forward, initial_norms, project
+from ovrs.model.clip.text import build_prompt_stack, clean, encode_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from ovrs.model.clip.dense import DenseVariant, Visual
+    from ovrs.methods.norms import Clipartt, Pseudo, Watt
+    from ovrs.model.clip.dense import Visual
+    from ovrs.model.clip.parts import Parts
 
 TARGET_TEMPERATURE = 0.01
 WATT_EXTRA_TEMPLATE = "a photo of a {}"
 """The original WATT has this one beside MLMP's seven."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PseudoSettings:
-    """Defaults are those of the papers' segmentation form."""
-
-    variant: DenseVariant = "naclip"
-    scale: float = 100.0
-    lr: float = 1e-3
-    joint: bool = False
-    """Adapt one set of parameters to all images together: their patches then form one set of samples."""
-    compat: bool = False
-    """The released layout: in each image, ranks of neighbouring patches share a prompt; a softmax runs over the patches of
-    one image under as many texts as the batch has images (`released_rows`)."""
-    steps: int = 10
-    """CLIPArTT: optimisation steps."""
-    top: int = 3
-    """CLIPArTT: classes joined in a prompt."""
-    inner_steps: int = 2
-    """WATT: steps per template (l)."""
-    rounds: int = 5
-    """WATT: rounds over all templates (m)."""
-    mode: Literal["sequential", "parallel"] = "sequential"
-    """WATT: whether a template starts from its predecessor's weights or from the last round's mean."""
 
 
 class PseudoAdapted(NamedTuple):
@@ -66,24 +45,24 @@ class PseudoAdapted(NamedTuple):
 class _Tower:
     """Patch features of B images under changing norms, grouped into sets of samples."""
 
-    def __init__(self, visual: Visual, images: Tensor, settings: PseudoSettings) -> None:
-        self.visual, self.images, self.settings = visual, images, settings
-        self.norms = initial_norms(visual, 1 if settings.joint else len(images), dtype=images.dtype)
+    def __init__(self, visual: Visual, images: Tensor, settings: Pseudo, *, joint: bool) -> None:
+        self.visual, self.images, self.settings, self.joint = visual, images, settings, joint
+        self.norms = initial_norms(visual, 1 if joint else len(images), dtype=images.dtype)
         self.optimiser = torch.optim.Adam(self.norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
         self.last = (len(visual.transformer.resblocks) - 1,)
 
     def samples(self) -> Tensor:
         """`(groups, n, D)`."""
         patches, _ = self.patches(self.norms)
-        return patches.flatten(0, 1)[None] if self.settings.joint else patches
+        return patches.flatten(0, 1)[None] if self.joint else patches
 
     def patches(self, norms: NormState) -> tuple[Tensor, tuple[int, int]]:
-        branches = forward(self.visual, self.images, norms, self.settings.variant, self.last)
+        branches = forward(self.visual, self.images, norms, self.settings.dense, self.last)
         return project(self.visual, branches.layers[0], norms)[:, 1:], branches.grid
 
     def step(self, features: Tensor, texts: Tensor) -> Tensor:
         """One update toward agreement; returns each group's loss before it."""
-        images = (len(self.images) if self.settings.joint else 1) if self.settings.compat else None
+        images = (len(self.images) if self.joint else 1) if self.settings.compat else None
         each = agreement(features, texts, self.settings.scale, released=images)
         self.optimiser.zero_grad()
         each.sum().backward()  # a sum, not a mean: every group gets the gradient it would get alone
@@ -142,7 +121,9 @@ def clipartt(
     reference: Tensor,
     names: list[str],
     encode: Callable[[list[str]], Tensor],
-    settings: PseudoSettings,
+    settings: Clipartt,
+    *,
+    joint: bool = False,
 ) -> PseudoAdapted:
     """Adapt B images with prompts that join each patch's most likely classes.
 
@@ -153,8 +134,9 @@ def clipartt(
         names: Of the C classes.
         encode: Sentences to unit vectors `(n, D)`; each distinct sentence is asked for once.
         settings: See there.
+        joint: Adapt one set of parameters to all images together: their patches then form one set of samples.
     """
-    tower, known = _Tower(visual, images, settings), dict[tuple[int, ...], int]()
+    tower, known = _Tower(visual, images, settings, joint=joint), dict[tuple[int, ...], int]()
     vectors = reference.new_zeros(0, reference.shape[1])
     losses = []
     count = min(settings.top, len(names))
@@ -163,7 +145,7 @@ def clipartt(
             features = tower.samples()
             chosen = (features.detach() @ reference.T).topk(count, dim=-1).indices
             if settings.compat:
-                chosen = released_choice(chosen, len(images) if settings.joint else 1)
+                chosen = released_choice(chosen, len(images) if joint else 1)
             combinations = [tuple(row) for row in chosen.flatten(0, 1).tolist()]
             new = sorted(set(combinations) - known.keys())
             if new:
@@ -175,9 +157,10 @@ def clipartt(
     return tower.result(losses)
 
 
-def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: PseudoSettings) -> PseudoAdapted:
-    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows)."""
-    tower = _Tower(visual, images, settings)
+def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: Watt, *, joint: bool = False) -> PseudoAdapted:
+    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows; `joint`: see
+    `clipartt`)."""
+    tower = _Tower(visual, images, settings, joint=joint)
     parameters = tower.norms.parameters()
     losses = []
     with torch.enable_grad():
@@ -202,3 +185,35 @@ def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: PseudoSettin
 def _assign(parameters: list[Tensor], values: list[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
+
+
+def clipartt_segmenter(parts: Parts[Clipartt]) -> NormSegmenter:
+    """CLIPArTT on the vocabulary's queries; a tile's crops are adapted together."""
+    model, settings, names = parts.model, parts.settings, _names(parts)
+    _, bank = build_prompt_stack(model, *parts.queries(), TENT_TEMPLATES)
+
+    def encode(sentences: list[str]) -> Tensor:
+        return encode_sentences(model.clip, model.tokenize, sentences)
+
+    reference = encode([f"a photo of a {n}" for n in names])
+
+    def adapt(images: Tensor) -> PseudoAdapted:
+        known = reference.to(images.device)
+        return clipartt(model.clip.visual, images, known, names, encode, settings, joint=True)
+
+    return NormSegmenter(parts.frozen(bank), settings, adapt)
+
+
+def watt_segmenter(parts: Parts[Watt]) -> NormSegmenter:
+    """WATT on the vocabulary's queries; a tile's crops are adapted together."""
+    model, settings, names = parts.model, parts.settings, _names(parts)
+    templates = MLMP_TEMPLATES if settings.compat else (*MLMP_TEMPLATES, WATT_EXTRA_TEMPLATE)
+    _, bank = build_prompt_stack(model, *parts.queries(), templates)
+    stack, _ = build_prompt_stack(model, names, list(range(len(names))), templates)
+    visual = model.clip.visual
+    return NormSegmenter(parts.frozen(bank), settings, lambda images: watt(visual, images, stack, settings, joint=True))
+
+
+def _names(parts: Parts[Any]) -> list[str]:
+    """The first word of each class."""
+    return [clean(c.words[0]) for c in parts.vocabulary.classes]

@@ -11,11 +11,12 @@ F̃ = normalise((1-α) t + α f̄)  gives  x·F̃ = ((1-α) x·t + α x·f̄) / 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
+from ovrs.methods.tmpa import Descent, TmpaShift
 from ovrs.model.clip.head import class_scores, entropy, join_queries
 
 if TYPE_CHECKING:
@@ -25,31 +26,6 @@ if TYPE_CHECKING:
 
 COLLAPSE_SHARE = 0.01
 """A class counts as present in a tile when it holds more than this share of the patches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TmpaSettings:
-    """Defaults are ours (`methods` 6.5)."""
-
-    scale: float
-    cls_weight: float
-    max_share: float = 1.0
-    shift: bool = False
-    """Also learn a shift δ per query (released code; `tmpa_shift`)."""
-    steps: int = 3
-    lr: float = 1e-2
-    lr_shift: float = 1e-4
-    alpha_init: float = 0.02
-    alpha_max: float = 0.5
-    anchors: int | None = None
-    """Prototype patches per class and 14 × 14 patches; default 3."""
-    absent: Literal["text", "mean"] = "text"
-    """What a class without prototype moves toward: nothing (the paper), or the mean of the valid patches. A prototype
-    lies nearer to every patch than any text does, so a class that has one gains everywhere on a class that has none;
-    the mean patch gives the latter the same gain."""
-    keep_shares: float = 0.0
-    """Weight of the divergence of the tile's class shares from those before adaptation. Entropy alone also falls when
-    frequent classes grow at the cost of rare ones; this makes it fall by surer patches instead. 0 is the paper's loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +72,7 @@ class Prototypes(NamedTuple):
 
 
 @torch.no_grad()
-def find_prototypes(features: PatchSet, bank: TextBank, settings: TmpaSettings) -> Prototypes:
+def find_prototypes(features: PatchSet, bank: TextBank, settings: Descent) -> Prototypes:
     """Per class, the mean of its lowest-entropy patches over all crops of the tile.
 
     A patch is a candidate when its entropy lies below the mean of the tile's valid patches and its best class has at
@@ -114,7 +90,7 @@ def find_prototypes(features: PatchSet, bank: TextBank, settings: TmpaSettings) 
     queries = torch.bincount(bank.class_of, minlength=bank.class_count)
     floor = (settings.max_share + (1 - settings.max_share) / queries[winner]) / bank.class_count
     candidate = valid & (uncertainty < uncertainty[valid].mean()) & (best >= floor)
-    wanted = max(3, round((settings.anchors or 3) * len(patches) / 196))
+    wanted = max(3, round(settings.anchors * len(patches) / 196))
     for index in range(bank.class_count):
         rows = (candidate & (winner == index)).nonzero().flatten()
         if len(rows):
@@ -127,7 +103,7 @@ def find_prototypes(features: PatchSet, bank: TextBank, settings: TmpaSettings) 
     return Prototypes(vectors, found)
 
 
-def calibrate(features: PatchSet, bank: TextBank, settings: TmpaSettings) -> Calibration:
+def calibrate(features: PatchSet, bank: TextBank, settings: Descent) -> Calibration:
     """Adapt the text of `bank` to one tile; the bank itself is not changed.
 
     Returns the plain text, with the reason as an event, where there is nothing to adapt: fewer than two classes, no
@@ -157,7 +133,7 @@ def _with_event(calibration: Calibration, event: str) -> Calibration:
 class _Problem:
     """The entropy of a tile as a function of α (and δ), on precomputed maps of its valid patches."""
 
-    def __init__(self, features: PatchSet, bank: TextBank, prototypes: Prototypes, settings: TmpaSettings) -> None:
+    def __init__(self, features: PatchSet, bank: TextBank, prototypes: Prototypes, settings: Descent) -> None:
         self.bank, self.settings = bank, settings
         self.anchored = prototypes.found[bank.class_of]
         self.target = prototypes.vectors[bank.class_of]
@@ -207,14 +183,15 @@ class _Problem:
         return Calibration(text, base, alpha[:, 0], losses)
 
 
-def _optimise(problem: _Problem, settings: TmpaSettings) -> tuple[Tensor, Tensor | None, list[float]]:
+def _optimise(problem: _Problem, settings: Descent) -> tuple[Tensor, Tensor | None, list[float]]:
     vectors = problem.bank.vectors
     theta = torch.full(
         (len(vectors),), min(settings.alpha_init, settings.alpha_max), device=vectors.device, requires_grad=True
     )
-    delta = torch.zeros_like(vectors, requires_grad=True) if settings.shift else None
+    delta = None
     groups = [{"params": [theta], "lr": settings.lr}]
-    if delta is not None:
+    if isinstance(settings, TmpaShift):
+        delta = torch.zeros_like(vectors, requires_grad=True)
         groups.append({"params": [delta], "lr": settings.lr_shift})
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.999))
     losses = []

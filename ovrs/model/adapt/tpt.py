@@ -7,29 +7,29 @@ The published figures say that it hardly changes anything; it is here as a basel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ovrs.errors import OptionError
+from ovrs.methods.tpt import Tpt
+from ovrs.model.adapt.mlmp import TENT_TEMPLATES
+from ovrs.model.clip.segmenter import ClipSegmenter, Episodic
+from ovrs.model.clip.text import build_prompt_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from ovrs.engine.contract import TileScores
+    from ovrs.model.clip.parts import Parts
+    from ovrs.scene.grid import Window
+
 CONTEXT = "a photo of a"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TptSettings:
-    """Defaults as published."""
-
-    scale: float = 100.0
-    steps: int = 10
-    lr: float = 1e-3
 
 
 class Tuned(NamedTuple):
@@ -78,7 +78,7 @@ class PromptLearner:
         return F.normalize(x @ clip.text_projection, dim=-1)
 
 
-def tune(learner: PromptLearner, patches: Tensor, settings: TptSettings) -> Tuned:
+def tune(learner: PromptLearner, patches: Tensor, settings: Tpt) -> Tuned:
     """Learn the context for the patches `(n, D)` (unit rows) of one image."""
     context = learner.context().requires_grad_(True)
     optimiser = torch.optim.Adam([context], lr=settings.lr, betas=(0.9, 0.999))
@@ -94,3 +94,30 @@ def tune(learner: PromptLearner, patches: Tensor, settings: TptSettings) -> Tune
             losses.append(float(loss.detach()))
     with torch.no_grad():
         return Tuned(learner(context), context.detach(), tuple(losses))
+
+
+class TptSegmenter(Episodic[Tpt]):
+    """TPT: the prompt's context is learned for each tile."""
+
+    def __init__(self, frozen: ClipSegmenter, settings: Tpt, learner: PromptLearner) -> None:
+        super().__init__(frozen, settings)
+        self.learner = learner
+
+    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+        features = self.frozen.encode(rgb, valid, crops)
+        patches = features.patches[features.patch_valid]
+        if not len(patches):
+            return self.frozen.classify(
+                features, self.frozen.bank.vectors, self.frozen.bank.vectors, ("no_valid_patch",)
+            )
+        text = tune(self.learner, patches, self.settings).text.to(features.patches)
+        return self.frozen.classify(features, text, text, ("adapted",))
+
+
+def segmenter(parts: Parts[Tpt]) -> TptSegmenter:
+    """TPT on the vocabulary's queries, in the one template whose context is learned."""
+    model = parts.model
+    queries, class_of = parts.queries()
+    _, bank = build_prompt_stack(model, queries, class_of, TENT_TEMPLATES)
+    frozen = parts.frozen(bank)
+    return TptSegmenter(frozen, parts.settings, PromptLearner(model.clip, model.tokenize, queries))

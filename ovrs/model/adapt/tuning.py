@@ -8,16 +8,26 @@ a `NormState`, which makes reset trivial and concurrent use safe.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ovrs.model.clip.dense import REDUCED, DenseVariant, Visual, attend, mixing, position_embedding
+from ovrs.methods.norms import Norms
+from ovrs.model.clip.dense import REDUCED, Visual, attend, mixing, position_embedding
+from ovrs.model.clip.segmenter import ClipSegmenter, Episodic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    from ovrs.engine.contract import TileScores
+    from ovrs.methods.clip import DenseVariant
+    from ovrs.scene.grid import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,3 +125,32 @@ def norm(norms: NormState, name: str, x: Tensor) -> Tensor:
 def project(visual: Visual, tokens: Tensor, norms: NormState) -> Tensor:
     """LN_post and projection, normalised: `(…, d)` tokens of B samples to unit vectors `(…, D)`."""
     return F.normalize(norm(norms, "ln_post", tokens) @ visual.proj, dim=-1)
+
+
+class Tuned(Protocol):
+    """Features of B crops after adaptation."""
+
+    @property
+    def patches(self) -> Tensor:
+        """`(B, N, D)`, unit vectors."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        ...
+
+
+class NormSegmenter(Episodic[Norms]):
+    """TENT, MLMP, CLIPArTT, WATT: one set of LayerNorm parameters per tile, adapted to all its crops together."""
+
+    def __init__(self, frozen: ClipSegmenter, settings: Norms, adapt: Callable[[Tensor], Tuned]) -> None:
+        super().__init__(frozen, settings)
+        self.adapt = adapt
+
+    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+        frozen = self.frozen
+        inputs = frozen.encoder.inputs(rgb, valid, crops)
+        adapted = self.adapt(inputs.images.to(frozen.encoder.model.dtype))
+        features = inputs.features(adapted.patches, adapted.patches.new_zeros(len(inputs.images), 1), adapted.grid)
+        return frozen.classify(features, frozen.bank.vectors, frozen.bank.vectors, ("adapted",))
