@@ -114,3 +114,25 @@ def environment(gate):
         "AWS_HTTPS": "NO",
         "AWS_VIRTUAL_HOSTING": "FALSE",
     }
+
+
+def make_bucket(gate):
+    """An empty bucket; one that is there stays."""
+    there = http.client.HTTPConnection(*gate.store, timeout=30)
+    there.request("PUT", f"/{BUCKET}")
+    there.getresponse().read()
+    there.close()
+
+
+def forget_clients():
+    """Close the clients that fsspec keeps: they know the environment of an earlier test."""
+    import gc
+
+    import s3fs
+
+    kind = s3fs.S3FileSystem
+    for files in list(kind._cache.values()):
+        if files._s3 is not None:
+            kind.close_session(files.loop, files._s3)
+    kind.clear_instance_cache()
+    gc.collect()

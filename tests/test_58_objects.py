@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,21 +50,16 @@ def server():
 @pytest.fixture
 def gate(server, monkeypatch):
     """The store with an empty bucket; faults are set on what is returned."""
-    import s3fs
-
     for name, value in s3_server.environment(server).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("OVRS_STAGING", raising=False)
     server.reset()
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = s3fs.S3FileSystem()
-    if not files.exists("maps"):
-        files.mkdir("maps")
+    s3_server.forget_clients()
+    s3_server.make_bucket(server)
     yield server
     server.reset()
-    for entry in Remote("s3://maps").list():
-        Remote("s3://maps").delete(entry.key)
-    s3fs.S3FileSystem.clear_instance_cache()
+    Remote("s3://maps").delete_prefix("")
+    s3_server.forget_clients()
 
 
 def chosen(**run):
@@ -199,11 +195,29 @@ def test_other_layouts_are_equal_too(run, gate, noise_scene, words, tmp_path):
     assert verify.check(Address(URL)).problems == ()
 
 
+@pytest.mark.slow
+def test_a_map_is_read_without_a_package_for_its_address(gate, noise_scene, words, monkeypatch):
+    from ovrs.store import map as maps
+
+    def none(url):
+        raise OptionError("Install s3fs")
+
+    pipeline.map_scene(noise_scene(70, 60), words, URL, chosen())
+    monkeypatch.setattr(maps, "filesystem", none)
+    with ovrs.open(URL) as mapped:
+        assert np.asarray(mapped.label[:]).shape == (70, 60)
+        assert mapped.to_xarray()["label"].shape == (70, 60)
+    with pytest.raises(StoreError, match="no store at"):
+        ovrs.open("s3://maps/none.zarr")
+    with pytest.raises(OptionError, match="Install"):
+        ovrs.open("ftp://maps/none.zarr")
+
+
 def test_readers_find_no_map_until_it_is_whole(gate, noise_scene, words, tmp_path, capsys):
     scene, found = noise_scene(90, 90), []
 
     def look(record, done, total):
-        with pytest.raises(StoreError, match=r"not finished|no map"):
+        with pytest.raises(StoreError, match="not finished; `ovrs status s3://"):
             ovrs.open(URL)
         with pytest.raises((FileNotFoundError, KeyError, ValueError)):
             zarr.open_group(URL, mode="r", storage_options={"use_listings_cache": False})
@@ -327,6 +341,43 @@ def test_overwrite_shows_the_old_map_or_none_or_the_new_one(gate, noise_scene, w
     gate.calls.clear()
     begin.discard(Address(URL))
     assert not Remote("s3://maps").list()
+
+
+@pytest.mark.slow
+def test_cut_off_at_every_write_the_same_command_makes_the_same_map(gate, noise_scene, words, tmp_path, monkeypatch):
+    """Also within the commit: a reader finds no map, or the whole one."""
+    monkeypatch.setattr(remote, "_RETRIES", {"max_retries": 0})
+    remote._opened.cache_clear()
+    scene, real = noise_scene(70, 60), Remote._writing
+    left = [0]
+
+    @contextmanager
+    def writing(self, key):
+        left[0] -= 1
+        if left[0] < 0 and "lock" not in key and ".probe" not in key:
+            raise KeyboardInterrupt
+        with real(self, key):
+            yield
+
+    monkeypatch.setattr(Remote, "_writing", writing)
+    finished = False
+    for steps in range(4, 400, 4):
+        left[0] = steps
+        try:
+            pipeline.map_scene(scene, words, URL, chosen())
+            break
+        except KeyboardInterrupt:
+            left[0] = 1000
+        try:
+            with ovrs.open(URL) as mapped:
+                assert np.asarray(mapped.label[:]).shape == (70, 60)
+            finished = True
+        except StoreError:
+            assert not finished
+    left[0] = 1000
+    monkeypatch.undo()
+    same_as_local(URL, scene, words, tmp_path)
+    assert verify.check(Address(URL)).problems == ()
 
 
 def test_foreign_objects_and_the_scene_itself_are_not_overwritten(gate, noise_scene, words):

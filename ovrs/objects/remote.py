@@ -226,6 +226,17 @@ def _opened(url: str, _environment: int) -> ObjectStore:
         ) from error
 
 
+def knows(url: str) -> bool:
+    """Whether a URL is of a kind that maps can be made in."""
+    from obstore import exceptions, parse_scheme
+
+    try:
+        return parse_scheme(url) not in ("http", "https", "file", "local", "memory")
+    except (exceptions.BaseError, ValueError) as error:
+        log.debug("%s", error)
+        return False
+
+
 def _refusals() -> tuple[type[BaseException], ...]:
     from obstore import exceptions
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs import files
 from ovrs.errors import StoreError
 from ovrs.objects.address import Place, is_there, objects_at
+from ovrs.objects.careful import replace_known
 from ovrs.objects.folder import unguarded
 from ovrs.objects.many import each
 from ovrs.provenance import canonical
@@ -184,9 +185,8 @@ class RunDir:
     def write(self, key: str, content: dict[str, Any]) -> None:
         """Write a JSON object with a checksum of its content, whole or not at all."""
         plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
-        self.objects.put(
-            key, json.dumps({**plain, "check": _check(plain)}, indent=1).encode("utf-8", "surrogateescape")
-        )
+        told = json.dumps({**plain, "check": _check(plain)}, indent=1).encode("utf-8", "surrogateescape")
+        replace_known(self.objects, key, told)
 
     def read(self, key: str) -> tuple[dict[str, Any], str]:
         """Read what `write` wrote.

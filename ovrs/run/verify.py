@@ -22,6 +22,7 @@ from ovrs.objects.many import each
 from ovrs.run import adaptation
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.keys import hidden
 from ovrs.store.target import target_of
 
 if TYPE_CHECKING:
@@ -173,7 +174,8 @@ def read_manifest(run: RunDir) -> dict[str, Any]:
 def _names(out: Place) -> list[str]:
     if isinstance(out, Path):
         return sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir())
-    return [entry.key for entry in objects_at(out).list()]
+    left = {hidden(name) for name in store.ROOT_FILES}  # of a commit that was cut off after the map was there
+    return [entry.key for entry in objects_at(out).list() if entry.key not in left]
 
 
 def block_crc(label: NDArray[Any], confidence: NDArray[Any], score: NDArray[Any] | None = None) -> str:

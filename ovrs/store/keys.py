@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.storage import LocalStore, WrapperStore
 
-from ovrs.errors import OutputError
+from ovrs.objects.careful import replace_known
 from ovrs.objects.folder import unguarded
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _HIDDEN = ".unfinished"
 
 
+def hidden(name: str) -> str:
+    """The name under which `Hidden` keeps another."""
+    return f"{_HIDDEN}{name}"
+
+
 @dataclass(frozen=True)
 class Hidden:
     """A place where some names are kept under others, as `Objects`."""
@@ -32,7 +37,7 @@ class Hidden:
     names: tuple[str, ...]
 
     def _key(self, key: str) -> str:
-        return f"{_HIDDEN}{key}" if key in self.names else key
+        return hidden(key) if key in self.names else key
 
     def get(self, key: str) -> Found | None:
         return self.below.get(self._key(key))
@@ -70,21 +75,6 @@ class Hidden:
             return
         for entry in self.list():
             self.delete(entry.key)
-
-
-def replace_known(objects: Objects, key: str, content: bytes) -> None:
-    """Write a name so that nothing written meanwhile by somebody else is lost without a word.
-
-    Raises:
-        OutputError: Another process writes the same name again and again.
-    """
-    for _ in range(3):
-        if objects.put_if_absent(key, content):
-            return
-        found = objects.get(key)
-        if found is not None and objects.put_if_match(key, content, found.tag):
-            return
-    raise OutputError(f"{key} is written by another process at the same time; end one of the two")
 
 
 class KeyStore(Store):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ovrs import files
-from ovrs.errors import StoreError
+from ovrs.errors import OutputError, StoreError
 from ovrs.objects.address import ROOT_FILES, Address, Place, is_there, objects_at
+from ovrs.objects.careful import replace_known
 from ovrs.objects.folder import unguarded
 from ovrs.store.keys import Hidden, KeyStore, guarded_folder
 from ovrs.store.layout import partial_path
@@ -149,18 +150,23 @@ class ObjectTarget:
         create(self.unfinished())
 
     def commit(self) -> None:
-        self._move_root(self.objects(finished=False), self.objects(finished=True))
-
-    def reopen(self) -> None:
-        self._move_root(self.objects(finished=True), self.objects(finished=False))
-
-    def _move_root(self, source: Objects, target: Objects) -> None:
-        """Readers find a map by the first of the files: it goes last, or is removed first."""
-        there = {name: found for name in reversed(ROOT_FILES) if (found := source.get(name)) is not None}
-        for name, found in there.items():
-            target.put(name, found.content)
+        source, target = self.objects(finished=False), self.objects(finished=True)
+        for name, content in self._root(source).items():
+            if not target.put_if_absent(name, content):
+                raise OutputError(f"{self.out} was finished by another process with another content; look at it first")
         for name in ROOT_FILES:
             source.delete(name)
+
+    def reopen(self) -> None:
+        source, target = self.objects(finished=True), self.objects(finished=False)
+        for name, content in self._root(source).items():
+            replace_known(target, name, content)
+        for name in ROOT_FILES:
+            source.delete(name)
+
+    def _root(self, source: Objects) -> dict[str, bytes]:
+        """Root metadata; readers find a map by the first of the files, which comes last."""
+        return {name: found.content for name in reversed(ROOT_FILES) if (found := source.get(name)) is not None}
 
     def discard(self) -> None:
         whole = self.objects(finished=True)
