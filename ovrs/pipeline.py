@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs import files
 from ovrs.engine import execute
@@ -24,6 +24,7 @@ from ovrs.request import Request
 from ovrs.run import begin, finish, publish, work
 from ovrs.run.lock import Lock
 from ovrs.run.rundir import RunDir
+from ovrs.store.record import RunRecord
 from ovrs.store.target import FolderTarget
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def map(  # noqa: A001  (the verb of this package)
     progress: Progress | None = None,
     staging: Path | None = None,
     around: Around | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Make the map that a request asks for.
 
-    Opens the scene, plans its blocks, builds the segmenter, creates the store, computes the missing blocks and commits.
+    Opens the scene, plans its blocks, creates the store, computes the missing blocks and commits. With a Dask scheduler the
+    workers describe and load the network, and this process needs neither weights nor GPU.
     Called again after an interruption, it goes on where the markers say; a map that is there is not computed again.
     A map for object storage is made there, block by block, and is there for readers when it is whole. With `staging` it
     is made in that folder, published, and removed from there.
@@ -81,7 +83,7 @@ def map(  # noqa: A001  (the verb of this package)
     fill_holes = there is not None and bool(there.get("holes")) and not request.options.run.allow_holes
     if there is not None:
         _, description = begin.build_job(request.uri, request.words, local, request.options)
-        require_same(there["digest"], description["digest"], url)
+        require_same(RunRecord.read(there, redacted(url)).digest, description.digest, url)
         if not fill_holes:
             log.info("%s is complete already", redacted(url))
             return there
@@ -100,24 +102,24 @@ def map_scene(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`map` for a request that is given by its parts: scene, classes, target and options."""
     request = Request(uri=uri, words=vocabulary, options=options, target=out)
     return map(request, overwrite=overwrite, progress=progress)
 
 
-def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, object]:
     """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map`)."""
     place = place_of(out)
     with _told_what_is_kept(place), begin.held_again(place) as job:
         return work_on(job, progress=progress)
 
 
-def _made(request: Request, out: Place, *, overwrite: bool, around: Around) -> dict[str, Any]:
+def _made(request: Request, out: Place, *, overwrite: bool, around: Around) -> dict[str, object]:
     """The map of a request, made where it is to lie."""
     options = request.options.run
-    if options.executor == "dask" and options.scheduler is not None:
-        execute.reach(options.scheduler)
+    if execute.is_elsewhere(options):
+        execute.reach(str(options.scheduler))
     with (
         _told_what_is_kept(out),
         begin.held(request.uri, request.words, out, request.options, overwrite=overwrite) as job,
@@ -152,7 +154,7 @@ def _going_on(out: Place) -> str:
     return "nothing was begun; the same command begins again"
 
 
-def run(job: Job, *, progress: Progress | None = None, around: Around | None = None) -> dict[str, Any]:
+def run(job: Job, *, progress: Progress | None = None, around: Around | None = None) -> dict[str, object]:
     """Compute the missing blocks of a prepared job and commit the store (arguments as `map`)."""
     around = around or partial(compute, progress=progress)
     if job.target.is_finished and not job.holes_to_fill():
@@ -160,16 +162,16 @@ def run(job: Job, *, progress: Progress | None = None, around: Around | None = N
     with Lock(job.run_dir) as lock:
         job = replace(job, fence=lock.fence)
         if job.digest:  # another run may have begun here
-            require_same(job.run_dir.description()["digest"], job.digest, str(job.out))
+            require_same(job.run_dir.description().digest, job.digest, str(job.out))
         return _worked(job, around)
 
 
-def work_on(job: Job, *, progress: Progress | None = None) -> dict[str, Any]:
+def work_on(job: Job, *, progress: Progress | None = None) -> dict[str, object]:
     """`run` for a job whose lock is held by the caller."""
     return _worked(job, partial(compute, progress=progress))
 
 
-def _worked(job: Job, around: Around) -> dict[str, Any]:
+def _worked(job: Job, around: Around) -> dict[str, object]:
     """Compute what is missing and commit; call with the run's lock held, or with a finished map."""
     if job.target.is_finished and not job.holes_to_fill():
         log.info("%s is complete already", job.out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs import files, pipeline
 from ovrs.errors import StoreError
@@ -17,10 +17,12 @@ from ovrs.run import adaptation, begin, job, verify
 from ovrs.run.lock import Lock
 from ovrs.run.rundir import DESCRIPTION, RunDir
 from ovrs.store import layout as store
-from ovrs.store.record import RESULTS
+from ovrs.store.record import RESULTS, RunDescription
 from ovrs.store.target import FolderTarget
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ovrs.pipeline import Progress
     from ovrs.run.verify import Problem
 
@@ -58,14 +60,14 @@ def repair(out: str | Path, *, progress: Progress | None = None) -> tuple[Proble
 
 def _repaired(this: job.Job, progress: Progress | None) -> tuple[Problem, ...]:
     found: tuple[Problem, ...] = ()
-    wanted: dict[str, list[Any]] = {}
+    wanted: Mapping[str, verify.Checksum] = {}
     if this.target.is_finished:
         found = verify.check(this.out).problems
         if not found:
             return ()
         wanted = _manifest(this)
         _take_apart(this, found)
-        if verify.read_manifest(this.run_dir).get("facts", {}).get("holes"):
+        if verify.read_manifest(this.run_dir).holes:
             this = this.allowing_holes()
     try:
         pipeline.work_on(this, progress=progress)
@@ -78,12 +80,12 @@ def _repaired(this: job.Job, progress: Progress | None) -> tuple[Problem, ...]:
     return found
 
 
-def _manifest(this: job.Job) -> dict[str, list[Any]]:
+def _manifest(this: job.Job) -> Mapping[str, verify.Checksum]:
     """Checksums to come back to. Where they are lost, the map's own facts are kept for the next manifest."""
     manifest = verify.read_manifest(this.run_dir)
-    if not manifest and (facts := _facts(this.out)):
+    if not (manifest.files or manifest.facts) and (facts := _facts(this.out)):
         this.run_dir.write(verify.MANIFEST, {"facts": facts, "files": {}})
-    return dict(manifest.get("files", {}))
+    return manifest.files
 
 
 def _take_apart(this: job.Job, found: tuple[Problem, ...]) -> None:
@@ -118,31 +120,32 @@ def _restore_description(run: RunDir) -> None:
         run.description()
     except StoreError:
         file = run.path / DESCRIPTION
-        facts = verify.read_manifest(run).get("facts") or _facts(run.store)
+        facts = verify.read_manifest(run).facts or _facts(run.store)
         if not facts or (isinstance(file, Path) and file.is_dir()):
             raise
-        run.begin({k: v for k, v in facts.items() if k not in RESULTS})
+        known = {k: v for k, v in facts.items() if k not in RESULTS}
+        run.begin(RunDescription.read(known, run.store))
         log.warning("%s was lost or damaged and is restored from the finished map", file)
 
 
 def _forget_damaged_state(run: RunDir) -> str:
     """Put a lost or damaged adaptation to the scene aside, to be learned again; its digest, else nothing."""
-    facts = verify.read_manifest(run).get("facts") or _facts(run.store)
-    learned, file = facts.get("scene_adaptation"), run.path / adaptation.STATE_FILE
+    learned = verify.learned_of(verify.read_manifest(run).facts or _facts(run.store))
+    file = run.path / adaptation.STATE_FILE
     if not learned:
         return ""
     try:
-        if adaptation.digest_of(file) == learned["learned"]:
+        if adaptation.digest_of(file) == learned:
             return ""
     except StoreError:
         log.warning("%s is lost or damaged and learned again", file)
     if isinstance(file, Path) and file.exists():
         file.rename(file.with_name(f".{file.name}.damaged"))
     run.objects.delete(adaptation.STATE_FILE)
-    return str(learned["learned"])
+    return learned
 
 
-def _facts(out: Place) -> dict[str, Any]:
+def _facts(out: Place) -> Mapping[str, object]:
     """What a finished map says of itself; empty where it cannot be read."""
     try:
         return store.facts(store.open_complete(out))

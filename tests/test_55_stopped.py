@@ -95,7 +95,15 @@ def test_a_disk_that_is_full_keeps_the_finished_blocks(noise_scene, tmp_path, ca
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        command = ["map", str(noise_scene(1100, 1100)), *WORDS, "--block", "1", "-o", str(disk / "m.zarr")]
+        command = [
+            "map",
+            str(noise_scene(1100, 1100)),
+            *WORDS,
+            "--set",
+            "run.block_pitches=1",
+            "-o",
+            str(disk / "m.zarr"),
+        ]
         assert edge.run(app, command) == 4
         shown = capsys.readouterr().err
         assert "No space left on device" in shown
@@ -197,8 +205,8 @@ def test_what_is_removed_in_mid_run_is_made_again_or_told(
 
 def stopped(tmp_path, number, *, group=False, executor="serial", after=3, twice=False):
     out = tmp_path / "m.zarr"
-    command = [sys.executable, "-m", "ovrs", "map", str(tmp_path / "scene.tif"), *WORDS, "--block", "1"]
-    command += ["--crop", "64", "--stride", "16", "--executor", executor, "-o", str(out)]
+    command = [sys.executable, "-m", "ovrs", "map", str(tmp_path / "scene.tif"), *WORDS, "--set", "run.block_pitches=1"]
+    command += ["--set", "model.crop=64", "--set", "model.stride=16", "--executor", executor, "-o", str(out)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -479,7 +487,7 @@ def test_repair_leaves_allowed_holes_and_heals_the_rest(noise_scene, words, triv
     chunk.write_bytes(b"damaged")
     run = RunDir(out)
     description = run.description()
-    description["options"]["run"]["allow_holes"] = False  # as where only a later command allowed them
+    description.options.run["allow_holes"] = False  # as where only a later command allowed them
     run.begin(description)
     fail_in_the_first_row(monkeypatch)
     assert repair.repair(out)

@@ -71,8 +71,8 @@ class Spelled(Strict):
         """Write the flags in groups, in the order in which the groups come up."""
         groups: dict[str, list[tuple[str, str]]] = {}
         known = _listing()
-        params: list[Any] = list(self.get_params(ctx))
-        for param in params:
+        param: Any
+        for param in self.get_params(ctx):
             if (field := known.get(getattr(param, "help", None) or "")) is not None:
                 param.help, param.metavar = field.help, "|".join(field.choices) or "VALUE"
             record = param.get_help_record(ctx)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ovrs.encoding import CONFIDENCE_NODATA, label_dtype, label_nodata, quantised
 from ovrs.engine.contract import FrozenSegmenter, Segmenter, TileScores
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, DecisionRule, decide, label_dtype, label_nodata
+from ovrs.engine.decide import DecisionRule, decide
 from ovrs.engine.tiling import taper
 from ovrs.scene.grid import Window
 
@@ -148,8 +149,7 @@ class _Core:
     def fill(self, part: tuple[slice, slice], scores: TileScores, valid: NDArray[np.bool_], rule: DecisionRule) -> None:
         self.label[part], self.confidence[part] = decide(scores.scores, valid, rule, scores.background_evidence)
         if self.score is not None:
-            quantised = np.rint(np.clip(scores.scores, 0, 1) * CONFIDENCE_SCALE).astype(np.uint8)
-            self.score[(slice(None), *part)] = np.where(valid, quantised, CONFIDENCE_NODATA)
+            self.score[(slice(None), *part)] = np.where(valid, quantised(scores.scores), CONFIDENCE_NODATA)
 
 
 class _Blend:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import logging
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,11 +19,9 @@ from ovrs.errors import StoreError, told
 from ovrs.objects.address import objects_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
-    from ovrs.engine.contract import SceneAdaptive, TileSample
+    from ovrs.engine.contract import Learned, TileSample
     from ovrs.engine.tiling import Plan
     from ovrs.objects.address import Place
     from ovrs.objects.interface import Objects
@@ -80,29 +78,15 @@ def spread(rows: int, cols: int, count: int) -> list[tuple[int, int]]:
     return [*cells.values(), *(tile for tile in order if tile not in first)]
 
 
-def learn(
-    segmenter: SceneAdaptive,
-    scene: SceneSource,
-    plan: Plan,
-    count: int,
-    place: Objects,
-    check: Callable[[], None] = lambda: None,
-) -> None:
-    """Adapt to a sample of the scene and write the result, unless an earlier attempt did.
-
-    `check` is called before anything is written; it raises if the scene changed meanwhile.
-    """
-    if place.head(STATE_FILE) is not None:
-        return
-    state = segmenter.adapt_scene(sample_tiles(scene, plan, count))
-    check()
+def keep(state: Learned, place: Objects) -> None:
+    """Write what was learned from a scene to its run directory."""
     log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **state)
     place.put(STATE_FILE, stream.getvalue())
 
 
-def read(file: Place) -> dict[str, NDArray[Any]]:
+def read(file: Place) -> Learned:
     """What was learned, by name.
 
     Raises:
@@ -134,7 +118,7 @@ def digest_of(file: Place) -> str:
     return digest.hexdigest()[:16]
 
 
-def facts_of(file: Place) -> dict[str, Any]:
+def facts_of(file: Place) -> dict[str, object]:
     """What a map's provenance says of the adaptation to its scene.
 
     Raises:

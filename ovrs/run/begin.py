@@ -7,21 +7,18 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from ovrs import files
-from ovrs.engine import allocator
-from ovrs.engine.contract import SceneAdaptive
 from ovrs.engine.decide import DecisionRule
 from ovrs.engine.tiling import Plan, check_blocks
 from ovrs.errors import DigestMismatchError, OptionError, StoreError
-from ovrs.methods.base import SceneSettings
 from ovrs.objects.remote import Remote
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
-from ovrs.run import adaptation, segmenters
+from ovrs.run import adaptation, network
 from ovrs.run import overwrite as clearing
 from ovrs.run.job import Job
 from ovrs.run.lock import Lock
@@ -38,15 +35,16 @@ from ovrs.words.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from ovrs.objects.address import Place
+    from ovrs.store.record import RunDescription
 
 log = logging.getLogger(__name__)
 
 
-def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapOptions) -> tuple[Job, dict[str, Any]]:
-    """Open scene and model, plan, and describe the run; writes nothing.
+def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapOptions) -> tuple[Job, RunDescription]:
+    """Open the scene, plan, and describe the run; writes nothing. The network is described where blocks are computed.
 
     Returns:
-        The job and the content of its `run.json`.
+        The job and what its `run.json` says.
     """
     if out.suffix != ".zarr":
         raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
@@ -60,19 +58,27 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapO
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
     spec = SegmenterSpec.of(options.model.told(known), options.method, vocabulary)
-    segmenter = segmenters.build(spec)
-    if spec.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
+    found = network.describe(spec, options.run)
+    if spec.adapts_to_scene and not found.adapts:
         raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --set adaptation=tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
-        geometry=segmenter.geometry,
+        geometry=found.geometry,
         block_pitches=options.run.block_pitches,
     )
     check_blocks(plan)
-    job = Job(scene, spec, plan, _rule(options, spec), out, options)
-    description = describe(job, uri, segmenter.describe())
-    return replace(job, digest=description["digest"]), description
+    job = Job(
+        scene=scene,
+        spec=spec,
+        plan=plan,
+        rule=_rule(options, spec),
+        out=out,
+        options=options,
+        facts=found.facts,
+    )
+    description = describe(job, uri)
+    return replace(job, digest=description.digest), description
 
 
 def prepare(
@@ -109,8 +115,6 @@ def held(
         StoreLockedError: Another process works on the run.
         OptionError: The storage knows no conditional writes.
     """
-    if options.run.executor != "dask":
-        allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     clearing.require_apart(uri, out)
     job, description = build_job(uri, vocabulary, out, options)
     if overwrite and clearing.found(job.out):
@@ -131,13 +135,14 @@ def held(
         yield _adapted_to_scene(job) if job.spec.adapts_to_scene else job
 
 
-def _require_fit(job: Job, description: dict[str, Any]) -> bool:
+def _require_fit(job: Job, description: RunDescription) -> bool:
     """Refuse a run or map that is another one; whether the map is finished and nothing is left to do."""
     run, target = job.run_dir, job.target
     finished = target.is_finished
     if run.exists:
-        _require_readable(run.description(), job.out)
-        require_same(run.description()["digest"], description["digest"], str(job.out))
+        begun = run.description()
+        _require_readable(begun, job.out)
+        require_same(begun.digest, description.digest, str(job.out))
     elif finished and isinstance(job.out, Path):
         clearing.require_ours(job.out)
         raise StoreError(
@@ -145,8 +150,8 @@ def _require_fit(job: Job, description: dict[str, Any]) -> bool:
             f"remove it, choose another output, or pass --overwrite"
         )
     elif finished:  # a copy that was published
-        facts = store.facts(store.open_complete(job.out))
-        require_same(facts["digest"], description["digest"], str(job.out))
+        facts: Any = store.facts(store.open_complete(job.out))
+        require_same(facts["digest"], description.digest, str(job.out))
         if facts.get("holes") and not job.options.run.allow_holes:
             raise StoreError(f"{job.out} lacks blocks, and its run directory is not there; pass --overwrite")
     if not finished:
@@ -160,12 +165,12 @@ def _require_fit(job: Job, description: dict[str, Any]) -> bool:
         return True
 
 
-def _open(job: Job, description: dict[str, Any]) -> None:
+def _open(job: Job, description: RunDescription) -> None:
     """Make the run ready for its blocks; call with its lock held."""
     run, target = job.run_dir, job.target
     _require_fit(job, description)  # again: somebody may have been faster
     if run.exists:
-        identity.warn_if_sampled(run.description()["scene"], description["scene"])
+        identity.warn_if_sampled(run.description().scene.version, job.scene.source)
     if not (run.exists and (target.is_finished or target.is_begun)):
         clearing.require_ours(job.out)
         _begin(job, description)
@@ -175,17 +180,18 @@ def _open(job: Job, description: dict[str, Any]) -> None:
 
 def _adapted_to_scene(job: Job) -> Job:
     """The job with what its segmenter learns from the scene as a whole; learned once per run."""
-    segmenter = cast("SceneAdaptive", segmenters.build(job.spec))  # build_job has looked
-    assert isinstance(job.spec.method, SceneSettings)  # it adapts to a scene
-    count, run = job.spec.method.scene_tiles, job.run_dir
-    adaptation.learn(segmenter, job.scene, job.plan, count, run.objects, job.scene.require_unchanged)
+    run = job.run_dir
+    if run.objects.head(adaptation.STATE_FILE) is None:
+        learned = network.learn(job)
+        job.scene.require_unchanged()  # before anything is written
+        adaptation.keep(learned, run.objects)
     return replace(job, spec=replace(job.spec, state=run.path / adaptation.STATE_FILE))
 
 
-def _begin(job: Job, description: dict[str, Any]) -> None:
+def _begin(job: Job, description: RunDescription) -> None:
     """Create store and run directory; `run.json` comes last, so a beginning that is cut off is begun anew."""
     job.run_dir.clear()
-    job.target.begin(lambda place: store.create(place, job.scene.geobox, **job.schema))
+    job.target.begin(lambda place: store.create(place, job.scene.geobox, job.schema))
     try:
         job.run_dir.begin(description)
     except BaseException:
@@ -197,7 +203,7 @@ def _begin(job: Job, description: dict[str, Any]) -> None:
 def put_back_schema(job: Job) -> None:
     """Put the schema of an unfinished store back to what it is at the beginning."""
     place = job.target.objects(finished=False)
-    for name in refresh(place, job.scene.geobox, **job.schema):
+    for name in refresh(place, job.scene.geobox, job.schema):
         if name not in store.ROOT_FILES:  # those differ, too, after a finish that was cut off
             log.warning("%s: %s is damaged and written anew", job.out, name)
 
@@ -218,21 +224,22 @@ def held_again(out: Place, lock: Lock | None = None) -> AbstractContextManager[J
     description = RunDir(out).description()
     _require_readable(description, out)
     try:
-        options = MapOptions.model_validate(description["options"])
-        vocabulary = Vocabulary.model_validate(description["vocabulary"])
+        options = MapOptions.model_validate(description.options.dump())
+        vocabulary = Vocabulary.model_validate(description.vocabulary.dump())
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise StoreError(
             f"{RunDir(out).path / 'run.json'} is damaged ({where}: {error.errors()[0]['msg']}); "
             "put back a copy of it, or begin anew with --overwrite"
         ) from error
-    require_whole(description["uri"], options.run.scheduler)
-    return held(description["uri"], vocabulary, out, options, lock=lock)
+    require_whole(description.uri, options.run.scheduler)
+    return held(description.uri, vocabulary, out, options, lock=lock)
 
 
-def _require_readable(description: dict[str, Any], out: Place) -> None:
+def _require_readable(description: RunDescription, out: Place) -> None:
     """Refuse a run whose record lists the options of all methods, as earlier versions wrote it."""
-    if "sam3" in description["options"].get("method", {}):
+    method: Any = description.options.dump().get("method", {})
+    if "sam3" in method:
         raise DigestMismatchError(
             f"{out} was begun by an earlier version of ovrs, and its record of options is of another form; a finished map "
             "can be read and exported as it is. To go on, choose another output, or pass --overwrite to begin anew"

@@ -31,7 +31,7 @@ def reopen(job: Job) -> None:
         job.target.reopen()
 
 
-def finish(job: Job) -> dict[str, Any]:
+def finish(job: Job) -> dict[str, object]:
     """Sum the markers, build overviews, and give the store its final name.
 
     Returns:
@@ -69,9 +69,10 @@ def finish(job: Job) -> dict[str, Any]:
             chunk=job.plan.chunk,
             shard=job.shard,
         )
-    attributes = settled(summarise(job, records, holes), verify.read_manifest(run).get("facts", {}))
+    attributes = settled(summarise(job, records, holes), verify.read_manifest(run).facts)
     group = zarr.open_group(unfinished, mode="r+", use_consolidated=False)
-    group.attrs["ovrs"] = attributes
+    plain: Any = attributes  # JSON, which Zarr has a narrower name for
+    group.attrs["ovrs"] = plain
     if job.options.run.zarr_format == 2:
         zarr.consolidate_metadata(unfinished, zarr_format=2)
     verify.write_manifest(run, target.objects(finished=False), attributes)

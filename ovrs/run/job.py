@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.layout import Schema
 from ovrs.store.target import Target, target_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ovrs.engine.decide import DecisionRule
     from ovrs.engine.tiling import Block, Plan
     from ovrs.objects.address import Place
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One run. Picklable: scene and segmenter are opened where the work happens."""
 
@@ -33,6 +36,8 @@ class Job:
     rule: DecisionRule
     out: Place
     options: MapOptions
+    facts: Mapping[str, object]
+    """What `ovrs.run.network` says of the network that the run was begun with."""
     digest: dict[str, str] = field(default_factory=dict)
     """Of the run's description: compared again once the run is locked, where it is known."""
     fence: Fence | None = None
@@ -58,17 +63,17 @@ class Job:
         return self.plan.chunk * self.plan.block_pitches if wanted and run.zarr_format == 3 else None
 
     @property
-    def schema(self) -> dict[str, Any]:
-        """Keywords of `store.create` and `store.refresh`."""
+    def schema(self) -> Schema:
+        """The arrays of the job's store."""
         vocabulary, run = self.spec.vocabulary, self.options.run
-        return {
-            "classes": vocabulary.class_names,
-            "colours": vocabulary.colours,
-            "chunk": self.plan.chunk,
-            "shard": self.shard,
-            "zarr_format": run.zarr_format,
-            "keep_scores": run.store_scores,
-        }
+        return Schema(
+            classes=vocabulary.class_names,
+            colours=vocabulary.colours,
+            chunk=self.plan.chunk,
+            shard=self.shard,
+            zarr_format=run.zarr_format,
+            keep_scores=run.store_scores,
+        )
 
     def allowing_holes(self) -> Job:
         """The same job, finished although blocks fail."""
@@ -84,7 +89,8 @@ class Job:
         """Names of the blocks without which the map was finished, where this run allows none to be missing."""
         if not self.target.is_finished or self.options.run.allow_holes:
             return []
-        return list(store.facts(store.open_complete(self.out)).get("holes", []))
+        found: Any = store.facts(store.open_complete(self.out)).get("holes")
+        return list(found or ())
 
     def missing(self) -> list[str]:
         """Names of the blocks without a finished marker, in plan order."""

@@ -87,7 +87,7 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
 
 def _require_whole(source: Path) -> None:
     """Refuse a map that differs from its run's manifest; a map without a run directory cannot be compared."""
-    wanted = verify.read_manifest(RunDir(source)).get("files")
+    wanted = verify.read_manifest(RunDir(source)).files
     damaged = [str(problem) for problem in verify.differences(source, wanted)] if wanted else []
     if damaged:
         raise StoreError(
@@ -100,7 +100,7 @@ def short(digest: dict[str, str]) -> str:
     return hashlib.sha256(canonical(digest).encode()).hexdigest()[:16]
 
 
-def published_facts(url: str) -> dict[str, Any] | None:
+def published_facts(url: str) -> dict[str, object] | None:
     """The `ovrs` attribute of the whole map at `url`; None when there is none or only a part.
 
     Raises:
@@ -113,12 +113,12 @@ def published_facts(url: str) -> dict[str, Any] | None:
         raise StoreError(f"{url} cannot be read: {error}") from error
 
 
-def _facts(files: AbstractFileSystem, root: str) -> dict[str, Any] | None:
+def _facts(files: AbstractFileSystem, root: str) -> dict[str, object] | None:
     for name in ("zarr.json", ".zattrs"):
         file = posixpath.join(root, name)
         if files.exists(file):
             content = json.loads(files.cat_file(file))
-            facts: dict[str, Any] | None = content.get("attributes", content).get("ovrs")
+            facts: dict[str, object] | None = content.get("attributes", content).get("ovrs")
             return facts
     return None
 
@@ -143,7 +143,8 @@ def _begun(files: AbstractFileSystem, root: str) -> tuple[str, bool]:
     facts = _facts(files, root)
     if facts is None:
         raise StoreError(f"{root} is not empty and was not published by ovrs; choose another name")
-    return short(facts["digest"]), True  # made in place by a run
+    digest: Any = facts["digest"]
+    return short(digest), True  # made in place by a run
 
 
 def _clear(files: AbstractFileSystem, root: str, digest: str) -> None:
@@ -161,7 +162,7 @@ def _clear(files: AbstractFileSystem, root: str, digest: str) -> None:
         files.rm_file(name)
 
 
-def _note(files: AbstractFileSystem, root: str, content: dict[str, Any]) -> None:
+def _note(files: AbstractFileSystem, root: str, content: dict[str, object]) -> None:
     files.pipe_file(posixpath.join(root, store.PUBLISHING), json.dumps(content).encode())
 
 

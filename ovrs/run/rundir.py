@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from ovrs import files
 from ovrs.errors import StoreError
 from ovrs.objects.address import Place, is_there, objects_at
@@ -30,6 +32,7 @@ from ovrs.objects.careful import replace_known
 from ovrs.objects.folder import unguarded
 from ovrs.objects.many import each
 from ovrs.provenance import canonical
+from ovrs.store.record import RunDescription
 
 if TYPE_CHECKING:
     from ovrs.objects.claim import Fence
@@ -88,13 +91,13 @@ class RunDir:
         """Where the markers lie."""
         return self.path / _BLOCKS
 
-    def begin(self, description: dict[str, Any]) -> None:
+    def begin(self, description: RunDescription) -> None:
         """Create the directory and `run.json`."""
         if isinstance(self.path, Path):
             self.folder(self.path / _BLOCKS)
-        self.write(DESCRIPTION, description)
+        self.write(DESCRIPTION, description.dump())
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> RunDescription:
         """Content of `run.json`.
 
         Raises:
@@ -105,10 +108,14 @@ class RunDir:
             raise StoreError(f"no run at {self.path}: nothing was begun for {self.store}, or {file.name} is lost")
         content, fault = self.read(DESCRIPTION)
         fault = fault or _description_fault(content)
-        if fault:
-            way = f"`ovrs repair {self.store}` restores it" if is_there(self.store) else "--overwrite begins anew"
-            raise StoreError(f"{file} is damaged ({fault}); put back a copy of it, or {way}")
-        return content
+        if not fault:
+            try:
+                return RunDescription.model_validate(content)
+            except ValidationError as error:
+                first = error.errors()[0]
+                fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        way = f"`ovrs repair {self.store}` restores it" if is_there(self.store) else "--overwrite begins anew"
+        raise StoreError(f"{file} is damaged ({fault}); put back a copy of it, or {way}")
 
     @property
     def exists(self) -> bool:
@@ -176,19 +183,20 @@ class RunDir:
         return [entry.key.rpartition("/")[2] for entry in self.objects.list(f"{_BLOCKS}/", deep=False)]
 
     def _marker(self, key: str) -> BlockRecord | None:
-        content, fault = self.read(key)
+        found, fault = self.read(key)
+        content: Any = found  # of any form, until the names are known
         known = {f.name for f in fields(BlockRecord)}
         if fault or content.get("name") != Path(key).stem or not {"status"} <= content.keys() <= known:
             return None
         return BlockRecord(**content)
 
-    def write(self, key: str, content: dict[str, Any]) -> None:
+    def write(self, key: str, content: dict[str, object]) -> None:
         """Write a JSON object with a checksum of its content, whole or not at all."""
-        plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+        plain: dict[str, object] = json.loads(json.dumps(content, default=str))
         told = json.dumps({**plain, "check": _check(plain)}, indent=1).encode("utf-8", "surrogateescape")
         replace_known(self.objects, key, told)
 
-    def read(self, key: str) -> tuple[dict[str, Any], str]:
+    def read(self, key: str) -> tuple[dict[str, object], str]:
         """Read what `write` wrote.
 
         Returns:
@@ -233,7 +241,7 @@ class RunDir:
             ) from error
 
 
-def _description_fault(content: dict[str, Any]) -> str:
+def _description_fault(content: Any) -> str:
     """What keeps `content` from describing a run; empty when nothing does."""
     for key in ("digest", "grid", "plan", "options", "vocabulary"):
         if not isinstance(content.get(key), dict):
@@ -246,5 +254,5 @@ def _description_fault(content: dict[str, Any]) -> str:
     return "" if all(type(n) is int and n > 0 for n in numbers) else "no plan"
 
 
-def _check(content: dict[str, Any]) -> str:
+def _check(content: dict[str, object]) -> str:
     return f"{zlib.crc32(canonical(content).encode()):08x}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from ovrs.store.keys import hidden
 from ovrs.store.target import target_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import zarr
     from numpy.typing import NDArray
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ovrs.engine.tiling import Block
     from ovrs.objects.interface import Objects
     from ovrs.run.rundir import BlockRecord
+    from ovrs.store.record import RunDescription
     from ovrs.store.target import Target
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,37 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FOREIGN = "foreign, not written by this run"
 FOLDER = "a folder in place of a file"
+
+
+Checksum = list[int | str]
+"""Size of a file in bytes, and SHA-256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished run knows of its map: content of `manifest.json`."""
+
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """The map's own record as JSON. Empty: unknown."""
+    files: Mapping[str, Checksum] = field(default_factory=dict)
+    """Checksum of every file by its path in the store. Empty: unknown."""
+
+    @property
+    def holes(self) -> list[str]:
+        """Names of the blocks that the map lacks."""
+        found: Any = self.facts.get("holes")
+        return list(found or ())
+
+    @property
+    def learned(self) -> str:
+        """Digest of what was learned from the scene; empty for nothing."""
+        return learned_of(self.facts)
+
+
+def learned_of(facts: Mapping[str, object]) -> str:
+    """Digest of what a map's segmenter learned from its scene, from the map's record; empty for nothing."""
+    found: Any = facts.get("scene_adaptation")
+    return str(found["learned"]) if found else ""
 
 
 @dataclass(frozen=True)
@@ -94,8 +126,8 @@ def check(out: Place) -> Report:
 
 def _finished(out: Place, run: RunDir, plan: Plan) -> Report:
     manifest = read_manifest(run)
-    problems = list(_markers(run, plan, manifest.get("facts", {})))
-    if not manifest.get("files"):
+    problems = list(_markers(run, plan, manifest))
+    if not manifest.files:
         way = "its files cannot be compared one by one"
         problems.insert(0, Problem(f"{run.path.name}/{MANIFEST}", f"missing or damaged, {way}"))
         records = {n: r for n, r in run.records().items() if r.finished}
@@ -104,20 +136,19 @@ def _finished(out: Place, run: RunDir, plan: Plan) -> Report:
         except StoreError as error:
             problems.append(Problem(out.name, str(error)))
     else:
-        problems += differences(out, manifest["files"])
-    compared = len(manifest.get("files", {}))
+        problems += differences(out, manifest.files)
+    compared = len(manifest.files)
     return Report(finished=True, compared=compared, blocks=plan.block_count, problems=tuple(problems))
 
 
-def _markers(run: RunDir, plan: Plan, facts: dict[str, Any]) -> Iterator[Problem]:
-    records, holes = run.records(), set(facts.get("holes", []))
+def _markers(run: RunDir, plan: Plan, manifest: Manifest) -> Iterator[Problem]:
+    records, holes = run.records(), set(manifest.holes)
     for name in plan.block_names():
         if name not in holes and not (name in records and records[name].finished):
             yield Problem(_marker(run, name), "missing or damaged")
-    learned = facts.get("scene_adaptation")
-    if learned:
+    if manifest.learned:
         try:
-            same = adaptation.digest_of(run.path / adaptation.STATE_FILE) == learned["learned"]
+            same = adaptation.digest_of(run.path / adaptation.STATE_FILE) == manifest.learned
         except StoreError:
             same = False
         if not same:
@@ -128,7 +159,7 @@ def _marker(run: RunDir, name: str) -> str:
     return f"{run.path.name}/{run.blocks.name}/{name}.json"
 
 
-def differences(out: Place, wanted: dict[str, list[Any]]) -> Iterator[Problem]:
+def differences(out: Place, wanted: Mapping[str, Checksum]) -> Iterator[Problem]:
     """Files of a store that differ from the manifest's, lack, or are not in it."""
     below = objects_at(out)
 
@@ -147,15 +178,15 @@ def differences(out: Place, wanted: dict[str, list[Any]]) -> Iterator[Problem]:
             yield Problem(name, FOREIGN)
 
 
-def checksum(content: bytes) -> list[Any]:
+def checksum(content: bytes) -> Checksum:
     """Size in bytes and SHA-256 of a file's content."""
     return [len(content), hashlib.sha256(content).hexdigest()]
 
 
-def write_manifest(run: RunDir, below: Objects, facts: dict[str, Any]) -> None:
+def write_manifest(run: RunDir, below: Objects, facts: Mapping[str, object]) -> None:
     """Record the checksums of all files of a store that is about to become a finished one."""
 
-    def told(name: str) -> list[Any]:
+    def told(name: str) -> Checksum:
         found = below.get(name)
         if found is None:
             raise StoreError(f"{name} of {run.store} vanished while the run was finished; the same command goes on")
@@ -165,10 +196,13 @@ def write_manifest(run: RunDir, below: Objects, facts: dict[str, Any]) -> None:
     run.write(MANIFEST, {"facts": facts, "files": dict(each(below, names, told))})
 
 
-def read_manifest(run: RunDir) -> dict[str, Any]:
-    """`facts` and `files` of the run's manifest; empty when there is none or it is damaged."""
+def read_manifest(run: RunDir) -> Manifest:
+    """The run's manifest; empty when there is none or it is damaged."""
     content, fault = run.read(MANIFEST)
-    return {} if fault or not isinstance(content.get("files"), dict) else content
+    facts, listed = content.get("facts"), content.get("files")
+    if fault or not isinstance(listed, dict):
+        return Manifest()
+    return Manifest(facts=facts if isinstance(facts, dict) else {}, files=listed)
 
 
 def _names(out: Place) -> list[str]:
@@ -254,8 +288,10 @@ def _unreadable(layers: dict[str, store.Layer], block: Block) -> str | None:
     return None
 
 
-def plan_of(description: dict[str, Any]) -> Plan:
-    """The plan of a run from its `run.json`."""
-    plan, shape = description["plan"], description["grid"]["shape"]
-    geometry = TileGeometry(crop=plan["crop"], stride=plan["stride"], crops_per_tile=plan["crops_per_tile"])
-    return Plan(height=shape[0], width=shape[1], geometry=geometry, block_pitches=plan["block_pitches"])
+def plan_of(description: RunDescription) -> Plan:
+    """The plan of a run."""
+    plan, (height, width) = description.plan, description.grid.shape
+    assert plan.crops_per_tile is not None  # every `run.json` holds both
+    assert plan.block_pitches is not None
+    geometry = TileGeometry(crop=plan.crop, stride=plan.stride, crops_per_tile=plan.crops_per_tile)
+    return Plan(height=height, width=width, geometry=geometry, block_pitches=plan.block_pitches)

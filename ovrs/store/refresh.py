@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zarr.storage import MemoryStore
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
     from ovrs.objects.interface import Objects
+    from ovrs.store.layout import Schema
 
 
-def refresh(place: Objects, geobox: GeoBox, **schema: Any) -> list[str]:
+def refresh(place: Objects, geobox: GeoBox, schema: Schema) -> list[str]:
     """Put back the schema of an unfinished store: metadata and coordinates that differ from what `create` writes.
 
     Args:
         place: Files of the store.
         geobox: Its grid.
-        schema: As `create`.
+        schema: Its arrays.
 
     Returns:
         The files that differed, relative to the store.
@@ -31,7 +32,7 @@ def refresh(place: Objects, geobox: GeoBox, **schema: Any) -> list[str]:
         StoreError: A folder of the store is a file, or the reverse.
     """
     wanted: dict[str, Buffer] = {}
-    create(MemoryStore(wanted), geobox, **schema)
+    create(MemoryStore(wanted), geobox, schema)
     changed = []
     for name, content in sorted(wanted.items()):
         found = place.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class ClipSegmenter:
         bank: TextBank,
         settings: Clip,
         geometry: TileGeometry,
-        facts: dict[str, Any],
+        facts: dict[str, object],
     ) -> None:
         self.encoder, self.upsampler, self.bank, self.settings = encoder, upsampler, bank, settings
         self.geometry, self.facts = geometry, facts
@@ -96,7 +96,7 @@ class ClipSegmenter:
         total, hits = self.evidence(rgb, valid, crops)
         return self.finish(total / hits)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return self.facts
 
     def with_text(self, text: Tensor, base_text: Tensor, offsets: Tensor | None) -> ClipSegmenter:
@@ -119,7 +119,7 @@ class Episodic(Generic[S]):
         self.frozen, self.settings = frozen, settings
         self.geometry, self.class_count = frozen.geometry, frozen.class_count
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return self.frozen.facts
 
 
