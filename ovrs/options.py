@@ -189,6 +189,7 @@ class RunOptions(Fields):
         "resources": "as for executor",
         "batch": "says which blocks travel together, not what is in them",
         "pyramid": "overviews repeat the map's own pixels",
+        "shards": "enters with the plan where blocks are shards: the default depends on the place",
         "allow_holes": "failed blocks are no data and stand in the map's record",
     }
 
@@ -204,6 +205,8 @@ class RunOptions(Fields):
     """Side of a block in tile pitches."""
     zarr_format: Literal[2, 3] = 3
     """Of the store: 3, or 2 for a GIS with GDAL before 3.11."""
+    shards: bool | None = None
+    """One file per block and array, with chunks of one pitch inside; Zarr format 3. Default: in object storage."""
     store_scores: bool = False
     """Also keep every class's score, quantised to uint8."""
     executor: Literal["serial", "threads", "dask"] = "serial"

@@ -8,6 +8,7 @@ import os
 import shlex
 import threading
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING
 
 from ovrs import files
 from ovrs.engine import execute
-from ovrs.errors import DamagedBlocksError, OutputError
+from ovrs.errors import DamagedBlocksError, OutputError, StoreError
+from ovrs.objects.address import Place, place_of
 from ovrs.provenance import require_same
 from ovrs.redact import redacted
 from ovrs.request import Request
 from ovrs.run import begin, finish, publish, work
-from ovrs.run.rundir import Lock, RunDir
+from ovrs.run.lock import Lock
+from ovrs.run.rundir import RunDir
 from ovrs.store.record import RunRecord
+from ovrs.store.target import FolderTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -50,13 +54,15 @@ def map(  # noqa: A001  (the verb of this package)
     Opens the scene, plans its blocks, creates the store, computes the missing blocks and commits. With a Dask scheduler the
     workers describe and load the network, and this process needs neither weights nor GPU.
     Called again after an interruption, it goes on where the markers say; a map that is there is not computed again.
-    A map for a URL is made in `staging`, published, and removed from there.
+    A map for object storage is made there, block by block, and is there for readers when it is whole. With `staging` it
+    is made in that folder, published, and removed from there.
 
     Args:
         request: Scene, classes, options and target.
         overwrite: Discard what is at the target and begin anew.
         progress: Called after each block with its record, the blocks done so far and the number of all. Not with `around`.
-        staging: Folder for unpublished maps; all workers must see it. Default: `$OVRS_STAGING`, else `ovrs-staging`.
+        staging: Folder for unpublished maps, for storage without conditional writes; all workers must see it.
+            Default: `$OVRS_STAGING`, else none.
         around: Computes the named blocks of a job by calling `compute` itself, such as in task runs of Prefect.
             Markers, and not what it returns, say what is done. The list of names may be empty.
 
@@ -67,10 +73,12 @@ def map(  # noqa: A001  (the verb of this package)
         OvrsError: Any of its leaves; the message says what to do. Blocks that are done are kept.
     """
     around = around or partial(compute, progress=progress)
-    if not publish.is_remote(request.target):
-        return _made(request, Path(request.target), overwrite=overwrite, around=around)
-    url = str(request.target)
-    local = publish.staging_path(url, staging or Path(os.environ.get("OVRS_STAGING", "ovrs-staging")))
+    target, named = place_of(request.target), os.environ.get("OVRS_STAGING")
+    staging = staging or (Path(named) if named else None)
+    if isinstance(target, Path) or staging is None:
+        return _made(request, target, overwrite=overwrite, around=around)
+    url, staging = target.url, staging.absolute()  # workers may stand in another folder
+    local = publish.staging_path(url, staging)
     there = None if overwrite else publish.published_facts(url)
     fill_holes = there is not None and bool(there.get("holes")) and not request.options.run.allow_holes
     if there is not None:
@@ -100,24 +108,27 @@ def map_scene(
     return map(request, overwrite=overwrite, progress=progress)
 
 
-def resume(out: Path, *, progress: Progress | None = None) -> dict[str, object]:
+def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, object]:
     """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map`)."""
-    with _told_what_is_kept(out):
-        return run(begin.resume(out), progress=progress)
+    place = place_of(out)
+    with _told_what_is_kept(place), begin.held_again(place) as job:
+        return work_on(job, progress=progress)
 
 
-def _made(request: Request, out: Path, *, overwrite: bool, around: Around) -> dict[str, object]:
-    """The map of a request as a store of this machine."""
+def _made(request: Request, out: Place, *, overwrite: bool, around: Around) -> dict[str, object]:
+    """The map of a request, made where it is to lie."""
     options = request.options.run
     if execute.is_elsewhere(options):
         execute.reach(str(options.scheduler))
-    with _told_what_is_kept(out):
-        job = begin.prepare(request.uri, request.words, out, request.options, overwrite=overwrite)
-        return run(job, around=around)
+    with (
+        _told_what_is_kept(out),
+        begin.held(request.uri, request.words, out, request.options, overwrite=overwrite) as job,
+    ):
+        return _worked(job, around)
 
 
 @contextmanager
-def _told_what_is_kept(out: Path) -> Iterator[None]:
+def _told_what_is_kept(out: Place) -> Iterator[None]:
     """Add to an interruption, or to a disk that refuses, what is kept and how to go on."""
     try:
         yield
@@ -130,11 +141,14 @@ def _told_what_is_kept(out: Path) -> Iterator[None]:
         raise OutputError(f"{error}; {_going_on(out)}") from error
 
 
-def _is_begun(out: Path) -> bool:
-    return files.exists(RunDir(out).path / "run.json")
+def _is_begun(out: Place) -> bool:
+    try:
+        return RunDir(out).exists
+    except StoreError:  # a place that does not answer
+        return False
 
 
-def _going_on(out: Path) -> str:
+def _going_on(out: Place) -> str:
     if _is_begun(out):
         return f"finished blocks are kept; `ovrs resume {shlex.quote(str(out))}` or the same command goes on"
     return "nothing was begun; the same command begins again"
@@ -143,22 +157,38 @@ def _going_on(out: Path) -> str:
 def run(job: Job, *, progress: Progress | None = None, around: Around | None = None) -> dict[str, object]:
     """Compute the missing blocks of a prepared job and commit the store (arguments as `map`)."""
     around = around or partial(compute, progress=progress)
-    if job.out.exists() and not finish.holes_to_fill(job):
+    if job.target.is_finished and not job.holes_to_fill():
+        return _worked(job, around)
+    with Lock(job.run_dir) as lock:
+        job = replace(job, fence=lock.fence)
+        if job.digest:  # another run may have begun here
+            require_same(job.run_dir.description().digest, job.digest, str(job.out))
+        return _worked(job, around)
+
+
+def work_on(job: Job, *, progress: Progress | None = None) -> dict[str, object]:
+    """`run` for a job whose lock is held by the caller."""
+    return _worked(job, partial(compute, progress=progress))
+
+
+def _worked(job: Job, around: Around) -> dict[str, object]:
+    """Compute what is missing and commit; call with the run's lock held, or with a finished map."""
+    if job.target.is_finished and not job.holes_to_fill():
         log.info("%s is complete already", job.out)
         return finish.finish(job)
-    with Lock(job.run_dir):
-        finish.reopen(job)
+    finish.reopen(job)
+    if isinstance(job.target, FolderTarget):
         for folder in (job.run_dir.path, job.run_dir.blocks):
-            files.sweep_folder(folder)
-        around(job, job.missing())
-        with files.writing(job.out):
-            try:
-                return finish.finish(job)
-            except DamagedBlocksError as error:
-                damaged = error.names
-        around(job, damaged)
-        with files.writing(job.out):
+            files.sweep_folder(Path(str(folder)))
+    around(job, job.missing())
+    with files.writing(job.out):
+        try:
             return finish.finish(job)
+        except DamagedBlocksError as error:
+            damaged = error.names
+    around(job, damaged)
+    with files.writing(job.out):
+        return finish.finish(job)
 
 
 def compute(job: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,9 +22,10 @@ from ovrs.cli import edge
 from ovrs.cli.app import app
 from ovrs.engine import execute, tiling
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
+from ovrs.objects.folder import Folder
 from ovrs.options import RunOptions, SceneOptions
 from ovrs.request import Request
-from ovrs.run import begin, publish, verify
+from ovrs.run import begin, publish, verify, work
 from ovrs.run.rundir import RunDir
 from ovrs.scene.opening import open_scene
 from ovrs.store import layout as store
@@ -53,24 +55,24 @@ def test_a_refusal_at_any_writer_is_exit_code_4_and_resume_goes_on(
     writer, code, noise_scene, words, trivial, tmp_path, monkeypatch
 ):
     scene, out = noise_scene(300, 300), tmp_path / "m.zarr"
-    real = files.write_text
+    real = Folder.put
     with monkeypatch.context() as patched:
         if writer == "schema":
             patched.setattr(store, "create", refuse(code))
         elif writer == "overviews":
             patched.setattr(pyramid, "build", refuse(code))
         elif writer == "lock":
-            patched.setattr("ovrs.run.rundir.Lock._create", refuse(code))
+            patched.setattr("ovrs.objects.folder.Folder.put_if_absent", refuse(code))
         else:
-            late = (lambda p: p.name == "run.json") if writer == "run.json" else (lambda p: p.name > "00000_00000")
+            late = "run.json" if writer == "run.json" else "blocks/0"
 
-            def text(path, content, **named):
-                if late(path):
-                    with files.writing(path):
+            def put(place, key, content):
+                if key.startswith(late):
+                    with files.writing(place.path / key):
                         refuse(code)()
-                real(path, content, **named)
+                return real(place, key, content)
 
-            patched.setattr(files, "write_text", text)
+            patched.setattr(Folder, "put", put)
         with pytest.raises(OutputError) as caught:
             pipeline.map_scene(scene, words, out, trivial())
     assert caught.value.exit_code == 4
@@ -153,6 +155,49 @@ def test_impossible_outputs_are_one_line_and_leave_nothing(name, code, words, no
     assert words in shown
     assert shown.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- what vanishes while a run goes on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["serial", "threads"])
+@pytest.mark.parametrize(
+    ("what", "code", "said"),
+    [
+        ("m.zarr.partial", 4, "was removed while the map was made"),
+        ("m.zarr.partial/label", 4, "no array 'label'"),
+        ("m.zarr.partial/zarr.json", 4, "No group found"),
+        ("m.run", 3, "was removed"),
+        ("m.run/lock.json", 3, "was removed"),
+        ("m.run/blocks", 4, "not computed yet"),
+        ("m.run/run.json", 3, "no run at"),
+    ],
+)
+def test_what_is_removed_in_mid_run_is_made_again_or_told(
+    what, code, said, executor, noise_scene, tmp_path, capsys, monkeypatch
+):
+    scene, gone = noise_scene(700, 600), []
+    real = work._commit
+
+    def commit(job, name, *given):
+        if name == "00001_00000" and not gone:
+            gone.append(1)
+            path = tmp_path / what
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return real(job, name, *given)
+
+    command = ["map", str(scene), *WORDS, "--block", "1", "--executor", executor, "--workers", "1"]
+    command += ["-o", str(tmp_path / "m.zarr")]
+    monkeypatch.setattr(work, "_commit", commit)
+    assert edge.run(app, command) == code, capsys.readouterr()
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+    assert edge.run(app, command) == 0, capsys.readouterr()
+    assert verify.check(tmp_path / "m.zarr").problems == ()
+    assert (labels(tmp_path / "m.zarr") != 255).all()
+    assert not (tmp_path / "m.zarr.partial").exists()
 
 
 # ---- signals --------------------------------------------------------------------------------------------------------------

@@ -134,6 +134,7 @@ OTHER = {
         "block_pitches": (CLIP_NONE, 8, 1),
         "zarr_format": (CLIP_NONE, 3, 2),
         "store_scores": (CLIP_NONE, False, True),
+        "shards": (CLIP_NONE, None, True),
     },
 }
 """Class, field: the rest of the request, and two values that give other scores, or another store."""

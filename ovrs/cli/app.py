@@ -43,7 +43,7 @@ app.add_typer(cli_catalog.app, name="catalog")
 app.add_typer(cli_collection.app, name="collection")
 app.add_typer(cli_sam3.app, name="sam3")
 
-Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="A store, NAME.zarr, or its address.", show_default=False)]
 
 
 @app.callback()
@@ -103,6 +103,14 @@ def map_command(
     catalog: Annotated[
         Path | None, typer.Option(help="A data_catalog.yaml that names the scene.", rich_help_panel="Run")
     ] = None,
+    staging: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="OVRS_STAGING",
+            help="Make a map for a URL in this folder and copy it: for storage without conditional writes.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
     executor: Annotated[str | None, fields.flag("run.executor")] = None,
     workers: Annotated[str | None, fields.flag("run.workers")] = None,
     overwrite: Annotated[
@@ -135,7 +143,7 @@ def map_command(
         typer.echo(f"note: no library knows {unknown}; asked for by name alone (recorded in the map)", err=True)
     for request in requests:
         with _progress() as show:
-            facts = pipeline.map(request, overwrite=overwrite, progress=show)
+            facts = pipeline.map(request, overwrite=overwrite, progress=show, staging=staging)
         _print_areas(facts)
         typer.echo(f"map: {request.target}")
 
@@ -216,9 +224,10 @@ def resume(store: Store) -> None:
 @app.command()
 def status(store: Store) -> None:
     """How far a run is; lists failed blocks. Loads no model."""
+    from ovrs.objects.address import place_of
     from ovrs.run.report import status_of
 
-    report = status_of(store)
+    report = status_of(place_of(store))
     typer.echo(report.text)
     if not report.complete:
         raise typer.Exit(4)
@@ -230,9 +239,10 @@ def verify(store: Store) -> None:
 
     Exit code 0: a finished map, all as written. 3: something differs, and is named. 4: not finished, so far as written.
     """
+    from ovrs.objects.address import place_of
     from ovrs.run.verify import check
 
-    report = check(store)
+    report = check(place_of(store))
     if report.problems:
         listed = "\n".join(f"  {problem}" for problem in report.problems)
         way = f"`ovrs repair {store}`" if report.finished else f"`ovrs resume {store}`"

@@ -57,7 +57,7 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
         "vocabulary": vocabulary.digest(),
         "model": {k: v for k, v in job.facts.items() if k not in _TOLD},
         "rule": vars(job.rule),
-        "plan": {**plan, **job.options.run.decisive()},
+        "plan": {**plan, **job.options.run.decisive(), **({"shards": True} if job.shard else {})},
         "code": NUMERICS,
     }
     own: Any = scene.source["transform"]

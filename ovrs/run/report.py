@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ovrs.objects.address import is_there
 from ovrs.run.rundir import RunDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from ovrs.objects.address import Place
     from ovrs.run.rundir import BlockRecord
     from ovrs.store.map import Map
     from ovrs.store.record import RunRecord
@@ -57,7 +58,7 @@ class Status:
     text: str
 
 
-def status_of(out: Path) -> Status:
+def status_of(out: Place) -> Status:
     """Blocks done and failed, from the markers on disk.
 
     Raises:
@@ -70,7 +71,7 @@ def status_of(out: Path) -> Status:
     total = plan_of(description).block_count
     done = [r for r in records.values() if r.finished]
     failed = [r for r in records.values() if not r.finished]
-    complete = out.exists()
+    complete = is_there(out)
     state = "complete" if complete else ("ready to be finished" if len(done) == total else "incomplete, resumable")
     lines = [
         f"{out}: {state}",

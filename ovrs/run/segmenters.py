@@ -17,6 +17,7 @@ from ovrs.run import adaptation
 if TYPE_CHECKING:
     from ovrs.engine.contract import Segmenter
     from ovrs.methods.base import Settings
+    from ovrs.objects.address import Place
     from ovrs.options import MethodOptions, ModelOptions
     from ovrs.words.vocabulary import Vocabulary
 
@@ -32,7 +33,7 @@ class SegmenterSpec:
     method: Settings
     """Complete: see `of`."""
     vocabulary: Vocabulary
-    state: Path | None = None
+    state: Place | None = None
     """What was learned from the scene (`ovrs.run.adaptation`), for segmenters that adapt to it once."""
 
     @classmethod

@@ -15,7 +15,7 @@ import numpy as np
 from ovrs.encoding import CONFIDENCE_NODATA
 from ovrs.engine import allocator
 from ovrs.engine.block import BlockMap, Overhang, map_block
-from ovrs.errors import SceneChangedError, told
+from ovrs.errors import SceneChangedError, StoreLockedError, told
 from ovrs.redact import guard_logs, redacted
 from ovrs.run import network, segmenters, verify
 from ovrs.run.rundir import BlockRecord
@@ -72,8 +72,7 @@ class Worker:
             reason = f"{kind}: the workers that computed it died ({str(error).splitlines()[0]})"
             record = BlockRecord(name=name, status="failed", error=kind, reason=reason, attempt=attempt)
             log.warning("block %s failed: %s", name, reason)
-            self.job.run_dir.record(record)
-            found.append(record)
+            found.append(self.job.run_dir.record(record))
         return found
 
 
@@ -133,16 +132,24 @@ def _computed(
 
 def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -> BlockRecord:
     """Write a block's pixels, then its marker, or a marker with the reason of failure."""
+    job.run_dir.guard()
     before = job.run_dir.record_of(name)
     attempt = before.attempt + 1 if before else 1
     try:
         job.scene.require_unchanged()  # also where reading failed: a scene cut short is another one
         if isinstance(result, Exception):
             raise result
-        block, partial = job.block(name), store.partial_path(job.out)
-        store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
+        block = job.block(name)
+        store.write_block(
+            job.target.unfinished(),
+            block.core,
+            job.shard or job.plan.chunk,
+            result.label,
+            result.confidence,
+            result.score,
+        )
         record = _record(job, block, result)
-    except SceneChangedError:
+    except (SceneChangedError, StoreLockedError):
         raise
     except Exception as error:
         kind = type(error).__name__
@@ -150,8 +157,7 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
     record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
-    job.run_dir.record(record)
-    return record
+    return job.run_dir.record(record)
 
 
 def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
