@@ -37,8 +37,8 @@ def literal(f, u, scale, tau, rounds, confident):
     z = np.empty_like(y)
     for turn in range(rounds + 1):
         for i in range(n):
-            l = np.array([-0.5 * sum((f[i, j] - mu[c, j]) ** 2 / sigma[j] for j in range(d)) for c in range(k)])
-            e = y[i] * np.exp((l - l.max()) / tau)
+            near = np.array([-0.5 * sum((f[i, j] - mu[c, j]) ** 2 / sigma[j] for j in range(d)) for c in range(k)])
+            e = y[i] * np.exp((near - near.max()) / tau)
             z[i] = e / e.sum()
         if turn == rounds:
             return mu, sigma, z

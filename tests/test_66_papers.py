@@ -63,13 +63,12 @@ def test_only_sets_with_corrupted_columns_are_corrupted_and_skipped_rows_are_lef
     assert first["dataset"] == "voc20,voc21,context59,context60"
     assert (second["dataset"], third["dataset"]) == ("cityscapes", "coco_object,coco_stuff")
     assert (first["corruption"], second["corruption"], third["corruption"]) == ("all", "all", "none")
-    assert "clipartt" in first["preset"] and "clipartt" in third["preset"]
-    assert "clipartt" not in second["preset"]
+    assert ["clipartt" in given["preset"] for given in (first, second, third)] == [True, False, True]
 
 
 def test_the_twelve_columns_of_mlmps_table_3_are_its_twelve_settings():
     """Each row's options say which of the four parts are in it: levels, prompts, image level, weights."""
-    wanted = "0000 1000 1001 0100 0010 1100 1101 1010 1011 0110 1110 1111".split()
+    wanted = ["0000", "1000", "1001", "0100", "0010", "1100", "1101", "1010", "1011", "0110", "1110", "1111"]
     found = []
     for row in papers.tables()["mlmp-table3"].rows.values():
         given = {"layers": None, "templates": "separate", "image_weight": 1.0, "beta": 1.0}
