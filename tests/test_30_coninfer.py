@@ -165,7 +165,9 @@ def test_a_scene_is_fitted_to_its_sample_and_then_frozen(build):
     whole = frozen.segment(*tile(2)).scores
     parts = [frozen.evidence(*tile(2)[:2], (crop,)) for crop in CROPS]
     total, weights = (np.sum([p[i] for p in parts], axis=0) for i in (0, 1))
-    np.testing.assert_allclose(frozen.finish(total / weights).scores, whole, atol=1e-5)  # frozen equals the sum of crops
+    np.testing.assert_allclose(
+        frozen.finish(total / weights).scores, whole, atol=1e-5
+    )  # frozen equals the sum of crops
     other = seg.with_state(seg.adapt_scene([tile(3)])).segment(*tile(2)).scores
     assert np.abs(other - whole).max() > 1e-3
     again = seg.with_state(seg.adapt_scene([tile(0), tile(1)])).segment(*tile(2)).scores

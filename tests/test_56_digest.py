@@ -84,6 +84,7 @@ OTHER = {
         "bare": (CLIP_NONE, None, True),
         "split_names": (CLIP_NONE, None, True),
         "prefix": (CLIP_NONE, None, False),
+        "shares": (CLIP_NONE, False, True),
         "pamr": (CLIP_NONE, 0, 2),
         "area_threshold": (CLIP_NONE, 0, 0.1),
         "crop_blend": (CLIP_NONE, "taper", "mean"),

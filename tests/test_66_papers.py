@@ -94,7 +94,9 @@ def test_the_numbers_of_prompts_of_mlmps_figure_4():
 
 def test_rows_are_the_papers_networks():
     assert {n: papers.tables()[n].model for n in TABLES} == {
-        **dict.fromkeys(("tmpa-table1", "tmpa-ablation", "single-class-2026", "naclip-table", "coninfer-table1"), "openai-b16"),
+        **dict.fromkeys(
+            ("tmpa-table1", "tmpa-ablation", "single-class-2026", "naclip-table", "coninfer-table1"), "openai-b16"
+        ),
         **{n: "openai-l14" for n in TABLES if n.startswith("mlmp") and n != "mlmp-table10"},
         "mlmp-table10": "openai-b16",
         **dict.fromkeys(("segearth-ov3", "remote-sensing-2026", "coco-sam3-table1", "coco-sam3-ablation"), "sam3"),

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from ovrs.scene.grid import Window
 
 
-def log_prior(
-    features: TileFeatures, text: Tensor, base_text: Tensor, bank: TextBank, settings: ConInfer
-) -> Tensor:
+def log_prior(features: TileFeatures, text: Tensor, base_text: Tensor, bank: TextBank, settings: ConInfer) -> Tensor:
     """log y `(B, N, M)` of a tile's windows: softmax over queries of the scaled cosines."""
     low = settings.logit_scale * cosines(features, text, base_text, settings.cls_weight).transpose(1, 2)
     return (low if bank.offsets is None else low + bank.offsets).log_softmax(dim=-1)
@@ -66,9 +64,7 @@ class ConInferSegmenter(Episodic[ConInfer]):
         if not sum(map(len, patches)):
             return None
         pool = torch.cat(patches)
-        found = coninfer.fit(
-            pool, torch.cat(priors), tau=own.gaussian_tau, rounds=own.rounds, confident=own.confident
-        )
+        found = coninfer.fit(pool, torch.cat(priors), tau=own.gaussian_tau, rounds=own.rounds, confident=own.confident)
         return found[0]
 
     def with_mixture(self, mixture: Mixture | None) -> ClipSegmenter:

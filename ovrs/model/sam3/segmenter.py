@@ -224,9 +224,7 @@ class CocoSegmenter(_Sam3Segmenter[CocoSam3]):
         options, prior = self.options, None
         if self.prior_weight and self.space is not None:
             cosines = self.space.cosines(view, self.bank, self.groups)
-            prior = fuse.log_prior(
-                cosines, options.prior_tau, join=options.synonym_join, class_tau=options.class_tau
-            )
+            prior = fuse.log_prior(cosines, options.prior_tau, join=options.synonym_join, class_tau=options.class_tau)
         scores = fuse.fuse(view.evidence, view.presence, prior, self.prior_weight, options.presence_weight)
         size = (view.valid.shape[0], view.valid.shape[1])
         return fuse.coco_evidence(scores, view.evidence, view.presence, size, rescue=options.presence_rescue)
