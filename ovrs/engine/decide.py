@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +22,9 @@ class DecisionRule:
     shares: bool = False
     """Confidence is the winner's share of all classes' scores, taken after the threshold (NACLIP)."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, float | None]:
         """For digest and record."""
-        own = {"background": self.background, "threshold": self.threshold}
+        own: dict[str, float | None] = {"background": self.background, "threshold": self.threshold}
         return {**own, "shares": True} if self.shares else own
 
 
