@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from conftest import smooth
 
+from ovrs import options, pipeline
+from ovrs.engine.contract import FrozenSegmenter
+from ovrs.errors import OptionError
 from ovrs.model.adapt import coninfer
+from ovrs.model.clip.build import build_clip_segmenter
+from ovrs.options import MethodOptions, ModelOptions
+from ovrs.scene.grid import Window
+from ovrs.store.map import open_map
 
 
 def planted(patches=300, dim=24, seed=0, noise=0.35):
@@ -37,8 +45,8 @@ def literal(f, u, scale, tau, rounds, confident):
     z = np.empty_like(y)
     for turn in range(rounds + 1):
         for i in range(n):
-            l = np.array([-0.5 * sum((f[i, j] - mu[c, j]) ** 2 / sigma[j] for j in range(d)) for c in range(k)])
-            e = y[i] * np.exp((l - l.max()) / tau)
+            near = np.array([-0.5 * sum((f[i, j] - mu[c, j]) ** 2 / sigma[j] for j in range(d)) for c in range(k)])
+            e = y[i] * np.exp((near - near.max()) / tau)
             z[i] = e / e.sum()
         if turn == rounds:
             return mu, sigma, z
@@ -110,3 +118,79 @@ def test_few_patches_absent_queries_and_equal_patches_stay_finite():
     assert (mixture.variances > 0).all()
     torch.testing.assert_close(mixture.means.norm(dim=-1), torch.ones(3))
     torch.testing.assert_close(z, log_prior.exp())  # all Gaussians lie at the same place: the text decides
+
+
+@pytest.fixture
+def build(directory, words):
+    def make(**given):
+        method = MethodOptions(method="coninfer", gaussian_tau=2.0, **given)
+        return build_clip_segmenter(ModelOptions(model=str(directory)), method, words)
+
+    return make
+
+
+CROPS = tuple(Window(r, c, 64, 64) for r in (0, 32) for c in (0, 32))
+
+
+def tile(seed=0):
+    return smooth(96, 96, seed), np.ones((96, 96), bool), CROPS
+
+
+def test_a_tile_is_joined_over_its_windows_as_the_equations_say(build):
+    """Windows, means over them, softmax over queries and the best query of a class, written out."""
+    seg = build(adaptation="tile")
+    features = seg.frozen.encode(*tile())
+    text, own = seg.frozen.bank.vectors, seg.settings
+    low = own.logit_scale * (features.patches @ text.T + own.cls_weight * (features.cls @ text.T)[:, None])
+    flat = features.patches.flatten(0, 1), low.log_softmax(dim=-1).flatten(0, 1)
+    _, z = coninfer.fit(*flat, tau=2.0, rounds=10, confident=8)
+    maps = z.unflatten(0, low.shape[:2]).transpose(1, 2).unflatten(-1, features.grid)
+    maps = torch.nn.functional.interpolate(maps, (64, 64), mode="bilinear")
+    total, hits = torch.zeros(len(text), 96, 96), torch.zeros(96, 96)
+    for crop, values in zip(CROPS, maps, strict=True):
+        total[:, crop.row_off : crop.row_end, crop.col_off : crop.col_end] += values
+        hits[crop.row_off : crop.row_end, crop.col_off : crop.col_end] += 1
+    shares = (5.0 * total / hits).softmax(dim=0)
+    wanted = torch.stack([shares[seg.frozen.bank.class_of == c].amax(dim=0) for c in range(6)])
+    found = build(adaptation="tile", crop_blend="mean").segment(*tile()).scores
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+
+def test_a_scene_is_fitted_to_its_sample_and_then_frozen(build):
+    seg = build()
+    state = seg.adapt_scene([tile(0), tile(1)])
+    assert state["events"].tolist() == ["joined"]
+    frozen = seg.with_state(state)
+    assert isinstance(frozen, FrozenSegmenter)
+    whole = frozen.segment(*tile(2)).scores
+    parts = [frozen.evidence(*tile(2)[:2], (crop,)) for crop in CROPS]
+    total, weights = (np.sum([p[i] for p in parts], axis=0) for i in (0, 1))
+    np.testing.assert_allclose(
+        frozen.finish(total / weights).scores, whole, atol=1e-5
+    )  # frozen equals the sum of crops
+    other = seg.with_state(seg.adapt_scene([tile(3)])).segment(*tile(2)).scores
+    assert np.abs(other - whole).max() > 1e-3
+    again = seg.with_state(seg.adapt_scene([tile(0), tile(1)])).segment(*tile(2)).scores
+    assert np.array_equal(again, whole)
+
+
+def test_without_a_valid_patch_the_text_alone_decides(build):
+    seg = build()
+    rgb, valid, crops = tile()
+    nothing = seg.adapt_scene([(rgb, np.zeros_like(valid), crops)])
+    assert nothing["events"].tolist() == ["no_valid_patch"]
+    assert np.isfinite(seg.with_state(nothing).segment(rgb, valid, crops).scores).all()
+    assert seg.with_state(seg.adapt_scene([])).segment(rgb, valid, crops).scores.shape == (6, 96, 96)
+
+
+def test_an_upsampler_is_refused(build):
+    with pytest.raises(OptionError, match="coninfer classifies patches, not pixels; leave upsampler out"):
+        build(upsampler="jbu_one")
+
+
+def test_a_scene_is_mapped_and_tells_its_method(directory, words, noise_scene, tmp_path):
+    given = options.build(model={"model": str(directory)}, method={"method": "coninfer", "scene_tiles": 2})
+    assert options.resolved(given.model, given.method, words).scene_level
+    facts = pipeline.map_scene(noise_scene(150, 130), words, tmp_path / "o.zarr", given)
+    assert facts["scene_adaptation"]["events"] == ["joined"]
+    assert open_map(tmp_path / "o.zarr").label.shape == (150, 130)

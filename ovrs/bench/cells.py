@@ -26,7 +26,7 @@ CLEAN = "clean"
 
 
 class _Shown(TypedDict, total=False):
-    """What a published preset brings."""
+    """What a published preset, or a dry run, brings."""
 
     preset: str
     benchmark: str | None
@@ -34,6 +34,8 @@ class _Shown(TypedDict, total=False):
     sentences: str | None
     shown: Mapping[str, Any] | None
     """How images are shown, where it is not as here."""
+    dry_run: bool
+    """A stand-in with random weights took the model's place."""
 
 
 class CellFacts(_Shown):
@@ -90,6 +92,8 @@ class Cell:
                 "sentences": self.data.words.provenance.get("sentences"),
                 "shown": None if row.protocol is None else row.protocol.model_dump(mode="json", exclude_defaults=True),
             }
+        if self.dry_run:
+            shown["dry_run"] = True
         return {
             "protocol": PROTOCOL,
             "numerics": NUMERICS,
@@ -105,7 +109,6 @@ class Cell:
             "row": row.label,
             "tuned_on_labels": row.tuned_on_labels,
             **shown,
-            **({"dry_run": True} if self.dry_run else {}),
             "model": self.shown_model().model_dump(mode="json"),
             "method": method.model_dump(mode="json", exclude_unset=True),
         }

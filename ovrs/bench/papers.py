@@ -126,8 +126,8 @@ def side_by_side(name: str, results: Path | None) -> str:
     lines += ["", *(told or ["Ours: none yet. To make them:"])]
     if told:
         lines += ["Ours are other weights than theirs unless the row names them. To make all:"]
-    shown = [f"    {command}" for command in table.commands] or ["None of these rows can be run here."]
-    return "\n".join([*lines, "", *shown, ""])
+    printed = [f"    {command}" for command in table.commands] or ["None of these rows can be run here."]
+    return "\n".join([*lines, "", *printed, ""])
 
 
 def _ours(results: Path) -> list[tuple[ScoredFacts, float, int]]:

@@ -45,7 +45,7 @@ def score(cell: Cell, images: Sequence[tuple[int, Picture, NDArray[np.uint8]]]) 
             pictures.append(picture)
             truth, size = labels[part], (picture.shape[1], picture.shape[2])
             truths.append(protocols.nearest(truth, size) if protocol.labels == "resized" else truth)
-    step = 1 if protocol.tiles else protocol.together
+    step = protocol.together
     for first in range(0, len(pictures), step):
         own = truths[first : first + step]
         guesses = _together(cell, protocol, pictures[first : first + step], [t.shape for t in own])

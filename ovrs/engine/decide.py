@@ -19,6 +19,13 @@ class DecisionRule:
 
     background: int | None = None
     threshold: float = 0.0
+    shares: bool = False
+    """Confidence is the winner's share of all classes' scores, taken after the threshold (NACLIP)."""
+
+    def facts(self) -> dict[str, float | None]:
+        """For digest and record."""
+        own: dict[str, float | None] = {"background": self.background, "threshold": self.threshold}
+        return {**own, "shares": True} if self.shares else own
 
 
 def decide(
@@ -45,6 +52,8 @@ def decide(
         if background_evidence is not None:
             low |= background_evidence > best
         labels[low] = rule.background
+    if rule.shares:
+        best /= np.maximum(scores.sum(axis=0), np.finfo(np.float32).tiny)
     np.clip(best, 0, 1, out=best)
     best *= CONFIDENCE_SCALE
     confidence = np.rint(best, out=best).astype(np.uint8)

@@ -51,6 +51,9 @@ class Gated(Phrased):
     """`presence` gate: phrases with less presence have no mask."""
     confidence: float = Field(default=0.3, ge=0, le=1)
     """Instances whose object score times presence is lower do not count."""
+    windows: Literal["class", "phrase"] = "class"
+    """Whether overlapping windows are averaged after the best phrase of a class is taken, or phrase by phrase before it, as
+    published (memory grows with the phrases)."""
 
 
 class SegearthOv3(Gated):
@@ -77,6 +80,8 @@ class ProcSam3(Gated):
     """Whether the background class is only what stays below the threshold, or asked for too."""
     confidence: float = Field(default=0.4, ge=0, le=1)
     """Instances whose object score times presence is lower do not count."""
+    windows: Literal["class", "phrase"] = "phrase"
+    """Whether overlapping windows are averaged after the best phrase of a class is taken, or phrase by phrase before it."""
 
 
 class CocoSam3(Phrased, SceneSettings):
@@ -111,7 +116,11 @@ class CocoSam3(Phrased, SceneSettings):
     prior_weight: float = Field(default=1.0, ge=0)
     """λ. Used only when the space passed the probe."""
     prior_tau: float = Field(default=0.1, gt=0)
-    """Temperature of the cosines."""
+    """Temperature of the cosines when the phrases of a class are joined."""
+    class_tau: float = Field(default=1.0, gt=0)
+    """Temperature of the prior's softmax over classes."""
+    synonym_join: Literal["mean", "sum"] = "mean"
+    """How the phrases of a class are joined in the prior: with the paper's sum a class can win by having more of them."""
     prior_model: str = "bundled"
     """`rs_clip`: any CLIP that --model takes."""
     prior_pretrained: str | None = None

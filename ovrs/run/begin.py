@@ -266,4 +266,4 @@ def _rule(options: MapOptions, spec: SegmenterSpec) -> DecisionRule:
         raise OptionError(
             "--set threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
         )
-    return DecisionRule(background, spec.method.threshold)
+    return DecisionRule(background, spec.method.threshold, getattr(spec.method, "shares", False))

@@ -56,7 +56,7 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
         "radiometry": {**radiometry, **job.options.scene.decisive()},
         "vocabulary": vocabulary.digest(),
         "model": {k: v for k, v in job.facts.items() if k not in _TOLD},
-        "rule": vars(job.rule),
+        "rule": job.rule.facts(),
         "plan": {**plan, **job.options.run.decisive(), **({"shards": True} if job.shard else {})},
         "code": NUMERICS,
     }
@@ -76,7 +76,7 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
         "radiometry": radiometry,
         "plan": plan,
         "model": dict(job.facts),
-        "rule": vars(job.rule),
+        "rule": job.rule.facts(),
         "composed_prompts": list(vocabulary.composed_classes),
         "asked_by_name": list(vocabulary.unknown_classes),
         "vocabulary": vocabulary.model_dump(mode="json"),

@@ -123,7 +123,8 @@ def info_of(mapped: Map, *, as_json: bool = False) -> str:
         f"model      {model.model}  weights sha256 {str(model.weights)[:16]}…, licence {model.licence or 'not told'}",
         "method     " + ", ".join(f"{k}={v}" for k, v in told.items() if k not in _APART),
         *(f"deviates   {line}" for line in model.deviations or ()),
-        f"rule       background {record.rule.background}, threshold {record.rule.threshold}",
+        f"rule       background {record.rule.background}, threshold {record.rule.threshold}"
+        + (", confidence as a share of all scores" if record.rule.shares else ""),
         f"run        {record.begun} to {record.finished}, {record.blocks} blocks, {record.seconds} s, ovrs {record.version}",
         f"tiles      {', '.join(f'{k} {v}' for k, v in sorted(record.tile_events.items())) or '-'}",
         f"versions   {', '.join(f'{k} {v}' for k, v in record.versions.items())}",

@@ -138,6 +138,8 @@ class RuleFacts(_Part):
     background: int | None
     """Number of the class that takes pixels below the threshold."""
     threshold: float
+    shares: bool = False
+    """Confidence is the winner's share of all classes' scores."""
 
 
 class EntryFacts(_Part):

@@ -50,10 +50,7 @@ class Bilinear:
     name = "bilinear"
 
     def __call__(self, features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:
-        low = cosines(features, text, base_text, cls_weight).unflatten(-1, features.grid)
-        if features.inner == features.input_shape:  # no padding: straight to the crop's own pixels
-            return F.interpolate(low, features.crop_shape, mode="bilinear", align_corners=False)
-        return _inside(features, F.interpolate(low, features.input_shape, mode="bilinear", align_corners=False))
+        return on_pixels(features, cosines(features, text, base_text, cls_weight))
 
 
 class JointBilateral:
@@ -85,6 +82,14 @@ class JointBilateral:
         if cosine.shape[-2:] != torch.Size(features.input_shape):  # patches of 14 or 32 px do not meet the factor 16
             return F.interpolate(cosine[None], features.input_shape, mode="bilinear", align_corners=False)[0]
         return cosine
+
+
+def on_pixels(features: TileFeatures, maps: Tensor) -> Tensor:
+    """Maps on the patches `(B, M, N)`, resized to the pixels of the crops `(B, M, crop height, crop width)`."""
+    low = maps.unflatten(-1, features.grid)
+    if features.inner == features.input_shape:  # no padding: straight to the crop's own pixels
+        return F.interpolate(low, features.crop_shape, mode="bilinear", align_corners=False)
+    return _inside(features, F.interpolate(low, features.input_shape, mode="bilinear", align_corners=False))
 
 
 def _span(vectors: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from ovrs.model.sam3.prior import (
     load_alignment,
 )
 from ovrs.model.sam3.probe import read_verdict
-from ovrs.model.sam3.segmenter import CocoSegmenter, MaskSegmenter, Phrases, ProcSegmenter
+from ovrs.model.sam3.segmenter import CocoSegmenter, MaskSegmenter, Phrases
 from ovrs.model.sam3.weights import LICENCE, TINY, load
 from ovrs.options import MethodOptions, ModelOptions, resolved
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
@@ -72,9 +72,9 @@ def mask_segmenter(parts: Parts) -> MaskSegmenter:
     return MaskSegmenter(parts.backend, parts.phrases, parts.settings, parts.geometry, parts.facts)
 
 
-def proc_segmenter(parts: Parts) -> ProcSegmenter:
+def proc_segmenter(parts: Parts) -> MaskSegmenter:
     """`proc_sam3`."""
-    return ProcSegmenter(parts.backend, parts.phrases, parts.settings, parts.geometry, parts.facts)
+    return MaskSegmenter(parts.backend, parts.phrases, parts.settings, parts.geometry, parts.facts)
 
 
 def coco_segmenter(parts: Parts) -> CocoSegmenter:

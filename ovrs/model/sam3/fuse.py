@@ -108,13 +108,19 @@ def join_rows(values: Tensor, class_of: Tensor, classes: int) -> Tensor:
     return torch.stack([values[class_of == c].amax(dim=0) for c in range(classes)])
 
 
-def log_prior(cosines: list[Tensor], tau: float) -> Tensor:
-    """Semantic prior log π `(C, h, w)`: each class's cosines `(m, h, w)` by log-mean-exp, then softmax over classes.
+def log_prior(cosines: list[Tensor], tau: float, *, join: str = "mean", class_tau: float = 1.0) -> Tensor:
+    """Semantic prior log π `(C, h, w)`: each class's cosines `(m, h, w)` joined, then softmax over classes.
 
-    The mean (not the sum) keeps a class from winning by having more synonyms; with equal m it cancels.
+    Args:
+        cosines: Of each class.
+        tau: Temperature of the cosines in the join.
+        join: `mean` keeps a class from winning by having more synonyms; `sum` is the paper's, and equal for equal numbers.
+        class_tau: Temperature of the softmax over classes.
     """
-    joined = torch.stack([torch.logsumexp(u / tau, dim=0) - torch.tensor(float(len(u))).log() for u in cosines])
-    return joined.log_softmax(dim=0)
+    joined = torch.stack([torch.logsumexp(u / tau, dim=0) for u in cosines])
+    if join == "mean":
+        joined = joined - joined.new_tensor([len(u) for u in cosines]).log()[:, None, None]
+    return (joined / class_tau).log_softmax(dim=0)
 
 
 def fuse(evidence: Tensor, presence: Tensor, prior: Tensor | None, weight: float, presence_weight: float) -> Tensor:

@@ -147,11 +147,12 @@ class _Sam3Segmenter(Generic[S]):
 
 
 class MaskSegmenter(_Sam3Segmenter[Plain | Gated]):
-    """`sam3` and `segearth_ov3`: a class's score is the best of its phrases' masks."""
+    """`sam3` and `segearth_ov3`: a class's score is the best of its phrases' masks, in each window or over all of them."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self.channels = len(self.groups)
+        self.by_phrase = isinstance(self.options, Gated) and self.options.windows == "phrase"
+        self.channels = len(self.rows()[0]) if self.by_phrase else len(self.groups)
 
     def crop_evidence(
         self,
@@ -163,8 +164,14 @@ class MaskSegmenter(_Sam3Segmenter[Plain | Gated]):
         return self.joined(masks, class_of).cpu().numpy()
 
     def joined(self, masks: Tensor, class_of: Tensor) -> Tensor:
-        """What of the phrases' masks `(R, H, W)` is averaged over windows."""
-        return fuse.join_rows(masks, class_of, len(self.groups))
+        """What of the phrases' masks `(R, H, W)` is averaged over windows: all of them, or the best of each class."""
+        return masks if self.by_phrase else fuse.join_rows(masks, class_of, len(self.groups))
+
+    def prompted_scores(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not self.by_phrase:
+            return evidence
+        _, class_of = self.rows()
+        return fuse.join_rows(torch.from_numpy(np.ascontiguousarray(evidence)), class_of, len(self.groups)).numpy()
 
     def reduce(self, size: tuple[int, int]) -> Callable[[Detection], tuple[Tensor, ...]]:
         """The rule that makes one probability of a phrase's masks."""
@@ -173,22 +180,6 @@ class MaskSegmenter(_Sam3Segmenter[Plain | Gated]):
             return partial(fuse.plain, size=size)
         rule = fuse.proc if own.method == "proc_sam3" else fuse.segearth
         return partial(rule, size=size, confidence=own.confidence, mode=own.presence, gate=own.presence_gate)
-
-
-class ProcSegmenter(MaskSegmenter):
-    """`proc_sam3`: overlapping windows are averaged phrase by phrase, then the best phrase of a class counts."""
-
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self.channels = len(self.rows()[0])
-
-    def joined(self, masks: Tensor, class_of: Tensor) -> Tensor:  # noqa: ARG002
-        """All phrases: the best one is taken after windows have been averaged."""
-        return masks
-
-    def prompted_scores(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
-        _, class_of = self.rows()
-        return fuse.join_rows(torch.from_numpy(np.ascontiguousarray(evidence)), class_of, len(self.groups)).numpy()
 
 
 class CocoSegmenter(_Sam3Segmenter[CocoSam3]):
@@ -232,7 +223,8 @@ class CocoSegmenter(_Sam3Segmenter[CocoSam3]):
         """Evidence `(2C, H, W)` of a view, on the crop's own pixels."""
         options, prior = self.options, None
         if self.prior_weight and self.space is not None:
-            prior = fuse.log_prior(self.space.cosines(view, self.bank, self.groups), options.prior_tau)
+            cosines = self.space.cosines(view, self.bank, self.groups)
+            prior = fuse.log_prior(cosines, options.prior_tau, join=options.synonym_join, class_tau=options.class_tau)
         scores = fuse.fuse(view.evidence, view.presence, prior, self.prior_weight, options.presence_weight)
         size = (view.valid.shape[0], view.valid.shape[1])
         return fuse.coco_evidence(scores, view.evidence, view.presence, size, rescue=options.presence_rescue)
