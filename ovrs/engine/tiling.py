@@ -189,6 +189,13 @@ def taper(window: Window, ramp: int) -> NDArray[np.float32]:
     return np.outer(_ramp(window.height, ramp), _ramp(window.width, ramp)).astype(np.float32)
 
 
+def plateau(window: Window, ramp: int) -> Window | None:
+    """The part of a tile's window where `taper` is one; None if there is none."""
+    top, left = (max(1, min(ramp, length // 2)) for length in window.shape)
+    height, width = window.height - 2 * top, window.width - 2 * left
+    return Window(window.row_off + top, window.col_off + left, height, width) if height > 0 and width > 0 else None
+
+
 def _ramp(length: int, ramp: int) -> NDArray[np.float64]:
     ramp = max(1, min(ramp, length // 2))
     rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(ramp) + 0.5) / ramp)

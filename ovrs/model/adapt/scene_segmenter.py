@@ -15,9 +15,9 @@ from ovrs.model.clip.segmenter import Episodic
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
+    from ovrs.engine.arrays import Array
     from ovrs.engine.contract import TileSample, TileScores
     from ovrs.model.clip.features import TileFeatures
     from ovrs.model.clip.segmenter import ClipSegmenter
@@ -51,7 +51,7 @@ class _SceneSegmenter(Episodic):
         offsets = torch.from_numpy(state["offsets"]).to(device) if "offsets" in state else None
         return self.frozen.with_text(text, base, offsets, asdict(self.settings))
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         """A tile given alone is a scene of its own."""
         return self.with_state(self.adapt_scene([(rgb, valid, crops)])).segment(rgb, valid, crops)
 

@@ -1,10 +1,11 @@
-"""CLIP-type segmenters: encoder, text and adapter behind the engine's contract. NumPy in, NumPy out."""
+"""CLIP-type segmenters: encoder, text and adapter behind the engine's contract. Scores stay on the model's device."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,16 +13,16 @@ from ovrs.engine.contract import TileScores
 from ovrs.model.adapt import cass, mlmp, pseudo, tmpa, tmpa_compat, tpt
 from ovrs.model.clip.features import TileFeatures, accumulate
 from ovrs.model.clip.head import class_scores
-from ovrs.model.clip.text import TextBank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
+    from ovrs.engine.arrays import Array
     from ovrs.engine.tiling import TileGeometry
     from ovrs.model.clip.encoder import Encoder
+    from ovrs.model.clip.text import TextBank
     from ovrs.model.clip.upsample import Upsampler
     from ovrs.scene.grid import Window
 
@@ -55,17 +56,15 @@ class ClipSegmenter:
         self.text = self.base_text = bank.vectors
         self.class_count, self.channels = bank.class_count, len(bank.vectors)
 
-    def encode(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileFeatures:
+    def encode(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileFeatures:
         """What the frozen encoder says about a tile."""
         return self.encoder.encode(rgb, valid, crops)
 
     @torch.no_grad()
-    def evidence(
-        self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def evidence(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> tuple[Array, Array]:
         features = self.encode(rgb, valid, crops)
         total, weights = self.sum_crops(features, self.text, self.base_text)
-        return total.cpu().numpy(), weights.cpu().numpy()
+        return given_away(total), given_away(weights)
 
     def sum_crops(self, features: TileFeatures, text: Tensor, base_text: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum of all crops' cosines with `text` on the tile, and the sum of weights.
@@ -92,16 +91,17 @@ class ClipSegmenter:
         """Scores of one tile with its own text."""
         total, weights = self.sum_crops(features, text, base_text)
         scores = class_scores(total / weights, self.bank, self.settings.scale, self.settings.max_share)
-        return TileScores(scores.cpu().numpy(), events=events)
+        return TileScores(given_away(scores), events=events)
 
     @torch.no_grad()
-    def finish(self, evidence: NDArray[np.float32]) -> TileScores:
-        scores = class_scores(
-            torch.from_numpy(evidence), _on_cpu(self.bank), self.settings.scale, self.settings.max_share
-        )
-        return TileScores(scores.numpy())
+    def finish(self, evidence: Array) -> TileScores:
+        logits = torch.as_tensor(evidence, device=self.bank.vectors.device)
+        return TileScores(given_away(class_scores(logits, self.bank, self.settings.scale, self.settings.max_share)))
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def place(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> tuple[Array, Array]:
+        return placed(rgb, self.encoder.model.device), placed(valid, self.encoder.model.device)
+
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         total, hits = self.evidence(rgb, valid, crops)
         return self.finish(total / hits)
 
@@ -125,6 +125,9 @@ class Episodic:
         self.frozen, self.settings = frozen, settings
         self.geometry, self.class_count = frozen.geometry, frozen.class_count
 
+    def place(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> tuple[Array, Array]:
+        return self.frozen.place(rgb, valid)
+
     def describe(self) -> dict[str, Any]:
         return {**self.frozen.facts, **asdict(self.settings)}
 
@@ -134,7 +137,7 @@ class TmpaSegmenter(Episodic):
 
     settings: tmpa.TmpaSettings
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         features = self.frozen.encode(rgb, valid, crops)
         calibration = tmpa.calibrate(features, self.frozen.bank, self.settings)
         return self.frozen.classify(features, calibration.text, calibration.base_text, calibration.events)
@@ -145,10 +148,10 @@ class TmpaCompatSegmenter(Episodic):
 
     settings: tmpa_compat.CompatSettings
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         features = self.frozen.encode(rgb, valid, crops)
         result = tmpa_compat.adapt(features, self.frozen.bank, self.settings, self.frozen.upsampler)
-        return TileScores(result.scores.cpu().numpy(), events=("adapted",))
+        return TileScores(given_away(result.scores), events=("adapted",))
 
 
 class NormSegmenter(Episodic):
@@ -158,7 +161,7 @@ class NormSegmenter(Episodic):
         super().__init__(frozen, settings)
         self.adapt = adapt
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         frozen = self.frozen
         inputs = frozen.encoder.inputs(rgb, valid, crops)
         adapted = self.adapt(inputs.images.to(frozen.encoder.model.dtype))
@@ -178,7 +181,7 @@ class TptSegmenter(Episodic):
         super().__init__(frozen, settings)
         self.learner = learner
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         features = self.frozen.encode(rgb, valid, crops)
         patches = features.patches[features.patch_valid]
         if not len(patches):
@@ -202,7 +205,7 @@ class CassSegmenter(Episodic):
 
     settings: CassSettings
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         features, bank = self.frozen.encode(rgb, valid, crops), self.frozen.bank
         clusters = cass.cluster_classes(bank.vectors, self.settings.cluster_height)
         texts = [
@@ -212,10 +215,11 @@ class CassSegmenter(Episodic):
         return self.frozen.classify(features, torch.stack(texts), bank.vectors, ("adapted",))
 
 
-def _on_cpu(bank: TextBank) -> TextBank:
-    return TextBank(
-        bank.vectors.cpu(),
-        bank.class_of.cpu(),
-        bank.class_count,
-        None if bank.offsets is None else bank.offsets.cpu(),
-    )
+def given_away(values: Tensor) -> Array:
+    """What the engine gets: NumPy's view on the host, else the tensor where it is."""
+    return values.numpy() if values.device.type == "cpu" else values
+
+
+def placed(values: NDArray[Any], device: torch.device) -> Array:
+    """Pixels where the model is; the host's stay NumPy's."""
+    return values if device.type == "cpu" else torch.from_numpy(np.ascontiguousarray(values)).to(device)
