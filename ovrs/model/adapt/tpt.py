@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ovrs.errors import OptionError
+from ovrs.model.clip.tower import is_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +52,7 @@ class PromptLearner:
         Raises:
             OptionError: The model's text tower is not CLIP's own.
         """
-        import open_clip
-
-        if type(clip) is not open_clip.CLIP:
+        if not is_clip(clip):
             raise OptionError("method tpt tunes CLIP's own text tower, which this model does not have; choose another")
         self.clip = clip
         self.words = len(CONTEXT.split())

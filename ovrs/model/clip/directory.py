@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ovrs.errors import WeightsError
 from ovrs.foreign import is_file, read_object
-from ovrs.model.clip import architecture, checkpoint, tokenizer
+from ovrs.model.clip import architecture, checkpoint, tokenizer, tower
 from ovrs.model.clip.dense import DENSE_VARIANTS
 from ovrs.model.clip.foreign import place, shown
+from ovrs.model.clip.parts import COLOUR_MEAN, COLOUR_STD
 from ovrs.model.clip.upsample import UPSAMPLERS
 from ovrs.options import MethodOptions
 
@@ -95,8 +96,6 @@ def read(directory: Path) -> Source:
             class token; or the text tower would have to be fetched from a hub.
         OptionError: The tokenizer needs a package that is not installed.
     """
-    import open_clip
-
     where = str(directory / CONFIG_FILE)
     config = _object(directory / CONFIG_FILE, directory)
     model, preprocess = described(config, where)
@@ -111,13 +110,14 @@ def read(directory: Path) -> Source:
     sketch = architecture.sketch(model, stem)
     checkpoint.require_fit(sketch, weights)
     tokenize, tokenizer_name = tokenizer.of_directory(directory, model["text_cfg"])
-    clip = architecture.build(model, stem)
+    ours = tower.is_plain(model) and weights.suffix == ".safetensors"  # the file's own tensors take their places
+    clip = (architecture.unfilled if ours else architecture.build)(model, stem)
     checkpoint.fill(clip, weights)
     return Source(
         clip=clip,
         tokenize=tokenize,
-        mean=tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)),
-        std=tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
+        mean=tuple(preprocess.get("mean", COLOUR_MEAN)),
+        std=tuple(preprocess.get("std", COLOUR_STD)),
         tokenizer=tokenizer_name,
         description=describe(model, stem),
         own=own,
@@ -171,9 +171,13 @@ def recommendations(directory: Path) -> Recommendations:
 
 def describe(model: dict[str, Any], stem: dict[str, Any] | None = None) -> dict[str, Any]:
     """What decides a network's numbers beside its weights, with open_clip's defaults filled in."""
+    filled = dict(model)
+    if tower.is_plain(model):
+        filled["vision_cfg"] = {**tower.VISION_REST, **tower.VISION_DEFAULTS, **model["vision_cfg"]}
+        filled["text_cfg"] = {**tower.TEXT_REST, **tower.TEXT_DEFAULTS, **model["text_cfg"]}
+        return filled if stem is None else {**filled, "stem": stem}
     import open_clip
 
-    filled = dict(model)
     for key, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
         filled[key] = asdict(kind(**model[key]))
     return filled if stem is None else {**filled, "stem": stem}

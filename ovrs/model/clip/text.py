@@ -13,7 +13,9 @@ import torch.nn.functional as F
 
 from ovrs import files
 from ovrs.cache import cache_directory
+from ovrs.model.clip.parts import part
 from ovrs.model.clip.tokenizer import clip_bpe
+from ovrs.model.clip.tower import is_clip
 from ovrs.provenance import NUMERICS, canonical
 
 if TYPE_CHECKING:
@@ -110,9 +112,7 @@ def build_prompt_stack(
 
 def imagenet_templates() -> list[Callable[[str], str]]:
     """The 80 prompt templates that came with CLIP, as shipped by open_clip."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    return list(OPENAI_IMAGENET_TEMPLATES)
+    return list(part("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES)
 
 
 def longest_template() -> str:
@@ -168,9 +168,7 @@ def encode_sentences(
 
 
 def _encode(clip: Any, tokens: Tensor) -> Tensor:
-    import open_clip
-
-    if type(clip) is not open_clip.CLIP or not _ends_at_argmax(clip):
+    if not is_clip(clip) or not _ends_at_argmax(clip):
         return clip.encode_text(tokens)
     # CLIP's text attention is causal, so positions behind the end token cannot change the result
     length = int(tokens.argmax(dim=1).max()) + 1
