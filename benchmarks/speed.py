@@ -79,7 +79,7 @@ def ours(method: str, steps: int, device: str) -> float:
         features = inputs.features(tokens.patches, tokens.cls, tokens.grid)
         if method == "tpt":
             learner = tpt.PromptLearner(clip, tokenizer(), NAMES)
-            text = tpt.tune(learner, features.patches.flatten(0, 1), tpt.TptSettings(steps=steps)).text
+            text = tpt.tune(learner, [features.patches.flatten(0, 1)], tpt.TptSettings(steps=steps)).text[0]
         if method == "tmpa":
             text = tmpa.calibrate(features, bank, tmpa.TmpaSettings(scale=50, cls_weight=-0.3)).text
         with torch.no_grad():

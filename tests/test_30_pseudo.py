@@ -115,16 +115,16 @@ def test_tpt_as_released(golden, tiny_clip_p8, scale):
         layers = forward(tiny_clip_p8.visual, images, norms, "naclip", (3,)).layers
         patches = project(tiny_clip_p8.visual, layers[0], norms)[:, 1:]
     learner = tpt.PromptLearner(tiny_clip_p8, tokenize, golden["classes"])
-    found = tpt.tune(learner, patches.flatten(0, 1), tpt.TptSettings(scale=scale, steps=3, lr=5e-3))
-    np.testing.assert_allclose(found.losses, golden["tpt_losses"], atol=1e-4)
-    np.testing.assert_allclose(found.context.numpy(), golden["tpt_context"], atol=1e-4)
-    np.testing.assert_allclose(found.text.numpy(), golden["tpt_text"], atol=1e-4)
+    found = tpt.tune(learner, [patches.flatten(0, 1)], tpt.TptSettings(scale=scale, steps=3, lr=5e-3))
+    np.testing.assert_allclose(found.losses[:, 0], golden["tpt_losses"], atol=1e-4)
+    np.testing.assert_allclose(found.context[0].numpy(), golden["tpt_context"], atol=1e-4)
+    np.testing.assert_allclose(found.text[0].numpy(), golden["tpt_text"], atol=1e-4)
 
 
 def test_tpt_starts_from_the_plain_sentence(tiny_clip_p8, golden, reference):
     learner = tpt.PromptLearner(tiny_clip_p8, tokenize, golden["classes"])
     with torch.no_grad():
-        np.testing.assert_allclose(learner(learner.context()).numpy(), reference.numpy(), atol=1e-6)
+        np.testing.assert_allclose(learner(learner.context()[None])[0].numpy(), reference.numpy(), atol=1e-6)
     with pytest.raises(OptionError, match="text tower"):
         tpt.PromptLearner(torch.nn.Identity(), tokenize, ["a"])
 

@@ -141,8 +141,10 @@ HEAVY = (
         ("import ovrs.engine.block, ovrs.engine.testing", {"rasterio": False, "torch": False}),
         ("from ovrs.cli.app import app", {"torch": False}),
         (
-            "from ovrs.model.clip.build import build_clip_segmenter as b; from ovrs.options import MethodOptions as M, ModelOptions as O;"
-            "from ovrs.words.vocabulary import from_names as n; b(O(device='cpu'), M(method='none'), n(['tree', 'water']))",
+            (
+                "from ovrs.model.clip.build import build_clip_segmenter as b; from ovrs.options import MethodOptions as M, ModelOptions as O;"
+                "from ovrs.words.vocabulary import from_names as n; b(O(device='cpu'), M(method='none'), n(['tree', 'water']))"
+            ),
             {"rasterio": False, "torch": True},
         ),
     ],

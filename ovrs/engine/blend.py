@@ -134,7 +134,7 @@ class Blend:
     def _parts(self, scored: Scored, done: Window) -> Iterator[Window]:
         """Strips of what is finished, cut where sums from above or the weight of one begin or end."""
         rows = {done.row_off, done.row_end}
-        for other in (self._top and self._top.window, scored.plain):
+        for other in (None if self._top is None else self._top.window, scored.plain):
             if other is not None:
                 rows |= {other.row_off, other.row_end}
         height = done.height

@@ -76,7 +76,9 @@ class Adapted(NamedTuple):
     """`(layers, B)`."""
 
 
-def adapt(visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, settings: MlmpSettings) -> Adapted:
+def adapt(
+    visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, settings: MlmpSettings, sets: int = 1
+) -> Adapted:
     """Adapt B images, each for itself, and return their fused patch features.
 
     Args:
@@ -85,9 +87,10 @@ def adapt(visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, 
         prompts: `(T, M, D)`, unit rows: the queries in each template.
         mean_prompt: `(M, D)`, the renormalised mean over templates; weighs the layers at inference.
         settings: See there.
+        sets: With `joint`, so many sets of consecutive images, each with parameters of its own.
     """
     groups = prompts.split(1) if settings.templates == "weights" else (prompts,)
-    tuned = [tune(visual, images, group, settings) for group in groups]
+    tuned = [tune(visual, images, group, settings, sets) for group in groups]
     depths = settings.depths(len(visual.transformer.resblocks))
     with torch.no_grad():
         frozen = mean_norms([norms for norms, _ in tuned])
@@ -99,9 +102,11 @@ def adapt(visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, 
     return Adapted(patches, branches.grid, frozen, losses, weights)
 
 
-def tune(visual: Visual, images: Tensor, prompts: Tensor, settings: MlmpSettings) -> tuple[NormState, Tensor]:
+def tune(
+    visual: Visual, images: Tensor, prompts: Tensor, settings: MlmpSettings, sets: int = 1
+) -> tuple[NormState, Tensor]:
     """Adapt the loaded parameters to the prompts `(T, M, D)`; returns them and the losses `(steps, B)` before each step."""
-    norms = initial_norms(visual, 1 if settings.joint else len(images), dtype=images.dtype)
+    norms = initial_norms(visual, sets if settings.joint else len(images), dtype=images.dtype)
     depths = settings.depths(len(visual.transformer.resblocks))
     optimiser = torch.optim.Adam(norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
     losses = []
@@ -111,8 +116,8 @@ def tune(visual: Visual, images: Tensor, prompts: Tensor, settings: MlmpSettings
                 visual, forward(visual, images, norms, settings.variant, depths), norms, prompts, settings
             )
             optimiser.zero_grad()
-            # a sum, not a mean: every image gets the gradient it would get alone
-            (each.mean() if settings.joint else each.sum()).backward()
+            # a sum, not a mean: every image, or set of images, gets the gradient it would get alone
+            (each.view(sets, -1).mean(dim=1).sum() if settings.joint else each.sum()).backward()
             optimiser.step()
             losses.append(each.detach())
     return norms.detached(), torch.stack(losses) if losses else images.new_zeros(0, len(images))

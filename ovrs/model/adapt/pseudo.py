@@ -66,16 +66,17 @@ class PseudoAdapted(NamedTuple):
 class _Tower:
     """Patch features of B images under changing norms, grouped into sets of samples."""
 
-    def __init__(self, visual: Visual, images: Tensor, settings: PseudoSettings) -> None:
+    def __init__(self, visual: Visual, images: Tensor, settings: PseudoSettings, sets: int) -> None:
         self.visual, self.images, self.settings = visual, images, settings
-        self.norms = initial_norms(visual, 1 if settings.joint else len(images), dtype=images.dtype)
+        self.groups = sets if settings.joint else len(images)
+        self.norms = initial_norms(visual, self.groups, dtype=images.dtype)
         self.optimiser = torch.optim.Adam(self.norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
         self.last = (len(visual.transformer.resblocks) - 1,)
 
     def samples(self) -> Tensor:
         """`(groups, n, D)`."""
         patches, _ = self.patches(self.norms)
-        return patches.flatten(0, 1)[None] if self.settings.joint else patches
+        return patches.unflatten(0, (self.groups, -1)).flatten(1, 2)
 
     def patches(self, norms: NormState) -> tuple[Tensor, tuple[int, int]]:
         branches = forward(self.visual, self.images, norms, self.settings.variant, self.last)
@@ -83,7 +84,7 @@ class _Tower:
 
     def step(self, features: Tensor, texts: Tensor) -> Tensor:
         """One update toward agreement; returns each group's loss before it."""
-        images = (len(self.images) if self.settings.joint else 1) if self.settings.compat else None
+        images = len(self.images) // self.groups if self.settings.compat else None
         each = agreement(features, texts, self.settings.scale, released=images)
         self.optimiser.zero_grad()
         each.sum().backward()  # a sum, not a mean: every group gets the gradient it would get alone
@@ -143,6 +144,7 @@ def clipartt(
     names: list[str],
     encode: Callable[[list[str]], Tensor],
     settings: PseudoSettings,
+    sets: int = 1,
 ) -> PseudoAdapted:
     """Adapt B images with prompts that join each patch's most likely classes.
 
@@ -153,8 +155,9 @@ def clipartt(
         names: Of the C classes.
         encode: Sentences to unit vectors `(n, D)`; each distinct sentence is asked for once.
         settings: See there.
+        sets: With `joint`, so many sets of consecutive images, each with parameters of its own.
     """
-    tower, known = _Tower(visual, images, settings), dict[tuple[int, ...], int]()
+    tower, known = _Tower(visual, images, settings, sets), dict[tuple[int, ...], int]()
     vectors = reference.new_zeros(0, reference.shape[1])
     losses = []
     count = min(settings.top, len(names))
@@ -163,7 +166,7 @@ def clipartt(
             features = tower.samples()
             chosen = (features.detach() @ reference.T).topk(count, dim=-1).indices
             if settings.compat:
-                chosen = released_choice(chosen, len(images) if settings.joint else 1)
+                chosen = released_choice(chosen, len(images) // tower.groups)
             combinations = [tuple(row) for row in chosen.flatten(0, 1).tolist()]
             new = sorted(set(combinations) - known.keys())
             if new:
@@ -175,9 +178,9 @@ def clipartt(
     return tower.result(losses)
 
 
-def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: PseudoSettings) -> PseudoAdapted:
-    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows)."""
-    tower = _Tower(visual, images, settings)
+def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: PseudoSettings, sets: int = 1) -> PseudoAdapted:
+    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows; `sets` as above)."""
+    tower = _Tower(visual, images, settings, sets)
     parameters = tower.norms.parameters()
     losses = []
     with torch.enable_grad():

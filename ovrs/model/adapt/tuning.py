@@ -108,8 +108,16 @@ def _rest(block: Visual, prefix: str, x: Tensor, branch: Tensor, norms: NormStat
 
 
 def norm(norms: NormState, name: str, x: Tensor) -> Tensor:
-    """LayerNorm `name` with each sample's own parameters, in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:]).mul(norms.weights[name]).add(norms.biases[name]).to(x.dtype)
+    """LayerNorm `name` with each sample's own parameters, in float32. Consecutive inputs may share a sample's."""
+    weight, bias = (_for_each(p[name], len(x)) for p in (norms.weights, norms.biases))
+    return F.layer_norm(x.float(), x.shape[-1:]).mul(weight).add(bias).to(x.dtype)
+
+
+def _for_each(parameters: Tensor, inputs: int) -> Tensor:
+    """Parameters `(samples, 1, d)` for inputs that belong to the samples in equal shares."""
+    if len(parameters) in (1, inputs):
+        return parameters
+    return parameters.repeat_interleave(inputs // len(parameters), dim=0)
 
 
 def project(visual: Visual, tokens: Tensor, norms: NormState) -> Tensor:

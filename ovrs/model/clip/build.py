@@ -17,6 +17,7 @@ from ovrs.model.adapt.scene_text import SceneSettings
 from ovrs.model.clip.dense import DENSE_VARIANTS, LAST_BLOCK_VARIANTS, DenseVariant
 from ovrs.model.clip.encoder import EXTERNAL_VARIANTS, Encoder
 from ovrs.model.clip.loading import LoadedModel, hash_weights, load
+from ovrs.model.clip.memory import suited
 from ovrs.model.clip.proxy import ExternalViT
 from ovrs.model.clip.refine import RefineSettings, refined
 from ovrs.model.clip.segmenter import (
@@ -250,7 +251,7 @@ class _Parts:
         upsampler = _upsampler(method, model)
         facts = _facts(self, bank, external)
         facts["upsampler_weights"] = hash_weights(upsampler.net) if isinstance(upsampler, JointBilateral) else None
-        encoder = Encoder(model, self.variant, external, self.views)
+        encoder = Encoder(model, self.variant, external, self.views, tiles_at_once=facts["tiles_at_once"])
         return ClipSegmenter(encoder, upsampler, bank, self.settings, self.views.geometry, facts)
 
     def given(self, *names: str, **renamed: str) -> dict[str, Any]:
@@ -298,7 +299,9 @@ def _norm_segmenter(parts: _Parts) -> NormSegmenter:
         if name == "tent":
             settings = replace(settings, layers=1, image_weight=0.0)
         return NormSegmenter(
-            parts.frozen(bank), settings, lambda images: mlmp.adapt(visual, images, prompts, bank.vectors, settings)
+            parts.frozen(bank),
+            settings,
+            lambda images, sets: mlmp.adapt(visual, images, prompts, bank.vectors, settings, sets),
         )
     names = [clean(c.words[0]) for c in parts.vocabulary.classes]
     compat = name.endswith("_compat")
@@ -309,13 +312,14 @@ def _norm_segmenter(parts: _Parts) -> NormSegmenter:
         return NormSegmenter(
             parts.frozen(bank),
             options,
-            lambda images: pseudo.clipartt(
+            lambda images, sets: pseudo.clipartt(
                 visual,
                 images,
                 reference.to(images.device),
                 names,
                 lambda sentences: encode_sentences(model.clip, model.tokenize, sentences),
                 options,
+                sets,
             ),
         )
     templates = mlmp.MLMP_TEMPLATES if compat else (*mlmp.MLMP_TEMPLATES, pseudo.WATT_EXTRA_TEMPLATE)
@@ -325,7 +329,9 @@ def _norm_segmenter(parts: _Parts) -> NormSegmenter:
     options = pseudo.PseudoSettings(
         **common, compat=compat, **{**rate, **parts.given("lr", "inner_steps", "rounds", "mode")}
     )
-    return NormSegmenter(parts.frozen(bank), options, lambda images: pseudo.watt(visual, images, stack, options))
+    return NormSegmenter(
+        parts.frozen(bank), options, lambda images, sets: pseudo.watt(visual, images, stack, options, sets)
+    )
 
 
 def _templates(method: MethodOptions) -> tuple[str, ...]:
@@ -386,6 +392,8 @@ def _facts(parts: _Parts, bank: TextBank, external: ExternalViT | None) -> dict[
         "wide": list(parts.views.wide),
         "turned": parts.views.turned,
         "batch": parts.views.batch,
+        "tiles_at_once": parts.model_options.tiles_at_once
+        or suited(model, parts.views, learns=method.method in NORM_METHODS, queries=len(bank.vectors)),
         "queries": len(bank.vectors),
         "threads": torch.get_num_threads(),
     }

@@ -16,10 +16,13 @@ from ovrs.model.clip.inputs import CropInputs, crop_inputs
 from ovrs.model.clip.proxy import ExternalViT, proxy_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
     from ovrs.engine.arrays import Array
+    from ovrs.engine.contract import TileSample
     from ovrs.model.clip.features import TileFeatures
     from ovrs.model.clip.loading import LoadedModel
     from ovrs.model.clip.windows import Views
@@ -71,6 +74,8 @@ class Encoder:
     """The windows that a tile is looked at through."""
     memory: TileMemory = field(default_factory=TileMemory)
     """Tiles of a sample that were encoded before the map begins."""
+    tiles_at_once: int = 1
+    """Tiles in one batch."""
 
     def inputs(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> CropInputs:
         """The crops of a tile as this network wants them."""
@@ -108,12 +113,26 @@ class Encoder:
         self.memory.keep(rgb, valid, found)
         return inputs.features(*found)
 
+    @torch.no_grad()
+    def encode_tiles(self, tiles: Sequence[TileSample]) -> list[TileFeatures]:
+        """`encode` for at most `tiles_at_once` tiles, in batches of as many windows as that number of full tiles has."""
+        if self.tiles_at_once == 1:
+            return [self.encode(*tile) for tile in tiles]
+        inputs = [self.inputs(*tile) for tile in tiles]
+        patches, cls, grid = self._run(torch.cat([i.images for i in inputs]), self.views.batch * self.tiles_at_once)
+        counts = [len(i.images) for i in inputs]
+        split = zip(inputs, patches.split(counts), cls.split(counts), strict=True)
+        return [own.features(p, c, grid) for own, p, c in split]
+
     def _looked(self, inputs: CropInputs) -> Looked:
         """What the network says of a tile's windows: patches, global tokens, grid."""
-        batch = self.views.batch
+        return self._run(inputs.images, self.views.batch)
+
+    def _run(self, images: Tensor, batch: int) -> Looked:
+        """The network on any number of inputs, `batch` at a time, the last time made up with repeats."""
         patches, cls, grid = [], [], (0, 0)
-        for start in range(0, len(inputs.images), batch):
-            part = inputs.images[start : start + batch]
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
             full = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1)]) if len(part) < batch else part
             tokens = self.tokens(full)
             grid = tokens.grid
