@@ -100,8 +100,14 @@ def together(tiles: Sequence[TileFeatures]) -> TileFeatures:
     """Features of tiles whose crops lie alike, as if their inputs, tile after tile, were one tile's."""
     if len(tiles) == 1:
         return tiles[0]
-    names = ("patches", "cls", "patch_valid", "images", "lengths")
-    return replace(tiles[0], **{name: torch.cat([getattr(t, name) for t in tiles]) for name in names})
+    return replace(
+        tiles[0],
+        patches=torch.cat([t.patches for t in tiles]),
+        cls=torch.cat([t.cls for t in tiles]),
+        patch_valid=torch.cat([t.patch_valid for t in tiles]),
+        images=torch.cat([t.images for t in tiles]),
+        lengths=torch.cat([t.lengths for t in tiles]),
+    )
 
 
 def accumulate(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Tensor, Tensor]:

@@ -306,7 +306,7 @@ class CassSegmenter(Episodic):
         return self.frozen.classify(features, torch.stack(texts), bank.vectors, ("adapted",))
 
 
-def alike(tiles: Sequence[TileFeatures] | Sequence[CropInputs]) -> list[list[int]]:
+def alike(tiles: Sequence[TileFeatures | CropInputs]) -> list[list[int]]:
     """Indices of tiles whose shape, crops and wider windows are the same, relative to the tile."""
     groups: dict[Any, list[int]] = {}
     for index, tile in enumerate(tiles):
