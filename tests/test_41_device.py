@@ -59,6 +59,9 @@ class AsTensors:
         found = self.inner.segment(rgb, valid, crops)
         return TileScores(torch.from_numpy(found.scores), events=found.events)
 
+    def describe(self):
+        return self.inner.describe()
+
 
 class FrozenAsTensors(AsTensors):
     """The same, frozen."""
@@ -89,11 +92,8 @@ def test_another_librarys_arrays_make_the_same_map(elsewhere, segmenter, kind, r
     valid[:50, 60:140] = False
     scene = ArrayScene(smooth(130, 171), valid)
     found, expected = mapped(scene, kind(segmenter), rule), mapped(scene, segmenter, rule)
-    assert (found[0] == expected[0]).mean() > 0.9999  # sums over classes differ in their last bits with the strips
-    for one, other in zip(found[1:3], expected[1:3], strict=True):
-        np.testing.assert_array_equal(one == 255, other == 255)
-        assert np.abs(one.astype(int) - other).max() <= 1
-    assert found[3] == expected[3]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_equal(one, other)
 
 
 def test_background_of_some_tiles_alone_is_blended():
