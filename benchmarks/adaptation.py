@@ -26,8 +26,9 @@ from ovrs.bench.evaluate import Confusion
 from ovrs.engine.arrays import as_numpy
 from ovrs.engine.tiling import crop_starts
 from ovrs.model.adapt import tmpa
+from ovrs.model.adapt.tmpa_segmenters import TmpaSegmenter
 from ovrs.model.clip.build import build_clip_segmenter
-from ovrs.model.clip.segmenter import ClipSegmenter, TmpaSegmenter
+from ovrs.model.clip.segmenter import ClipSegmenter
 from ovrs.options import MethodOptions, ModelOptions
 from ovrs.scene.grid import Window
 

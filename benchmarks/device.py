@@ -7,7 +7,8 @@ tile, tmpa per scene, mlmp (10 steps); 6 and 20 classes of five descriptions eac
 device's own rate of matrix products; the encoder alone at the engine's batch; the engine from a scene in memory; each
 stage alone. Where rasterio is installed, also a whole run of the bundled model from a tiled GeoTIFF to Zarr. Rates are
 megapixels of new map per second. Results are written after each measurement; what the budget (seconds) leaves out is
-named in them. Needs PyTorch, safetensors, NumPy and array-api-compat.
+named in them. Needs PyTorch, safetensors, NumPy, pydantic, PyYAML and
+array-api-compat.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PIXEL_M = 0.3
 
 def network(name: str, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
     """A model as the segmenters want it; no tokenizer, as the texts' vectors are random."""
-    from ovrs.model.clip.parts import COLOUR_MEAN, COLOUR_STD
+    from ovrs.model.clip.singles import COLOUR_MEAN, COLOUR_STD
     from ovrs.model.clip.tower import Clip
 
     torch.manual_seed(0)
@@ -69,12 +70,15 @@ def views_of(name: str):
 
 def segmenter_of(model: SimpleNamespace, views, method: str, classes: int, tiles: int | None):
     """A segmenter of random vectors, and the number of tiles that it looks at in one batch."""
-    from ovrs.model.adapt import mlmp, tmpa
-    from ovrs.model.adapt.scene_segmenter import SceneTmpaSegmenter
-    from ovrs.model.adapt.scene_text import SceneSettings
+    from ovrs.methods.clip import Clip
+    from ovrs.methods.norms import Mlmp
+    from ovrs.methods.tmpa import Tmpa
+    from ovrs.model.adapt import mlmp
+    from ovrs.model.adapt.tmpa_segmenters import SceneTmpaSegmenter, TmpaSegmenter
+    from ovrs.model.adapt.tuning import NormSegmenter
     from ovrs.model.clip.encoder import Encoder
     from ovrs.model.clip.memory import suited
-    from ovrs.model.clip.segmenter import ClipSegmenter, NormSegmenter, Settings, TmpaSegmenter
+    from ovrs.model.clip.segmenter import ClipSegmenter
     from ovrs.model.clip.text import TextBank
     from ovrs.model.clip.upsample import Bilinear
 
@@ -87,18 +91,17 @@ def segmenter_of(model: SimpleNamespace, views, method: str, classes: int, tiles
     count = tiles or suited(model, views, learns=learns, queries=queries)
     encoder = Encoder(model, "naclip" if learns else "segearth", None, views, tiles_at_once=count)
     geometry = views.geometry
-    weight = 0.0 if learns else -0.3
-    settings = Settings(weight, 50.0, 1.0, geometry.crop - geometry.stride)
-    frozen = ClipSegmenter(encoder, Bilinear(), bank, settings, geometry, {})
+    told = {"logit_scale": 50.0, "cls_weight": 0.0 if learns else -0.3}
+    frozen = ClipSegmenter(encoder, Bilinear(), bank, Clip(method="none", **told), geometry, {})
     if method == "tmpa":
-        return TmpaSegmenter(frozen, tmpa.TmpaSettings(scale=50.0, cls_weight=weight))
+        return TmpaSegmenter(frozen, Tmpa(adaptation="tile", bias="learned", **told))
     if method == "tmpa per scene":
-        return SceneTmpaSegmenter(frozen, SceneSettings(scale=50.0))
+        return SceneTmpaSegmenter(frozen, Tmpa(**told))
     if learns:
-        own = mlmp.MlmpSettings(joint=True, scale=50.0, steps=10)
+        own = Mlmp(steps=10, **told)
         prompts, visual = bank.vectors[None].repeat(7, 1, 1), model.clip.visual
         return NormSegmenter(
-            frozen, own, lambda images, sets: mlmp.adapt(visual, images, prompts, bank.vectors, own, sets)
+            frozen, own, lambda images, sets: mlmp.adapt(visual, images, prompts, bank.vectors, own, sets=sets)
         )
     return frozen
 
@@ -217,6 +220,7 @@ def stages(segmenter, seconds: float) -> dict[str, float]:
     from ovrs.engine.arrays import as_numpy
     from ovrs.engine.decide import decided
     from ovrs.model.adapt import tmpa
+    from ovrs.model.adapt.tmpa_segmenters import TmpaSegmenter
     from ovrs.scene.grid import Window
 
     frozen = getattr(segmenter, "frozen", segmenter)
@@ -239,7 +243,7 @@ def stages(segmenter, seconds: float) -> dict[str, float]:
         "decide": (lambda: decided(scores[0].scores, SimpleNamespace(background=None, threshold=0.0)), 1),
         "download": (lambda: as_numpy(labels), 1),
     }
-    if isinstance(getattr(segmenter, "settings", None), tmpa.TmpaSettings):
+    if isinstance(segmenter, TmpaSegmenter):
         work["adapt"] = (lambda: tmpa.calibrate_tiles(features, frozen.bank, segmenter.settings), count)
     new = g.pitch**2 / 1e6
     return {name: tiles * new / loop(call, device, seconds) for name, (call, tiles) in work.items()}

@@ -29,9 +29,9 @@ from ovrs.model.clip.build import build_clip_segmenter
 from ovrs.options import MethodOptions, ModelOptions
 
 if TYPE_CHECKING:
-    from ovrs.model.adapt.scene_segmenter import SceneTmpaSegmenter
+    from ovrs.model.adapt.tmpa_segmenters import SceneTmpaSegmenter, TmpaSegmenter
     from ovrs.model.clip.features import TileFeatures
-    from ovrs.model.clip.segmenter import ClipSegmenter, TmpaSegmenter
+    from ovrs.model.clip.segmenter import ClipSegmenter
 
 ROWS = ("names", "TMPA per image", "scene rule per image", "scene rule")
 
@@ -71,7 +71,7 @@ def matrices(given: LabelledSet, data: Path, common: dict[str, Any]) -> dict[str
         pool = torch.cat([f.patches[f.patch_valid].float() for f in part])
         crops = sum(f.shape[0] * f.shape[1] for f in part) / frozen.geometry.crop**2
         found = calibrate_scene(pool, frozen.bank, scene.settings, crops=crops, per_crop=images[0][0].patches.shape[1])
-        return frozen.with_text(found.text, frozen.bank.vectors, found.offsets, {})
+        return frozen.with_text(found.text, frozen.bank.vectors, found.offsets)
 
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ROWS}
     whole = learned([features for features, _ in images])

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,12 +49,16 @@ def to_pixels(scores: torch.Tensor) -> torch.Tensor:
 
 
 def ours(method: str, steps: int, device: str) -> float:
+    from ovrs.methods.norms import Clipartt, Mlmp, Watt
+    from ovrs.methods.tmpa import Tmpa
+    from ovrs.methods.tpt import Tpt
     from ovrs.model.adapt import mlmp, pseudo, tmpa, tpt
     from ovrs.model.clip.dense import dense_tokens
     from ovrs.model.clip.jbu import Jbu
     from ovrs.model.clip.text import TextBank, encode_sentences
     from ovrs.model.clip.upsample import JointBilateral
 
+    paper: dict[str, Any] = {"dense": "naclip", "logit_scale": 100.0}
     clip, images, text = model()
     clip.requires_grad_(False)
     clip, images, text = clip.to(device), images.to(device), text.to(device)
@@ -63,15 +68,15 @@ def ours(method: str, steps: int, device: str) -> float:
     if method in ("tent", "mlmp"):
         layers = {"layers": 1, "image_weight": 0.0} if method == "tent" else {}
         prompts = stack[:1] if method == "tent" else stack
-        found = mlmp.adapt(visual, images, prompts, text, mlmp.MlmpSettings(steps=steps, joint=True, **layers))
+        found = mlmp.adapt(visual, images, prompts, text, Mlmp(**paper, steps=steps, **layers), sets=1)
         to_pixels(found.patches @ text.T)
     elif method == "clipartt":
         encode = lambda s: encode_sentences(clip, tokenizer(), s)  # noqa: E731
-        settings = pseudo.PseudoSettings(steps=steps, joint=True)
-        to_pixels(pseudo.clipartt(visual, images, text, NAMES, encode, settings).patches @ text.T)
+        settings = Clipartt(**paper, steps=steps)
+        to_pixels(pseudo.clipartt(visual, images, text, NAMES, encode, settings, sets=1).patches @ text.T)
     elif method == "watt":
-        settings = pseudo.PseudoSettings(rounds=1, joint=True)
-        to_pixels(pseudo.watt(visual, images, stack, settings).patches @ text.T)
+        settings = Watt(**paper, lr=1e-3, rounds=1)
+        to_pixels(pseudo.watt(visual, images, stack, settings, sets=1).patches @ text.T)
     else:
         with torch.no_grad():
             tokens = dense_tokens(visual, images, "segearth")
@@ -79,9 +84,9 @@ def ours(method: str, steps: int, device: str) -> float:
         features = inputs.features(tokens.patches, tokens.cls, tokens.grid)
         if method == "tpt":
             learner = tpt.PromptLearner(clip, tokenizer(), NAMES)
-            text = tpt.tune(learner, [features.patches.flatten(0, 1)], tpt.TptSettings(steps=steps)).text[0]
+            text = tpt.tune(learner, [features.patches.flatten(0, 1)], Tpt(logit_scale=100.0, steps=steps)).text[0]
         if method == "tmpa":
-            text = tmpa.calibrate(features, bank, tmpa.TmpaSettings(scale=50, cls_weight=-0.3)).text
+            text = tmpa.calibrate(features, bank, Tmpa(logit_scale=50, cls_weight=-0.3)).text
         with torch.no_grad():
             if method == "jbu_one":
                 JointBilateral(Jbu("jbu_one", 512).to(device))(features, text, text, -0.3)

@@ -228,7 +228,7 @@ def outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno is not None:
         return StoreError.exit_code, told(error)
     if isinstance(error, MemoryError):
-        advice = "give fewer --workers or a smaller --block, then the same command again; what is done is kept"
+        advice = "give fewer --workers or a smaller --set run.block_pitches=…, then the same command again; what is done is kept"
         return OutputError.exit_code, f"out of memory; {advice}"
     if type(error).__module__.partition(".")[0] in _READERS:
         return SceneReadError.exit_code, f"{type(error).__name__}: {told(error)}"

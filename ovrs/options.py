@@ -1,49 +1,34 @@
-"""What a run can be told. One frozen object per stage; unknown keys are refused."""
+"""What a run can be told: one frozen object for scene, model, method and run each. Unknown keys are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ovrs.errors import OptionError
 from ovrs.foreign import is_file, read_object
-from ovrs.yamlfile import STRICT, numbers_are_numbers
+from ovrs.methods import preset, recommended, registry, told
+from ovrs.methods.base import AbsolutePath, Fields
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
+
+    from ovrs.methods.base import Method, Settings
+    from ovrs.words.vocabulary import Vocabulary
 
 SAM3_NAMES = ("sam3", "facebook/sam3", "sam3-tiny")
 
 
-class _Options(BaseModel):
-    model_config = STRICT
-
-    APART: ClassVar[Mapping[str, str]] = {}
-    """Fields that do not enter a run's digest as they are given, each with the reason. All other fields enter."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _numbers(cls, data: object) -> object:
-        return numbers_are_numbers(cls, data)
-
-    def decisive(self) -> dict[str, Any]:
-        """The fields that enter a run's digest, as plain data: another value is another run."""
-        return self.model_dump(mode="json", exclude=set(self.APART))
-
-
-def _absolute(value: Path | None, info: ValidationInfo) -> Path | None:
-    """A path from the working directory, or from the folder `base` of the validation's context (a catalog's)."""
-    base = (info.context or {}).get("base")
-    return None if value is None else (value if base is None else base / value).absolute()
-
-
-AbsolutePath = Annotated[Path | None, AfterValidator(_absolute)]
-
-
-class SceneOptions(_Options):
+class SceneOptions(Fields):
     """How the raster is read."""
 
-    APART = {
+    APART: ClassVar[Mapping[str, str]] = {
         "bands": "the bands that were chosen enter with the radiometry",
         "stretch": "the limits that it gives enter with the radiometry",
         "nodata": "the value in force enters with the radiometry",
@@ -70,10 +55,10 @@ class SceneOptions(_Options):
     """Map a raster without CRS or transform on its pixel grid."""
 
 
-class ModelOptions(_Options):
+class ModelOptions(Fields):
     """Which network gives the features."""
 
-    APART = {
+    APART: ClassVar[Mapping[str, str]] = {
         "model": "name, weights, architecture and recommendations of the loaded network enter: a folder may be moved",
         "pretrained": "as for model",
         "device": "the kind of device enters; which of several alike changes nothing",
@@ -150,171 +135,41 @@ class ModelOptions(_Options):
         return "sam3" if kind.startswith("sam3") else "clip"
 
 
-class Sam3Options(_Options):
-    """SAM 3's methods (`docs/sam3.md`); on the command line `--set sam3.NAME=VALUE`."""
+class MethodOptions(BaseModel):
+    """What a run is told about its method: the name, and options of it. What is not told is settled by `resolved`."""
 
-    APART = {
-        "probe": "the weight that the verdict allows enters, with its reason",
-        "alignment": "the arrays of the file enter",
-        "prior_model": "the description of the loaded CLIP enters",
-        "prior_pretrained": "as for prior_model",
-    }
-
-    structure_head: Literal["both", "semantic", "instance"] = "both"
-    """CoCo-SAM3: which masks are evidence."""
-    structure_prompts: Literal["name", "all"] | None = None
-    """Whether the detector is asked for synonyms too. Default: `segearth_ov3` all, others name."""
-    score_floor: float = Field(default=0.3, ge=0, le=1)
-    """CoCo-SAM3: instances with a lower object score do not count."""
-    confidence: float = Field(default=0.3, ge=0, le=1)
-    """SegEarth-OV3: the same, for object score times presence."""
-    presence_weight: float = Field(default=1.0, ge=0)
-    """CoCo-SAM3: weight of the presence logit."""
-    presence_rescue: bool = False
-    """CoCo-SAM3: on a tile where no class is present, judge background by the masks alone."""
-    presence_floor: float | None = None
-    """Phrases whose presence logit lies below it are not given masks (saves the mask decoder). Default: all are."""
-    prior_space: Literal["none", "rs_clip", "sam3", "sam3_neck", "prototype", "aligned"] = "rs_clip"
-    """Where pixels are compared with phrases."""
-    prior_preset: Literal["stabilised", "literal"] = "stabilised"
-    """Spaces inside SAM 3: with layer norm and centring, or the bare product."""
-    prior_layer: int | None = Field(default=None, ge=0)
-    """Block of the vision tower (from 0). Default: the last global layer but one (23)."""
-    prior_weight: float = Field(default=1.0, ge=0)
-    """λ. Used only when the space passed the probe."""
-    prior_tau: float = Field(default=0.1, gt=0)
-    """Temperature of the cosines."""
-    prior_model: str = "bundled"
-    """`rs_clip`: any CLIP that --model takes."""
-    prior_pretrained: str | None = None
-    require_probe: bool = True
-    """Keep λ at 0 until a verdict accepts the space; false is for ablations."""
-    probe: AbsolutePath = None
-    """Verdict written by `ovrs sam3 probe`."""
-    alignment: AbsolutePath = None
-    """`aligned`: map written by `ovrs sam3 align`."""
-    synonyms: int = Field(default=3, ge=0)
-    """At most so many synonyms of a class; 0 is the paper's SEC row."""
-    background: Literal["threshold", "prompt"] | None = None
-    """Whether the background class is only what stays below the threshold, or asked for too. Default: `segearth_ov3`
-    prompt, others threshold."""
-    prompt_chunk: int | None = Field(default=None, ge=1)
-    """Phrases grounded at a time. Default: 2 on a CPU, 4 on a GPU (halved when its memory is short)."""
-
-
-class MethodOptions(_Options):
-    """How features and text become scores. Defaults marked *model* come from the model's own metadata.
-
-    Options that a method does not use are refused by `ovrs.model.clip.build`, so that none is silently ignored.
-    """
-
-    APART = {
-        "threshold": "the rule of decision enters",
-        "proxy_weights": "the weights in the file enter",
-        "upsampler_weights": "the weights in the file enter",
-        "sam3": "enters by itself where SAM 3 is used; the methods of CLIP refuse it",
-    }
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     method: str = "tmpa"
-    """One of `ovrs methods`."""
-    adaptation: Literal["tile", "scene"] | None = None
-    """TMPA: calibrate the text for each tile, as in the paper, or once for the scene from a sample of its tiles. Default: scene
-    for `tmpa`, tile for the others."""
-    scene_tiles: int = Field(default=32, ge=1, le=4096)
-    """TMPA with `adaptation` scene: tiles in that sample."""
-    bias: Literal["entropy", "learned"] | None = None
-    """TMPA: how far the text moves. `entropy`: by how unsure the text is of the scene, nothing is learned; `learned`: the
-    paper's α, by descent. Default: entropy for `adaptation` scene, learned for tile and where options of the descent are given."""
-    dense: str | None = None
-    """Variant of the last block. Default: *model* (`segearth`)."""
-    proxy_model: str = "vit_base_patch8_224.dino"
-    """`proxyclip` and `cass`: a timm ViT."""
-    proxy_weights: AbsolutePath = None
-    """`proxyclip` and `cass`: a local checkpoint of it; without one, timm fetches the published weights."""
-    upsampler: str | None = None
-    """`bilinear`, `jbu_one` or `jbu_stack`. Default: *model* (bilinear)."""
-    upsampler_rank: int = Field(default=64, ge=0)
-    """Joint bilateral upsamplers: dimensions in which the lengths of pixel features are measured; 0 takes all (exact)."""
-    upsampler_weights: AbsolutePath = None
-    """Weights of a joint bilateral upsampler. Default: *model*."""
-    cls_weight: float | None = Field(default=None, ge=-2, le=2)
-    """SegEarth-OV's λ: weight of the global token's logits. Default: *model*; CASS 0.43, the LayerNorm methods 0."""
-    logit_scale: float | None = Field(default=None, gt=0)
-    """Inverse temperature s. Default: *model*."""
-    threshold: float | None = Field(default=None, ge=0, le=1)
-    """Probability below which a pixel becomes background. Default: the vocabulary's rule."""
-    aggregate: Literal["max", "mean", "mixed"] | None = None
-    """How the queries of a class are joined. Default: *model* (max)."""
-    aggregate_weight: float = Field(default=0.8, ge=0, le=1)
-    """`aggregate` mixed: share of the maximum, the rest is the mean."""
-    balance: bool = False
-    """Take the logarithm of a class's number of queries off its logits."""
-    prompts: Literal["all", "names", "synonyms"] | None = None
-    """What of the vocabulary is asked for: names, names and synonyms, or all with the descriptions. Default: *model* (all; the
-    bundled model asks for names)."""
-    bare: bool | None = None
-    """Ask for the bare words, without CLIP's 80 templates (not for methods with templates of their own). Default: *model* (no)."""
-    split_names: bool | None = None
-    """Ask for a class name that lists things, "trees, grass and crops", also thing by thing. Default: *model* (no)."""
-    prefix: bool | None = None
-    """Put the class's name before each of its descriptions, as TMPA's prompt files do. Default: *model* (yes)."""
-    pamr: int = Field(default=0, ge=0, le=100)
-    """Steps of pixel-adaptive refinement of each tile's scores; NACLIP and CASS use 10."""
-    area_threshold: float = Field(default=0.0, ge=0, le=1)
-    """Share of a tile's foreground below which a class is dropped from it (SCLIP)."""
-    crop_blend: Literal["taper", "mean"] = "taper"
-    """How overlapping crops are averaged: by a weight that falls towards a crop's border, or all alike as in the papers
-    (crops then show as boxes; `tmpa_compat` always does this)."""
-    steps: int | None = Field(default=None, ge=0, le=1000)
-    """Optimisation steps per tile. Default: the method's own (TMPA 3, others 10); TMPA's 0 keeps the initial visual bias."""
-    alpha_init: float | None = Field(default=None, ge=0, le=1)
-    """TMPA: visual bias to start from. Default: *model* (0.02; `tmpa_compat` always 0.02)."""
-    alpha_max: float = Field(default=0.5, gt=0, le=1)
-    absent: Literal["text", "mean"] | None = None
-    """TMPA: what classes without prototype move toward. Default: *model* (text, the paper's)."""
-    keep_shares: float | None = Field(default=None, ge=0)
-    """TMPA: weight of keeping the tile's class shares. Default: *model* (0, the paper's loss)."""
-    lr: float | None = Field(default=None, gt=0)
-    """Learning rate of α, of the LayerNorms, or of the context. Default: the method's own (TMPA *model*, else 0.01;
-    WATT 0.0001, others 0.001)."""
-    lr_shift: float = Field(default=1e-4, gt=0)
-    """Learning rate of δ (`tmpa_shift`, and both parameters of `tmpa_compat`)."""
-    anchors: int | None = Field(default=None, ge=1)
-    """Prototype patches per class and 14 × 14 window. Default: 3."""
-    layers: int | None = Field(default=None, ge=1)
-    """MLMP: number of deepest blocks that are fused. Default: three quarters of them."""
-    image_weight: float | None = Field(default=None, ge=0)
-    """MLMP: weight of the image-level entropy. Default: 1."""
-    beta: float | None = Field(default=None, ge=0)
-    """MLMP: sharpness of the uncertainty weights; 0 weighs all layers alike. Default: 1."""
-    templates: Literal["separate", "mean", "weights", "single"] | None = None
-    """MLMP: the entropy of each of the seven prompts, or of their mean vector; `weights` adapts to each prompt alone and
-    averages the LayerNorm parameters; `single` takes "a photo of a {}" alone. Default: separate."""
-    top: int | None = Field(default=None, ge=1)
-    """CLIPArTT: classes joined in a prompt. Default: 3."""
-    inner_steps: int | None = Field(default=None, ge=1)
-    """WATT: steps per template. Default: 2."""
-    rounds: int | None = Field(default=None, ge=1)
-    """WATT: rounds over all templates. Default: 5."""
-    mode: Literal["sequential", "parallel"] | None = None
-    """WATT: whether a template starts from its predecessor or from the last mean. Default: sequential."""
-    cluster_height: float | None = Field(default=None, gt=0)
-    """CASS: where the tree of class names is cut. Default: 0.06."""
-    amount: float | None = Field(default=None, ge=0, le=1)
-    """CASS: how far a class moves toward the image. Default: 0.03."""
-    sam3: Sam3Options = Sam3Options()
-    """SAM 3's methods only."""
+    """One of `ovrs methods`. Default: `tmpa`, or `coco_sam3` for a model of SAM 3."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _checked(cls, data: object, info: ValidationInfo) -> object:
+        """Refuse what the named method does not read, or what no method reads; give values their types."""
+        if isinstance(data, MethodOptions):
+            data = data.model_dump(exclude_unset=True)
+        if not isinstance(data, Mapping):
+            return data
+        try:
+            return told.checked(data, info.context)
+        except OptionError as error:
+            raise ValueError(str(error)) from error
 
     @property
-    def scene_level(self) -> bool:
-        """Whether something is learned from the scene as a whole before the first tile."""
-        return (self.adaptation or ("scene" if self.method == "tmpa" else "tile")) == "scene"
+    def told(self) -> dict[str, Any]:
+        """The options that were told, beside the method's name."""
+        return dict(self.model_extra or {})
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return told.schema(cls.__doc__ or "")
 
 
-class RunOptions(_Options):
+class RunOptions(Fields):
     """Where and how the work runs. Nothing here changes a pixel except `block_pitches` through floating-point order."""
 
-    APART = {
+    APART: ClassVar[Mapping[str, str]] = {
         "executor": "every executor computes the same blocks",
         "workers": "as for executor",
         "scheduler": "as for executor",
@@ -324,16 +179,27 @@ class RunOptions(_Options):
         "allow_holes": "failed blocks are no data and stand in the map's record",
     }
 
+    @model_validator(mode="before")
+    @classmethod
+    def _scheduler(cls, data: object) -> object:
+        """A scheduler asks for Dask."""
+        if isinstance(data, dict) and data.get("scheduler") and data.get("executor") is None:
+            return {**data, "executor": "dask"}
+        return data
+
     block_pitches: int = Field(default=8, ge=1, le=64)
     """Side of a block in tile pitches."""
     zarr_format: Literal[2, 3] = 3
+    """Of the store: 3, or 2 for a GIS with GDAL before 3.11."""
     store_scores: bool = False
     """Also keep every class's score, quantised to uint8."""
     executor: Literal["serial", "threads", "dask"] = "serial"
+    """Where blocks are computed: one after the other, in threads, or by Dask workers. Default: serial; dask with a scheduler."""
     workers: int = Field(default=2, ge=1, le=1024)
+    """Threads, or local Dask workers."""
     scheduler: str | None = None
     """Address of a standing Dask scheduler, `tcp://host:8786`."""
-    resources: dict[str, float] = {}
+    resources: dict[str, float] = Field(default_factory=dict)
     """Dask resources that each piece of work takes, `{"GPU": 1}`; workers are started with `--resources GPU=1`."""
     batch: int = Field(default=4, ge=1, le=1024)
     """Consecutive blocks given to a thread or Dask worker at a time: neighbours share tiles, and Dask workers read ahead."""
@@ -343,27 +209,109 @@ class RunOptions(_Options):
     """Finish although blocks failed; they are no data and the map says so."""
 
 
-class MapOptions(_Options):
+class MapOptions(Fields):
     """Everything a run is told, written into the store."""
 
     scene: SceneOptions = SceneOptions()
+    """How the raster is read."""
     model: ModelOptions = ModelOptions()
+    """Which network gives the features."""
     method: MethodOptions = Field(default=MethodOptions(), validate_default=True)
-    """Where its `method` is not given, the model's family decides: `tmpa` for CLIP, `coco_sam3` for SAM 3."""
+    """How features and text become scores. The model's family decides where no method is named: `tmpa` for CLIP,
+    `coco_sam3` for SAM 3."""
     run: RunOptions = RunOptions()
+    """Where and how the work runs."""
 
     @field_validator("method")
     @classmethod
     def _of_the_family(cls, value: MethodOptions, info: ValidationInfo) -> MethodOptions:
         model = info.data.get("model")  # absent if it is invalid itself
-        if model is None or "method" in value.model_fields_set or model.family != "sam3":
+        if model is None or "method" in value.model_fields_set:
             return value
-        return value.model_copy(update={"method": "coco_sam3"})
+        name = "coco_sam3" if model.family == "sam3" else value.method
+        checked = MethodOptions.model_validate({**value.told, "method": name}, context=info.context)
+        return value.model_copy(update={"method": checked.method, **checked.told})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One option, for help and documentation."""
+
+    kind: type[Fields]
+    """The class that has it."""
+    default: Any
+    help: str
+    methods: tuple[str, ...] = ()
+    """Methods that read it; empty for options of other sections."""
+
+    choices: tuple[str, ...] = ()
+    """The only values that it takes."""
 
     @property
-    def adapts_to_scene(self) -> bool:
-        """Whether a run learns from the scene as a whole; `trivial` has nothing to learn."""
-        return self.method.scene_level and self.model.family != "trivial"
+    def switch(self) -> bool:
+        """Whether it is true or false."""
+        return self.choices == ("true", "false")
+
+
+def listing() -> dict[str, Listed]:
+    """Every option by `SECTION.KEY`; an option of several methods is told as the first of them tells it."""
+    found: dict[str, Listed] = {}
+    kinds: dict[str, type[Fields]] = {"scene": SceneOptions, "model": ModelOptions, "run": RunOptions}
+    for section, kind in kinds.items():
+        found |= {f"{section}.{name}": _listed(kind, name) for name in kind.model_fields}
+    found["method.method"] = _listed(registry.METHODS["tmpa"].settings, "method", help=_METHOD_HELP, choices=())
+    for method in registry.METHODS.values():
+        for name in method.settings.model_fields:
+            readers = tuple(registry.readers(name))
+            found.setdefault(f"method.{name}", _listed(method.settings, name, methods=readers))
+    return found
+
+
+_METHOD_HELP = "One of `ovrs methods`. Default: `tmpa`, or `coco_sam3` for a model of SAM 3."
+
+
+def _listed(kind: type[Fields], name: str, **more: Any) -> Listed:
+    field = kind.model_fields[name]
+    told = {
+        "help": " ".join((field.description or "").split()),
+        "choices": preset.choices(field.annotation),
+        "default": field.get_default(call_default_factory=True),
+    }
+    return Listed(kind=kind, **{**told, **more})
+
+
+def parse(pairs: Sequence[str], flags: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Sections for `build`, of `SECTION.KEY=VALUE` pairs; a key without section, or of `sam3`, is the method's.
+
+    Args:
+        pairs: Each with a value in YAML; several numbers may be separated by commas.
+        flags: `SECTION.KEY` to text that is taken as it is.
+
+    Raises:
+        OptionError: No equals sign, a key that is none or that is said twice, or a value that does not fit it.
+    """
+    known = listing()
+    found: dict[str, dict[str, Any]] = {"scene": {}, "model": {}, "method": {}, "run": {}}
+    own = []
+    for key, text in (flags or {}).items():
+        section, _, name = key.partition(".")
+        found[section][name] = preset.listed(known[key].kind, name, text, f"--{name.replace('_', '-')}")
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        section, dot, name = key.partition(".")
+        if not dot or section not in found or section == "method":
+            own.append(pair)
+            continue
+        if key not in known:
+            listed = ", ".join(k for k in known if k.startswith(f"{section}."))
+            raise OptionError(f"--set {key}: no such option; choose one of {listed}")
+        if name in found[section]:
+            raise OptionError(f"{key} is given twice")
+        found[section][name] = preset.read_value(known[key].kind, name, text, f"--set {key}")
+    settings = preset.parse_settings(own)
+    if twice := sorted(settings.keys() & found["method"].keys()):
+        raise OptionError(f"method.{twice[0]} is given twice")
+    return {**found, "method": {**found["method"], **settings}}
 
 
 def build(**sections: Mapping[str, object]) -> MapOptions:
@@ -377,18 +325,38 @@ def build(**sections: Mapping[str, object]) -> MapOptions:
             {k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()}
         )
     except ValidationError as error:
-        raise OptionError(
-            "; ".join(_told(fault["loc"], fault["msg"], fault["input"]) for fault in error.errors())
-        ) from error
+        raise OptionError(registry.faults(error)) from error
 
 
-def merged(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
-    """`first` with what `then` says; the section `sam3` is joined key by key."""
-    nested = {**first.get("sam3", {}), **then.get("sam3", {})}
-    return {**first, **then, **({"sam3": nested} if nested else {})}
+def resolved(model: ModelOptions, method: MethodOptions, words: Vocabulary) -> Settings:
+    """The settings of a run's method, complete. Reads the model's `ovrs.json`; loads no weights.
+
+    Raises:
+        OptionError: See `ovrs.methods.registry.resolve`, and a method of another kind of network, or too few classes.
+        WeightsError: The model's recommendations are damaged.
+    """
+    found = registry.method(method.method)
+    _require_family(found, model)
+    rule = {} if words.background is None else {"threshold": words.background.threshold}
+    own = recommended.of_model(model.model).of(found.name) if model.family == found.family == "clip" else {}
+    imposed(model, found.name)
+    return registry.resolve(found.name, rule, method.told, recommended=own)
 
 
-def _told(place: tuple[int | str, ...], what: str, given: object) -> str:
-    """One fault in words; a section of options is no value that anybody typed."""
-    got = "" if isinstance(given, BaseModel) else f" (got {given!r})"
-    return f"{'.'.join(map(str, place))}: {what}{got}"
+def imposed(model: ModelOptions, method: str) -> ModelOptions:
+    """`model` with what a method imposes on it.
+
+    Raises:
+        OptionError: The user asked for something else.
+    """
+    return model.model_copy(update=registry.require_free(method, dict(model)))
+
+
+def _require_family(found: Method, model: ModelOptions) -> None:
+    if model.family == "trivial" or model.family == found.family:
+        return
+    if found.family == "sam3":
+        raise OptionError(f"method {found.name} needs SAM 3: add --model sam3 (or a directory with its weights)")
+    raise OptionError(
+        f"method {found.name!r} is for CLIP models; with SAM 3 choose one of {', '.join(registry.of_family('sam3'))}"
+    )

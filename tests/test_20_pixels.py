@@ -306,8 +306,8 @@ def test_a_number_that_looks_like_no_data_is_told(write_raster, caplog, dtype, v
     said = caplog.text
     share = 100 * HOLE.mean()
     assert f"{share:.1f} % of the pixels" in said
-    assert "--nodata" in said
-    given = said.split("--nodata ")[1].split(":")[0]
+    assert "scene.nodata" in said
+    given = said.split("scene.nodata=")[1].split(":")[0]
     caplog.clear()
     np.testing.assert_array_equal(every_way(path, nodata=float(given)).valid, ~HOLE)
     assert not caplog.records

@@ -183,7 +183,7 @@ def test_missing_georeference_is_refused_with_the_way_out(tmp_path, recwarn):
         warnings.simplefilter("ignore")
         with rasterio.open(path, "w", driver="PNG", height=20, width=30, count=3, dtype="uint8") as target:
             target.write(smooth(20, 30))
-    with pytest.raises(SceneReadError, match="--allow-ungeoreferenced"):
+    with pytest.raises(SceneReadError, match=r"scene\.allow_ungeoreferenced=true"):
         open_scene(path, SceneOptions())
     scene = open_scene(path, SceneOptions(allow_ungeoreferenced=True))
     assert scene.geobox.crs is None

@@ -430,7 +430,7 @@ def test_weights_too_large_for_an_arithmetic_are_refused_in_it(place, dtype):
     if dtype == "bfloat16":
         assert load(options).mean
         return
-    with pytest.raises(WeightsError, match="not finite in float16; use --dtype float32 or bfloat16"):
+    with pytest.raises(WeightsError, match=r"not finite in float16; use --set model\.dtype=float32 or bfloat16"):
         load(options)
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import DATA
 
 from ovrs.engine.tiling import crop_starts
+from ovrs.methods.tmpa import TmpaCompat
 from ovrs.model.adapt import tmpa_compat
 from ovrs.model.clip.dense import dense_tokens
 from ovrs.model.clip.features import accumulate
@@ -168,17 +169,16 @@ def test_segearth_segmentor(golden, tiny_clip, bank, kind, tag):
 @pytest.mark.parametrize("run", ["tmpa_alpha", "tmpa_shift"])
 def test_tmpa_compat(golden, tiny_clip, bank, run):
     weight, scale, threshold, background, by_max, lr, alpha_only, _ = golden[f"{run}_params"]
-    settings = tmpa_compat.CompatSettings(
-        scale=float(scale),
+    settings = TmpaCompat(
+        logit_scale=float(scale),
         cls_weight=float(weight),
         threshold=float(threshold),
-        background=int(background),
-        max_share=float(by_max),
-        lr=float(lr),
-        alpha_only=bool(alpha_only),
+        aggregate="max" if by_max else "mean",
+        lr_shift=float(lr),
     )
+    background = int(background)
     features = tile_features(tiny_clip, golden["tmpa_image"][0], 224, 112)
-    prototypes, anchors = tmpa_compat.window_prototypes(features, bank.vectors, bank, settings)
+    prototypes, anchors = tmpa_compat.window_prototypes(features, bank.vectors, bank, settings, background)
     np.testing.assert_array_equal(np.sort(anchors[0].numpy()), np.sort(golden[f"{run}_anchors_first_window"]))
     np.testing.assert_allclose(
         prototypes[0][bank.class_of].numpy(), golden[f"{run}_prototypes_first_window"], atol=1e-4
@@ -186,14 +186,14 @@ def test_tmpa_compat(golden, tiny_clip, bank, run):
     shape = tuple(int(v) for v in golden[f"{run}_ori_shape"])
     with torch.no_grad():
         before = tmpa_compat.forward(
-            features, bank, torch.full((8, 1), 0.02), torch.zeros(8, 32), settings, Bilinear(), shape
+            features, bank, torch.full((8, 1), 0.02), torch.zeros(8, 32), settings, Bilinear(), background, shape
         )
     np.testing.assert_allclose(before[:, ::5, ::5].numpy(), golden[f"{run}_probs_before"], atol=1e-3)
-    result = tmpa_compat.adapt(features, bank, settings, Bilinear(), shape)
+    result = tmpa_compat.adapt(features, bank, settings, Bilinear(), background, shape, alpha_only=bool(alpha_only))
     np.testing.assert_allclose(result.losses, golden[f"{run}_losses"], atol=1e-4)
     np.testing.assert_allclose(result.scores[:, ::5, ::5].numpy(), golden[f"{run}_probs_after"], atol=1e-3)
     np.testing.assert_allclose(result.shift.numpy(), golden[f"{run}_shift_after"], atol=1e-4)
-    all_prototypes, _ = tmpa_compat.window_prototypes(features, bank.vectors, bank, settings)
+    all_prototypes, _ = tmpa_compat.window_prototypes(features, bank.vectors, bank, settings, background)
     moved = (all_prototypes.abs().sum(-1) > 0).any(0)[bank.class_of].numpy()
     assert moved.any()
     np.testing.assert_allclose(result.alpha.numpy()[moved], golden[f"{run}_alpha_after"][moved], atol=1e-4)

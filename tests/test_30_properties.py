@@ -15,11 +15,15 @@ from ovrs import options
 from ovrs.cli.app import app
 from ovrs.errors import OptionError
 from ovrs.methods import preset
-from ovrs.methods.registry import DENSE, METHOD_NAMES, SAM3_METHOD_NAMES
+from ovrs.methods.clip import DENSE_VARIANTS
+from ovrs.methods.norms import Mlmp
+from ovrs.methods.recommended import Recommendations
+from ovrs.methods.registry import DENSE, METHOD_NAMES, SAM3_METHOD_NAMES, resolve
+from ovrs.methods.tmpa import Tmpa
 from ovrs.model.adapt import mlmp
-from ovrs.model.adapt.tmpa import Stack, TmpaSettings, calibrate, find_prototypes
+from ovrs.model.adapt.tmpa import Stack, calibrate, find_prototypes
 from ovrs.model.clip import dense
-from ovrs.model.clip.dense import DENSE_VARIANTS, encode_prelude, last_block
+from ovrs.model.clip.dense import encode_prelude, last_block
 from ovrs.model.clip.head import class_scores, join_queries
 from ovrs.model.clip.text import TextBank, clean, listed, queries_of
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
@@ -90,15 +94,15 @@ def test_queries_of_a_vocabulary():
 def test_classes_without_prototype_may_move_toward_the_mean_patch(golden, tiny_clip):
     features = tile_features(tiny_clip, golden["img150x130"][0], 96, 48)
     bank = TextBank(torch.from_numpy(golden["queries_avg80"]), torch.tensor(golden["query_idx"]), 5)
-    plain = TmpaSettings(scale=40.0, cls_weight=-0.3)
-    fair = TmpaSettings(scale=40.0, cls_weight=-0.3, absent="mean")
+    plain = Tmpa(logit_scale=40.0, cls_weight=-0.3)
+    fair = Tmpa(logit_scale=40.0, cls_weight=-0.3, absent="mean")
     before, after = (find_prototypes(Stack.of([features]), bank, s) for s in (plain, fair))
     assert not before.found.all()
     assert after.found.all()
     mean = F.normalize(features.patches.flatten(0, 1).mean(0), dim=0)
     torch.testing.assert_close(after.vectors[~before.found], mean.expand(int((~before.found).sum()), -1))
     torch.testing.assert_close(after.vectors[before.found], before.vectors[before.found])
-    still = TmpaSettings(scale=40.0, cls_weight=-0.3, absent="mean", steps=0)
+    still = Tmpa(logit_scale=40.0, cls_weight=-0.3, absent="mean", steps=0)
     assert (calibrate(features, bank, still).alpha == 0.02).all()
 
 
@@ -113,7 +117,7 @@ def test_kept_shares_hold_the_classes_where_they_were(golden, tiny_clip):
 
     before, drift = shares(bank.vectors), []
     for weight in (0.0, 10.0):
-        given = TmpaSettings(scale=40.0, cls_weight=0.0, absent="mean", keep_shares=weight, steps=10)
+        given = Tmpa(logit_scale=40.0, cls_weight=0.0, absent="mean", keep_shares=weight, steps=10)
         found = calibrate(features, bank, given)
         assert found.events == ("adapted",)
         drift.append(float((before * (before / shares(found.text)).log()).sum()))
@@ -125,7 +129,7 @@ def test_batches_in_float32_give_the_same_labels(tiny_visual_p8, golden):
     torch.manual_seed(0)
     images = torch.from_numpy(golden["img80x112"]).repeat(4, 1, 1, 1) + 0.3 * torch.randn(4, 3, 80, 112)
     words = torch.from_numpy(golden["tent_naclip_text"]).float()
-    given = mlmp.MlmpSettings(steps=3, scale=100.0)
+    given = Mlmp(dense="naclip", steps=3, logit_scale=100.0)
 
     def probabilities(batch):
         return (100 * mlmp.adapt(tiny_visual_p8, batch, words[None], words, given).patches @ words.T).softmax(-1)
@@ -146,7 +150,7 @@ def test_every_preset_is_valid_and_names_its_source():
             assert "arXiv" in source
             continue
         assert chosen.method in METHOD_NAMES
-        assert chosen.dense in DENSE_VARIANTS
+        assert chosen.told["dense"] in DENSE_VARIANTS
         assert "@" in source
     assert preset.load("tmpa_released").tuned_on_labels
     assert preset.method_options("tmpa_released/vaihingen")["cls_weight"] == -0.48
@@ -246,13 +250,12 @@ def test_bare_words_leave_the_templates_out():
 
 
 def test_the_steps_recommended_for_tmpa_are_its_alone():
-    from types import SimpleNamespace
-
-    from ovrs.model.clip.build import with_model_defaults
-    from ovrs.options import MethodOptions
-
-    model = SimpleNamespace(defaults={"lr": 0.003})
+    """A flat list of recommendations speaks of TMPA where it names a learning rate; sections speak of any method."""
+    flat = Recommendations(defaults={"lr": 0.003})
     names = ("tmpa", "tmpa_shift", "tmpa_compat", "tent", "mlmp", "tpt", "clipartt", "watt")
-    rates = {n: with_model_defaults(MethodOptions(method=n), model).lr for n in names}
-    assert rates == {n: 0.003 if n in ("tmpa", "tmpa_shift") else None for n in names}
-    assert with_model_defaults(MethodOptions(method="tmpa", lr=0.1), model).lr == 0.1
+    assert {n for n in names if "lr" in flat.of(n)} == {"tmpa", "tmpa_shift"}
+    assert resolve("tmpa", recommended=flat.of("tmpa")).lr == 0.003
+    assert resolve("tmpa", {"lr": 0.1}, recommended=flat.of("tmpa")).lr == 0.1
+    own = Recommendations(text={"bare": True}, head={"logit_scale": 7}, methods={"tent": {"lr": 0.5}})
+    assert own.of("tent") == {"bare": True, "logit_scale": 7, "lr": 0.5}
+    assert own.of("mlmp") == {"bare": True, "logit_scale": 7}

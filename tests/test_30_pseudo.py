@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from ovrs.errors import OptionError
+from ovrs.methods.norms import Clipartt, ClipArttCompat, Watt, WattCompat
+from ovrs.methods.tpt import Tpt
 from ovrs.model.adapt import tpt
 from ovrs.model.adapt.mlmp import MLMP_TEMPLATES
-from ovrs.model.adapt.pseudo import PseudoSettings, agreement, clipartt, released_choice, released_rows, watt
+from ovrs.model.adapt.pseudo import agreement, clipartt, released_choice, released_rows, watt
 from ovrs.model.adapt.tuning import forward, initial_norms, project
 from ovrs.model.clip.text import encode_sentences
 
@@ -41,13 +43,19 @@ def pixels(adapted, text, scale):
     return F.interpolate(logits, (64, 64), mode="bilinear")[..., ::4, ::4].detach().numpy()
 
 
-def run_clipartt(clip, images, reference, golden, encode, **settings):
-    return clipartt(clip.visual, images, reference, golden["classes"], encode, PseudoSettings(**settings))
+PUBLISHED = {"dense": "naclip", "logit_scale": 100.0}
+
+
+def run_clipartt(clip, images, reference, golden, encode, *, compat=False, sets=None, **told):
+    settings = (ClipArttCompat if compat else Clipartt)(**{**PUBLISHED, **told})
+    return clipartt(clip.visual, images, reference, golden["classes"], encode, settings, sets=sets)
 
 
 def test_clipartt_as_released(golden, tiny_clip_p8, reference, encode, scale):
     images = torch.from_numpy(golden["clipartt_image"])
-    found = run_clipartt(tiny_clip_p8, images, reference, golden, encode, scale=scale, steps=3, compat=True, joint=True)
+    found = run_clipartt(
+        tiny_clip_p8, images, reference, golden, encode, logit_scale=scale, steps=3, compat=True, sets=1
+    )
     np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["clipartt_losses"], atol=5e-4)
     np.testing.assert_allclose(pixels(found, reference, scale), golden["clipartt_logits"], atol=5e-4)
     np.testing.assert_allclose(found.norms.weights["ln_post"][0, 0], golden["clipartt_ln_post"], atol=1e-4)
@@ -55,8 +63,8 @@ def test_clipartt_as_released(golden, tiny_clip_p8, reference, encode, scale):
 
 def test_watt_as_released(golden, tiny_clip_p8, stack, scale):
     images = torch.from_numpy(golden["watt_image"])
-    settings = PseudoSettings(scale=scale, rounds=2, compat=True, joint=True)
-    found = watt(tiny_clip_p8.visual, images, stack, settings)
+    settings = WattCompat(**{**PUBLISHED, "logit_scale": scale}, rounds=2)
+    found = watt(tiny_clip_p8.visual, images, stack, settings, sets=1)
     np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["watt_losses"], atol=5e-4)
     text = F.normalize(stack.mean(0), dim=-1)
     np.testing.assert_allclose(pixels(found, text, scale), golden["watt_logits"], atol=5e-4)
@@ -77,7 +85,7 @@ def test_clipartt_as_released_with_two_images(golden, tiny_clip, two):
     """The released reshapes mix the two images; both share one set of parameters."""
     images, encode, scale = two
     reference = encode([f"a photo of a {n}" for n in golden["classes"]])
-    found = run_clipartt(tiny_clip, images, reference, golden, encode, scale=scale, steps=3, compat=True, joint=True)
+    found = run_clipartt(tiny_clip, images, reference, golden, encode, logit_scale=scale, steps=3, compat=True, sets=1)
     np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["clipartt_two_losses"], atol=5e-5)
     np.testing.assert_allclose(pixels(found, reference, scale), golden["clipartt_two_logits"], atol=5e-4)
     np.testing.assert_allclose(found.norms.weights["ln_post"][0, 0], golden["clipartt_two_ln_post"], atol=5e-5)
@@ -86,9 +94,8 @@ def test_clipartt_as_released_with_two_images(golden, tiny_clip, two):
 def test_watt_as_released_with_two_images(golden, tiny_clip, two):
     images, encode, scale = two
     stack = torch.stack([encode([t.format(n) for n in golden["classes"]]) for t in MLMP_TEMPLATES])
-    found = watt(
-        tiny_clip.visual, images, stack, PseudoSettings(scale=scale, rounds=2, lr=1e-3, compat=True, joint=True)
-    )
+    settings = WattCompat(**{**PUBLISHED, "logit_scale": scale}, rounds=2)
+    found = watt(tiny_clip.visual, images, stack, settings, sets=1)
     np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["watt_two_losses"], atol=5e-5)
     text = F.normalize(stack.mean(0), dim=-1)
     np.testing.assert_allclose(pixels(found, text, scale), golden["watt_two_logits"], atol=5e-4)
@@ -115,7 +122,7 @@ def test_tpt_as_released(golden, tiny_clip_p8, scale):
         layers = forward(tiny_clip_p8.visual, images, norms, "naclip", (3,)).layers
         patches = project(tiny_clip_p8.visual, layers[0], norms)[:, 1:]
     learner = tpt.PromptLearner(tiny_clip_p8, tokenize, golden["classes"])
-    found = tpt.tune(learner, [patches.flatten(0, 1)], tpt.TptSettings(scale=scale, steps=3, lr=5e-3))
+    found = tpt.tune(learner, [patches.flatten(0, 1)], Tpt(logit_scale=scale, steps=3, lr=5e-3))
     np.testing.assert_allclose(found.losses[:, 0], golden["tpt_losses"], atol=1e-4)
     np.testing.assert_allclose(found.context[0].numpy(), golden["tpt_context"], atol=1e-4)
     np.testing.assert_allclose(found.text[0].numpy(), golden["tpt_text"], atol=1e-4)
@@ -161,7 +168,7 @@ def test_a_batch_equals_single_images(golden, tiny_clip_p8, reference, stack, en
         if method == "clipartt":
             return run_clipartt(clip, batch, reference.double(), golden, singly, steps=3)
         mode = "parallel" if method.endswith("parallel") else "sequential"
-        return watt(clip.visual, batch, stack.double(), PseudoSettings(rounds=2, mode=mode))
+        return watt(clip.visual, batch, stack.double(), Watt(**PUBLISHED, lr=1e-3, rounds=2, mode=mode))
 
     both, single = run(images), [run(images[i : i + 1]) for i in range(2)]
     start = initial_norms(clip.visual, 1, dtype=torch.float64)
@@ -176,5 +183,7 @@ def test_a_batch_equals_single_images(golden, tiny_clip_p8, reference, stack, en
 
 def test_fewer_classes_than_joined_in_a_prompt(tiny_clip_p8, golden, reference, encode):
     images = torch.from_numpy(golden["clipartt_image"])
-    found = clipartt(tiny_clip_p8.visual, images, reference[:2], golden["classes"][:2], encode, PseudoSettings(steps=1))
+    found = clipartt(
+        tiny_clip_p8.visual, images, reference[:2], golden["classes"][:2], encode, Clipartt(**PUBLISHED, steps=1)
+    )
     assert torch.isfinite(found.patches).all()

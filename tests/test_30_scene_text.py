@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from ovrs import options, pipeline
-from ovrs.model.adapt.scene_text import SceneSettings, calibrate_scene
+from ovrs.methods.tmpa import Tmpa
+from ovrs.model.adapt.scene_text import calibrate_scene
 from ovrs.model.clip.encoder import TileMemory
 from ovrs.model.clip.text import TextBank
 from ovrs.run.adaptation import spread
 from ovrs.store.map import open_map
 from ovrs.words import vocabulary
 
-SETTINGS = SceneSettings(scale=30.0, max_share=0.0)
+SETTINGS = Tmpa(logit_scale=30.0, aggregate="mean")
 
 
 def world(shift=0.6, classes=4, each=400, seed=0):
@@ -48,7 +49,7 @@ def test_a_scene_mends_words_that_miss_its_patches(seed):
 def test_bias_follows_entropy_and_the_ground_that_the_sample_shows():
     patches, _, bank = world()
     unsure = calibrated(patches, bank)
-    sure = calibrated(patches, bank, settings=SceneSettings(scale=300.0, max_share=0.0))
+    sure = calibrated(patches, bank, settings=Tmpa(logit_scale=300.0, aggregate="mean"))
     little = calibrated(patches, bank, crops=100.0)
     assert sure.entropy < unsure.entropy
     assert sure.bias < unsure.bias
@@ -122,7 +123,7 @@ def test_remembered_tiles_leave_the_map_as_it_is(tmp_path, noise_scene, words, m
     """The default method samples first; whether a sampled tile is encoded again must not change a byte."""
     scene = noise_scene(300, 300)
     run = options.build(run={"pyramid": False})
-    assert run.method.scene_level
+    assert options.resolved(run.model, run.method, words).scene_level
     first = pipeline.map_scene(scene, words, tmp_path / "a.zarr", run)
     monkeypatch.setattr(TileMemory, "ROOM", 0)
     pipeline.map_scene(scene, words, tmp_path / "b.zarr", run)

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from test_30_golden import tile_features
 
+from ovrs.methods.tmpa import Tmpa, TmpaShift
 from ovrs.model.adapt import tmpa
-from ovrs.model.adapt.tmpa import EVENTS, Stack, TmpaSettings, calibrate, calibrate_tiles, find_prototypes
+from ovrs.model.adapt.tmpa import EVENTS, Stack, calibrate, calibrate_tiles, find_prototypes
 from ovrs.model.clip.head import class_scores, entropy
 from ovrs.model.clip.inputs import CropInputs
 from ovrs.model.clip.text import TextBank
 from ovrs.scene.grid import Window
 
-SETTINGS = TmpaSettings(scale=40.0, cls_weight=-0.3)
+SETTINGS = Tmpa(logit_scale=40.0, cls_weight=-0.3)
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +82,17 @@ def test_gradient_of_alpha_against_finite_differences(features, bank):
 
 
 def test_alpha_zero_equals_the_base_bit_for_bit(features, bank):
-    result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=0))
+    result = calibrate(features, bank, Tmpa(logit_scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=0))
     assert torch.equal(result.text, bank.vectors)
 
 
 def test_no_steps_keeps_the_fixed_visual_bias(features, bank):
-    result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, steps=0))
+    result = calibrate(features, bank, Tmpa(logit_scale=40.0, cls_weight=-0.3, steps=0))
     assert set(np.unique(result.alpha.numpy()).round(6)) == {0.0, np.float32(0.02).round(6)}
 
 
 def test_alpha_stays_inside_its_bounds(features, bank):
-    wild = TmpaSettings(scale=40.0, cls_weight=-0.3, lr=5.0, steps=5, alpha_max=0.3)
+    wild = Tmpa(logit_scale=40.0, cls_weight=-0.3, lr=5.0, steps=5, alpha_max=0.3)
     stack = Stack.of([features])
     theta, _, _ = tmpa._optimise(tmpa._Problem(stack, bank, find_prototypes(stack, bank, wild), wild), wild)
     assert theta.min() >= 0
@@ -107,7 +108,7 @@ def test_repeated_calls_are_identical_and_leave_the_bank_alone(features, bank):
 
 
 def test_shift_moves_text_and_the_global_term(features, bank):
-    result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, shift=True, lr_shift=1e-3))
+    result = calibrate(features, bank, TmpaShift(logit_scale=40.0, cls_weight=-0.3, lr_shift=1e-3))
     assert result.events == ("adapted",)
     moved = (result.base_text - bank.vectors).abs().max()
     assert 1e-4 < moved < 1e-2
@@ -187,7 +188,7 @@ def test_uphill_steps_are_reverted_and_logged(features, bank, monkeypatch):
     monkeypatch.setattr(
         tmpa._Problem, "loss", lambda self, theta, delta: -entropy(self.probabilities(theta, delta)).mean(dim=1)
     )
-    result = calibrate(features, bank, TmpaSettings(scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=3))
+    result = calibrate(features, bank, Tmpa(logit_scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=3))
     assert result.events == ("reverted_entropy",)
     assert torch.equal(result.text, bank.vectors)
 
@@ -208,12 +209,16 @@ def test_collapse_into_one_class_is_called_harm():
         assert [EVENTS[i] for i in tmpa._harm(Problem(), theta, None)] == [event]
 
 
+OWN = {"logit_scale": 40.0, "cls_weight": -0.3}
+
+
 @pytest.mark.parametrize(
-    "more", [{}, {"shift": True, "lr_shift": 1e-3}, {"absent": "mean", "keep_shares": 50.0, "max_share": 0.0}]
+    "settings",
+    [Tmpa(**OWN), TmpaShift(**OWN, lr_shift=1e-3), Tmpa(**OWN, absent="mean", keep_shares=50.0, aggregate="mean")],
+    ids=["alpha", "shift", "mean"],
 )
-def test_tiles_at_once_equal_one_by_one(features, bank, more):
+def test_tiles_at_once_equal_one_by_one(features, bank, settings):
     """In double precision: tiles of other sizes, one without valid patch, one where nothing stands out."""
-    settings = TmpaSettings(scale=40.0, cls_weight=-0.3, **more)
     words = TextBank(bank.vectors.double(), bank.class_of, 5)
     whole = changed(features, patches=features.patches.double(), cls=features.cls.double())
     half = whole.patch_valid.clone()

@@ -11,9 +11,10 @@ from test_30_golden import tile_features
 
 from ovrs.engine.contract import TileScores
 from ovrs.errors import WeightsError
+from ovrs.methods.clip import FrozenClip
 from ovrs.model.adapt import cass
 from ovrs.model.clip.jbu import apply_kernel, correlate
-from ovrs.model.clip.refine import Refined, RefineSettings, drop_small, pamr
+from ovrs.model.clip.refine import Refined, drop_small, pamr
 from ovrs.model.clip.upsample import JointBilateral, load_jbu
 
 CPU = torch.device("cpu")
@@ -172,7 +173,7 @@ def test_refined_wraps_any_segmenter():
     from ovrs.engine.tiling import TileGeometry
 
     inner = ColourSegmenter(3, TileGeometry(crop=32, stride=16))
-    refined = Refined(inner, RefineSettings(pamr_steps=2))
+    refined = Refined(inner, FrozenClip(pamr=2))
     rgb, valid = np.random.default_rng(0).integers(0, 255, (3, 80, 80), dtype=np.uint8), np.ones((80, 80), bool)
     from ovrs.scene.grid import Window
 
@@ -181,7 +182,7 @@ def test_refined_wraps_any_segmenter():
     assert isinstance(after, TileScores)
     assert after.scores.shape == before.scores.shape
     assert after.scores.std() < before.scores.std()
-    assert refined.describe()["pamr_steps"] == 2
+    assert refined.describe()["pamr"] == 2
 
 
 def test_cass_pairs_dissimilar_heads():

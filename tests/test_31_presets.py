@@ -1,15 +1,14 @@
 """Presets are the rows they are called after: what each comes to on a network, whatever the network's makers recommend."""
 
 import functools
-from types import SimpleNamespace
 
 import pytest
 from conftest import write_clip_directory
 
 from ovrs.methods import preset
-from ovrs.methods.registry import NORM_METHODS, SAM3_METHOD_NAMES
+from ovrs.methods.registry import METHODS, SAM3_METHOD_NAMES, resolve
 from ovrs.model.clip import build as clip_build
-from ovrs.model.clip.build import OWN_OPTIONS, build_clip_segmenter, with_model_defaults
+from ovrs.model.clip.build import build_clip_segmenter
 from ovrs.model.sam3 import build as sam3_build
 from ovrs.model.sam3.build import build_sam3_segmenter
 from ovrs.options import MethodOptions, ModelOptions
@@ -20,8 +19,8 @@ FULL = {"layers": None, "image_weight": 1, "beta": 1, "templates": "separate", "
 MLMP = {
     "full": {},
     "one_image": {},
-    "no_adaptation": {"layers": 1, "image_weight": 0, "steps": 0},
-    "tent": {"layers": 1, "image_weight": 0},
+    "no_adaptation": {"layers": 1, "image_weight": 0, "steps": 0, "templates": "single"},
+    "tent": {"layers": 1, "image_weight": 0, "templates": "single"},
     "no_image_level": {"image_weight": 0},
     "last_layer": {"layers": 1},
     "last_layer_one_prompt": {"layers": 1, "templates": "single", "image_weight": 0},
@@ -84,26 +83,26 @@ def test_rows_of_mlmp_come_to_the_papers_settings(row, folder):
     settings = segmenter.settings
     wanted = {**FULL, **MLMP[row]}
     assert {name: getattr(settings, name) for name in wanted} == wanted
-    assert (settings.variant, settings.scale, settings.lr, settings.joint) == ("naclip", 100, 1e-3, True)
+    assert (settings.dense, settings.scale, settings.lr) == ("naclip", 100, 1e-3)
     assert settings.depths(24) == tuple(range(23, 24) if wanted["layers"] == 1 else range(6, 24))
+    assert settings.max_share == 1  # the best of a class's names
+    assert segmenter.frozen.ramp == 0
     facts = segmenter.describe()
-    assert facts["max_share"] == 1  # the best of a class's names
     assert facts["cls_weight"] == 0
-    assert facts["crop_ramp"] == 0
     assert facts["prompts"] == "synonyms"
-    assert facts["templates"] == wanted["templates"]
+    told = preset.method_options(f"mlmp/{row}")
+    assert {name: facts[name] for name in told} == told
 
 
 @pytest.mark.parametrize("name", CLIP_PRESETS)
 def test_a_models_recommendations_change_no_preset(name):
     """`segearth`, `tmpa` and `tmpa_released` leave the upsampler to the model: its weights are the model's own."""
-    method = chosen(name)
-    plain, swayed = (with_model_defaults(method, SimpleNamespace(defaults=d)) for d in ({}, RECOMMENDED))
-    unused = frozenset().union(*OWN_OPTIONS.values()) - OWN_OPTIONS[method.method]
-    unused |= {"prefix"} if method.prompts != "all" else set()
-    unused |= {"bare"} if method.method in NORM_METHODS else set()
+    told = chosen(name).told
+    method = METHODS[chosen(name).method]
+    plain, swayed = (resolve(method.name, told, recommended=own) for own in ({}, RECOMMENDED))
+    unused = {"prefix"} if plain.prompts != "all" else set()
     unused |= {"upsampler"} if name.partition("/")[0] in OWN_UPSAMPLER else set()
-    differ = {n for n in MethodOptions.model_fields if getattr(plain, n) != getattr(swayed, n)}
+    differ = {n for n in method.fields if getattr(plain, n) != getattr(swayed, n)}
     assert differ <= unused
 
 
@@ -121,7 +120,7 @@ def test_presets_build(name, folder):
 def test_presets_of_sam3_come_to_what_they_say(name):
     wanted = preset.method_options(name)
     facts = build_sam3_segmenter(ModelOptions(model="sam3-tiny"), chosen(name), WORDS).describe()
-    assert facts["method"] == wanted["method"]
-    assert {k: facts["sam3"][k] for k in wanted.get("sam3", {})} == wanted.get("sam3", {})
-    if wanted.get("sam3", {}).get("prior_space", "none") != "none":
+    told = {k: v for k, v in wanted.items() if k != "threshold"}  # the rule of decision
+    assert {k: facts[k] for k in told} == told
+    if wanted.get("prior_space", "none") != "none":
         assert facts["prior_weight_used"] == 1  # as the row's name says, without a probe

@@ -6,17 +6,19 @@ import os
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from ovrs import options, pipeline
 from ovrs.errors import OptionError, Sam3WeightsMissing, VocabularyError, WeightsError
+from ovrs.methods.sam3 import CocoSam3
 from ovrs.model.sam3 import fuse, probe
 from ovrs.model.sam3.backend import Detection, PhraseBank, Sam3Backend
 from ovrs.model.sam3.build import build_sam3_segmenter
 from ovrs.model.sam3.prior import PrototypeSpace, Sam3Space, View
 from ovrs.model.sam3.tiny import build
 from ovrs.model.sam3.weights import TINY, find_directory, load
-from ovrs.options import MethodOptions, ModelOptions, Sam3Options
+from ovrs.options import MethodOptions, ModelOptions
 from ovrs.scene.grid import Window
 from ovrs.words import vocabulary
 
@@ -46,7 +48,7 @@ def raw(detection):
 
 def segmenter(method="coco_sam3", words=None, **own):
     words = words or vocabulary.load("loveda")
-    return build_sam3_segmenter(ModelOptions(model=TINY), MethodOptions(method=method, sam3=Sam3Options(**own)), words)
+    return build_sam3_segmenter(ModelOptions(model=TINY), MethodOptions(method=method, **own), words)
 
 
 def test_submodules_equal_the_networks_own_forward(backend, network, image):
@@ -241,7 +243,7 @@ class _Planted:
             state = type("State", (), {"layer": torch.randn(8, 8, 64, generator=torch.Generator().manual_seed(9))})()
             self.view = View(self.view.rgb, self.view.valid, state, evidence, torch.ones(2))
         self.view = View(self.view.rgb, self.view.valid, self.view.state, evidence, torch.ones(2))
-        self.options = Sam3Options(prior_space="sam3")
+        self.options = CocoSam3(prior_space="sam3")
         self.backend = type("Backend", (), {"weights_hash": "x", "layer": 1})()
 
     def look(self, rgb, valid):
@@ -348,21 +350,25 @@ def test_synonym_rows_and_doubled_phrases():
     [
         ({"model": TINY}, {"method": "tmpa"}, "with SAM 3 choose one of sam3"),
         ({"model": TINY}, {"method": "sam3", "dense": "gem"}, "does not use dense"),
-        ({"model": TINY}, {"method": "sam3", "adaptation": "scene"}, "only coco_sam3"),
+        (
+            {"model": TINY},
+            {"method": "sam3", "adaptation": "scene"},
+            "adaptation belongs to tmpa, tmpa_shift, coco_sam3",
+        ),
         ({"model": TINY, "compile": True}, {"method": "sam3"}, "does not use compile"),
         ({"model": TINY, "zoom": 2}, {"method": "sam3"}, "does not use zoom"),
     ],
 )
 def test_wrong_combinations_are_named(model, method, message):
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises((OptionError, ValidationError), match=message):
         build_sam3_segmenter(ModelOptions(**model), MethodOptions(**method), vocabulary.load("loveda"))
 
 
 def test_clip_methods_refuse_sam3_options():
     from ovrs.model.clip.build import build_clip_segmenter
 
-    with pytest.raises(OptionError, match="belong to SAM 3"):
-        build_clip_segmenter(ModelOptions(), MethodOptions(sam3=Sam3Options(synonyms=1)), vocabulary.load("demo"))
+    with pytest.raises(OptionError, match="synonyms belongs to segearth_ov3, coco_sam3"):
+        build_clip_segmenter(ModelOptions(), MethodOptions(synonyms=1), vocabulary.load("demo"))
     with pytest.raises(OptionError, match="add --model sam3"):
         build_clip_segmenter(ModelOptions(), MethodOptions(method="coco_sam3"), vocabulary.load("demo"))
 

@@ -411,7 +411,7 @@ def test_a_map_whose_holes_fail_again_is_refused(noise_scene, words, trivial, tm
     out = tmp_path / "m.zarr"
     scene, holes = map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
     fail_in_the_first_row(monkeypatch)
-    with pytest.raises(IncompleteRunError, match="--allow-holes finishes"):
+    with pytest.raises(IncompleteRunError, match=r"run\.allow_holes=true finishes"):
         pipeline.map_scene(scene, words, out, trivial())
     assert pipeline.map_scene(scene, words, out, trivial(allow_holes=True))["holes"] == holes
 

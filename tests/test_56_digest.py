@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from ovrs import options
 from ovrs.errors import DigestMismatchError
+from ovrs.methods.registry import METHODS
 from ovrs.model.clip import build as clip_build
 from ovrs.model.clip import loading
 from ovrs.model.sam3 import build as sam3_build
 from ovrs.model.sam3 import probe
-from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, Sam3Options, SceneOptions
+from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions
 from ovrs.run import begin, segmenters
 from ovrs.words import vocabulary
 
@@ -36,7 +37,8 @@ def method(name, **given):
 
 def in_sam3(name="coco_sam3", *, space="none", **given):
     """A request to SAM 3, for a field of its options; the prior is used without a probe unless asked for."""
-    return {"model": TINY, "method": {"method": name, "sam3": {"prior_space": space, "require_probe": False, **given}}}
+    own = {"prior_space": space, "require_probe": False} if name == "coco_sam3" else {}
+    return {"model": TINY, "method": {"method": name, **own, **given}}
 
 
 CLIP_NONE, TMPA = method("none"), method("tmpa", adaptation="tile")
@@ -104,9 +106,6 @@ OTHER = {
         "mode": (method("watt"), None, "parallel"),
         "cluster_height": ({"model": CLIP, "method": {**PROXY, "method": "cass", "dense": "cass"}}, None, 0.1),
         "amount": ({"model": CLIP, "method": {**PROXY, "method": "cass", "dense": "cass"}}, None, 0.05),
-        "sam3": ({"model": TINY}, {"prior_space": "none"}, {"prior_space": "none", "synonyms": 0}),
-    },
-    Sam3Options: {
         "structure_head": (in_sam3(), "both", "semantic"),
         "structure_prompts": (in_sam3(), None, "all"),
         "score_floor": (in_sam3(), 0.3, 0.5),
@@ -251,9 +250,6 @@ def _placed(value, places):
 
 def _with(sections, kind, field, value):
     """The request with one field set."""
-    if kind is Sam3Options:
-        own = sections["method"]
-        return {**sections, "method": {**own, "sam3": {**own["sam3"], field: value}}}
     section = SECTION[kind]
     return {**sections, section: {**sections.get(section, {}), field: value}}
 
@@ -274,16 +270,28 @@ def test_what_cannot_change_a_pixel_changes_no_digest(kind, field, rest, one, an
     assert digest(_with(rest, kind, field, one)) == digest(_with(rest, kind, field, another))
 
 
-@pytest.mark.parametrize("kind", [*SECTION, Sam3Options], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", SECTION, ids=lambda k: k.__name__)
 def test_every_option_stands_in_one_of_the_tables(kind):
     """A new option is not done before it is decided whether it changes scores."""
     fields = set(kind.model_fields)
+    if kind is MethodOptions:
+        assert set(OTHER[kind]) == fields.union(*(m.fields for m in METHODS.values()))
+        return
     assert set(OTHER.get(kind, {})) | set(SAME.get(kind, {})) == fields
     assert not set(OTHER.get(kind, {})) & set(SAME.get(kind, {}))
     assert set(kind.APART) <= fields
     assert set(kind.APART) >= set(SAME.get(kind, {}))
     assert all(kind.APART.values())
     assert set(MapOptions.model_fields) == set(SECTION.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_field_of_every_method_enters_its_digest_or_says_why_not(name):
+    kind = METHODS[name].settings
+    told = kind().decisive()
+    assert set(told) | set(kind.APART) == set(kind.model_fields)
+    assert not set(told) & set(kind.APART)
+    assert all(kind.APART.values())
 
 
 def test_options_enter_unless_a_reason_stands_beside_them():
@@ -358,7 +366,7 @@ def test_a_process_that_lives_long_sees_replaced_files(places, tmp_path):
         model={"model": str(places["CLIP"])},
         method={"method": "none", "upsampler": "jbu_one", "upsampler_weights": file},
     )
-    spec = segmenters.SegmenterSpec(chosen.model, chosen.method, WORDS)
+    spec = segmenters.SegmenterSpec.of(chosen.model, chosen.method, WORDS)
     before, weights = spec.key, segmenters.build(spec).describe()["upsampler_weights"]
     assert spec.key == before
     shutil.copy(places["OTHER_JBU"], file)

@@ -105,7 +105,7 @@ def test_paths_of_the_catalog_are_relative_to_it(tmp_path, monkeypatch):
     found = catalog.load(tmp_path / "c.yaml")
     assert found.scene("s").read.aoi == tmp_path / "area.gpkg|layer=x"
     assert found.scene("s").method.upsampler_weights == tmp_path / "w.pt"
-    assert found.scene("s").method.sam3.probe == tmp_path / "p.json"
+    assert found.scene("s").method.probe == tmp_path / "p.json"
     assert found.model("n").model == str(tmp_path / "net")
     assert found.model("t").model == "trivial"
 

@@ -12,7 +12,7 @@ from ovrs.bench.layouts import layouts, open_set
 from ovrs.bench.protocols import Protocol, Resize
 from ovrs.collection.catalog import DatasetEntry
 from ovrs.errors import CatalogError, OptionError
-from ovrs.model.clip.segmenter import NormSegmenter
+from ovrs.model.adapt.tuning import NormSegmenter
 from ovrs.options import ModelOptions
 from ovrs.scene.grid import Window
 from ovrs.words import vocabulary

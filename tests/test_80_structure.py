@@ -11,9 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
-    ("words", "options"),
+    ("words",),
+    ("methods",),
+    ("options",),
     ("request",),
-    ("scene", "methods"),
+    ("scene",),
     ("collection",),
     ("engine",),
     ("store",),

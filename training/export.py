@@ -20,16 +20,10 @@ from ovrs.model.clip.checkpoint import fill
 from ovrs.model.clip.loading import hash_weights
 from training.model import CONFIG, STEM, build
 
-RECOMMENDED = {
-    "aggregate": "mean",
-    "absent": "mean",
-    "keep_shares": 100.0,
-    "alpha_init": 0.02,
-    "lr": 0.003,
-    "bare": True,
-    "split_names": True,
-}
-"""Method options that suit a model whose texts and patches were trained toward each other (model card)."""
+TEXT = {"bare": True, "split_names": True, "prompts": "names"}
+HEAD = {"dense": "segearth", "cls_weight": 0.0, "aggregate": "mean"}
+TMPA = {"absent": "mean", "keep_shares": 100.0, "alpha_init": 0.02, "lr": 0.003}
+"""Options that suit a model whose texts and patches were trained toward each other (model card)."""
 
 WINDOWS = {"zoom": 5 / 3, "stride": 80, "pixel_sizes": [0.075, 0.135, 0.2], "turned": True}
 """Enlarged windows with little overlap cost as much as half-overlapping ones as they are, and show more; fine imagery is
@@ -65,8 +59,9 @@ def main() -> None:
     fill(clip, args.out / "open_clip_model.safetensors")
     if (args.work / "jbu_one.safetensors").exists():
         shutil.copy(args.work / "jbu_one.safetensors", args.out / "jbu_one.safetensors")
-    defaults = {"dense": "segearth", "cls_weight": 0.0, "logit_scale": scale, **RECOMMENDED}
-    own = {"defaults": defaults, "windows": WINDOWS, "sha256": hash_weights(clip)}
+    methods = {"tmpa": TMPA, "tmpa_shift": TMPA}
+    own = {"text": TEXT, "head": {**HEAD, "logit_scale": scale}, "methods": methods}
+    own |= {"windows": WINDOWS, "sha256": hash_weights(clip)}
     (args.out / "ovrs.json").write_text(json.dumps(own, indent=1) + "\n")
     print(sum(p.numel() for p in model.parameters()) / 1e6, "M parameters, dense logit scale", scale)
 

@@ -21,10 +21,11 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     state = {k: v.float() for k, v in load_file(args.model / "open_clip_model.safetensors").items()}
-    defaults = json.loads((args.model / "ovrs.json").read_text("utf-8"))["defaults"]
+    own = json.loads((args.model / "ovrs.json").read_text("utf-8"))
+    scale = own.get("head", own.get("defaults"))["logit_scale"]
     torch.save({k: v for k, v in state.items() if not k.startswith("visual.")}, args.work / "text.pt")
     visual = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
-    dense = torch.tensor(math.log(defaults["logit_scale"]))
+    dense = torch.tensor(math.log(scale))
     torch.save({"visual": visual, "dense_scale": dense, "image_scale": state["logit_scale"]}, args.work / "vision.pt")
 
 

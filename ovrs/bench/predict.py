@@ -138,7 +138,7 @@ def _corrupted(cell: Cell, rgb: NDArray[np.uint8], index: int) -> NDArray[np.uin
 
 
 def _segmenter(cell: Cell) -> Segmenter:
-    return segmenters.build(SegmenterSpec(cell.shown_model(), cell.options(), cell.data.words))
+    return segmenters.build(SegmenterSpec.of(cell.shown_model(), cell.options(), cell.data.words))
 
 
 def _rule(cell: Cell) -> DecisionRule:
@@ -147,8 +147,7 @@ def _rule(cell: Cell) -> DecisionRule:
     own = words.background.threshold if words.background else 0.0
     if protocol is not None and protocol.threshold is not None:
         own = protocol.threshold
-    given = cell.options().threshold
-    return DecisionRule(words.background_index, own if given is None else given)
+    return DecisionRule(words.background_index, cell.options().told.get("threshold", own))
 
 
 def windows(shape: tuple[int, int], crop: int, stride: int) -> tuple[Window, ...]:

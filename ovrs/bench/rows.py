@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ovrs.bench import protocols
 from ovrs.errors import OptionError
 from ovrs.methods import preset, published
-from ovrs.options import merged
 
 if TYPE_CHECKING:
     from ovrs.bench.layouts import LabelledSet
@@ -51,7 +50,7 @@ def preset_row(text: str, data: LabelledSet, *, as_published: bool = True) -> tu
     """
     name, *rest = text.split("+")
     full = entry_for(name, data.benchmark, data.name)
-    method = merged(preset.method_options(full), preset.parse_settings(rest))
+    method = {**preset.method_options(full), **preset.parse_settings(rest)}
     tuned = preset.load(full.partition("/")[0]).tuned_on_labels
     protocol = protocols.of_preset(full, data.benchmark) if as_published else None
     known = data.benchmark is not None

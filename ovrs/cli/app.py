@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from ovrs import redact
 from ovrs.cli import bench as cli_bench
 from ovrs.cli import catalog as cli_catalog
 from ovrs.cli import collection as cli_collection
-from ovrs.cli import edge
+from ovrs.cli import edge, fields
 from ovrs.cli import models as cli_models
 from ovrs.cli import products as cli_products
 from ovrs.cli import sam3 as cli_sam3
@@ -53,135 +52,80 @@ def _global(
     edge.set_up_logging(debug=debug)
 
 
-@app.command("map")
+@app.command(
+    "map", cls=fields.Spelled, epilog="Every other option: --set SECTION.KEY=VALUE; `ovrs options` lists them."
+)
 def map_command(
     scene: Annotated[str, typer.Argument(help="A raster GDAL can open, or with --catalog the name of a scene.")],
-    out: Annotated[
-        str | None, typer.Option("-o", "--out", help="The store to write, NAME.zarr. With --catalog: its output root.")
+    bands: Annotated[str | None, fields.flag("scene.bands")] = None,
+    gsd: Annotated[str | None, fields.flag("scene.gsd")] = None,
+    bbox: Annotated[str | None, fields.flag("scene.bbox")] = None,
+    aoi: Annotated[str | None, fields.flag("scene.aoi")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help='Class names in plain words: "building, road, water".', rich_help_panel="Words")
     ] = None,
-    classes: Annotated[str | None, typer.Option(help='Class names in plain words: "building, road, water".')] = None,
     vocabulary: Annotated[
-        str | None, typer.Option(help="A shipped vocabulary (`ovrs vocabulary list`) or a YAML file.")
-    ] = None,
-    catalog: Annotated[Path | None, typer.Option(help="A data_catalog.yaml that names the scene.")] = None,
-    bands: Annotated[str | None, typer.Option(help="One or three band numbers used as RGB: 4,3,2.")] = None,
-    gsd: Annotated[
-        float | None, typer.Option(help="Metres per pixel of the grid to work on (the models know 0.1 to 1 m).")
-    ] = None,
-    bbox: Annotated[str | None, typer.Option(help="left,bottom,right,top in the scene's CRS.")] = None,
-    aoi: Annotated[Path | None, typer.Option(help="Vector file; only inside its polygons is mapped.")] = None,
-    stretch: Annotated[
-        str | None, typer.Option(help="Percentiles that become 0 and 255: 2,98. Default for all types but uint8.")
-    ] = None,
-    nodata: Annotated[float | None, typer.Option(help="Overrides the source's nodata value.")] = None,
-    allow_ungeoreferenced: Annotated[
-        bool, typer.Option("--allow-ungeoreferenced", help="Map a raster that has no place on the ground.")
-    ] = False,
-    model: Annotated[
         str | None,
-        typer.Option(
-            help="bundled, an open_clip name, a directory in open_clip's format, sam3, or a directory of SAM 3."
-        ),
+        typer.Option(help="A shipped vocabulary (`ovrs vocabulary list`) or a YAML file.", rich_help_panel="Words"),
     ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="open_clip's pretrained tag, or a file of weights.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 for the vision tower.")] = None,
-    compile_model: Annotated[
-        bool, typer.Option("--compile", help="Compile the vision tower: slower start, faster tiles.")
-    ] = False,
-    crop: Annotated[int | None, typer.Option(help="Side of the model's window in pixels.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Distance between windows.")] = None,
-    zoom: Annotated[
-        float | None, typer.Option(help="Enlarge windows before the model sees them: finer, slower.")
-    ] = None,
-    wide: Annotated[
-        str | None,
-        typer.Option(help="Look also through windows over 2 x 2, 3 x 3 … of the ordinary ones: 2,3 or none."),
-    ] = None,
-    turned: Annotated[
-        bool | None, typer.Option("--turned/--not-turned", help="Show wider windows upside down or mirrored.")
-    ] = None,
-    pixel_size: Annotated[
-        float | None, typer.Option(help="Metres per pixel, if the scene does not tell: models choose windows by it.")
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="See `ovrs methods`.")] = None,
-    dense: Annotated[str | None, typer.Option(help="Dense features, see `ovrs methods`.")] = None,
-    adaptation: Annotated[
-        str | None, typer.Option(help="tile, or scene: one calibration for all tiles (TMPA).")
-    ] = None,
-    upsampler: Annotated[str | None, typer.Option(help="bilinear, jbu_one or jbu_stack.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="A paper's settings, and its words if none are given: segearth/loveda (see `ovrs methods`)."),
+        typer.Option(
+            help="A paper's settings, and its words if none are given: segearth/loveda (see `ovrs methods`).",
+            rich_help_panel="Words",
+        ),
     ] = None,
+    model: Annotated[str | None, fields.flag("model.model")] = None,
+    pretrained: Annotated[str | None, fields.flag("model.pretrained")] = None,
+    device: Annotated[str | None, fields.flag("model.device")] = None,
+    method: Annotated[str | None, fields.flag("method.method", "Model")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other method option, KEY=VALUE; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Any other option; without SECTION, one of the method. May be repeated.",
+            rich_help_panel="Model",
+        ),
     ] = None,
-    crop_blend: Annotated[str | None, typer.Option(help="taper, or mean as in the papers.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimisation steps per tile.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Initial visual bias of TMPA.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Background probability threshold.")] = None,
-    executor: Annotated[str | None, typer.Option(help="serial, threads or dask.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads, or local Dask processes.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:8786; implies --executor dask.")
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="The store to write, NAME.zarr. With --catalog: its output root.",
+            rich_help_panel="Run",
+        ),
     ] = None,
-    block: Annotated[int | None, typer.Option(help="Side of a block in tile pitches.")] = None,
-    zarr_format: Annotated[int | None, typer.Option(help="3, or 2 for GIS with GDAL before 3.11.")] = None,
-    scores: Annotated[bool, typer.Option("--scores", help="Also store every class's score.")] = False,
-    allow_holes: Annotated[bool, typer.Option("--allow-holes", help="Finish although blocks failed.")] = False,
+    catalog: Annotated[
+        Path | None, typer.Option(help="A data_catalog.yaml that names the scene.", rich_help_panel="Run")
+    ] = None,
+    executor: Annotated[str | None, fields.flag("run.executor")] = None,
+    workers: Annotated[str | None, fields.flag("run.workers")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Discard what is at the output and begin anew.")
+        bool,
+        typer.Option("--overwrite", help="Discard what is at the output and begin anew.", rich_help_panel="Run"),
     ] = False,
 ) -> None:
     """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
     from ovrs import pipeline
-    from ovrs.methods.preset import method_options, parse_settings
-    from ovrs.options import merged
+    from ovrs.methods.preset import method_options
 
-    reading = given(
-        bands=_numbers(bands, "--bands", int),
-        gsd=gsd,
-        bbox=_numbers(bbox, "--bbox", float, 4),
-        aoi=aoi,
-        stretch=_numbers(stretch, "--stretch", float, 2),
-        nodata=nodata,
-        allow_ungeoreferenced=allow_ungeoreferenced or None,
-    )
-    looking = given(
-        model=model,
-        pretrained=pretrained,
-        device=device,
-        dtype=dtype,
-        compile=compile_model or None,
-        crop=crop,
-        stride=stride,
-        zoom=zoom,
-        wide=() if wide == "none" else _numbers(wide, "--wide", int),
-        turned=turned,
-        pixel_size=pixel_size,
-    )
-    deciding = given(
-        method=method,
-        dense=dense,
-        adaptation=adaptation,
-        upsampler=upsampler,
-        crop_blend=crop_blend,
-        steps=steps,
-        alpha_init=alpha,
-        threshold=threshold,
-    )
-    running = given(
-        block_pitches=block,
-        zarr_format=zarr_format,
-        store_scores=scores or None,
-        executor=executor or ("dask" if scheduler else None),
-        workers=workers,
-        scheduler=scheduler,
-        allow_holes=allow_holes or None,
-    )
-    chosen = merged({} if preset is None else method_options(preset), parse_settings(settings or []))
-    told = {"scene": reading, "model": looking, "method": merged(chosen, deciding), "run": running}
+    flags = {
+        "scene.bands": bands,
+        "scene.gsd": gsd,
+        "scene.bbox": bbox,
+        "scene.aoi": aoi,
+        "model.model": model,
+        "model.pretrained": pretrained,
+        "model.device": device,
+        "method.method": method,
+        "run.executor": executor,
+        "run.workers": workers,
+    }
+    told = fields.told(flags, settings or [])
+    if preset is not None:
+        told = {**told, "method": {**method_options(preset), **told["method"]}}
     requests = _requests(scene, out, catalog, _words(classes, vocabulary), preset, told)
     if requests[0].words.unknown_classes:
         unknown = ", ".join(requests[0].words.unknown_classes)
@@ -191,6 +135,31 @@ def map_command(
             facts = pipeline.map(request, overwrite=overwrite, progress=show)
         _print_areas(facts)
         typer.echo(f"map: {request.target}")
+
+
+@app.command()
+def options(
+    method: Annotated[
+        str | None, typer.Argument(help="Only what this method reads, beside scene, model and run.")
+    ] = None,
+) -> None:
+    """List every option as `--set` takes it, with its default and what it means."""
+    from ovrs import options as room
+    from ovrs.methods import registry
+
+    own = None if method is None else registry.method(method).fields
+    for key, option in room.listing().items():
+        if own is not None and option.methods and key.partition(".")[2] not in own:
+            continue
+        users = f" [{', '.join(option.methods)}]" if option.methods and own is None else ""
+        typer.echo(f"{key}={_plain(option.default)}{users}\n    {option.help}")
+
+
+def _plain(value: Any) -> str:
+    """A default as `--set` takes it."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value)) or "none"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, dict) else "{}"
 
 
 def _requests(
@@ -228,11 +197,6 @@ def _words(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
     from ovrs.request import words_from_names
 
     return None if classes is None and vocabulary is None else words_from_names(classes, vocabulary)
-
-
-def given(**values: Any) -> dict[str, Any]:
-    """What was named on the command line."""
-    return {name: value for name, value in values.items() if value is not None}
 
 
 @app.command()
@@ -307,22 +271,6 @@ def demo(
     with _progress() as show:
         lines = run_demo(out, progress=show)
     typer.echo("\n".join(lines))
-
-
-def _numbers(
-    text: str | None, option: str, kind: type[int] | type[float], count: int | None = None
-) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError as error:
-        raise OptionError(f"{option} takes numbers separated by commas, got {text!r}") from error
-    if count is not None and len(values) != count:
-        raise OptionError(f"{option} takes {count} numbers, got {len(values)}: {text!r}")
-    if not all(math.isfinite(value) for value in values):
-        raise OptionError(f"{option} takes finite numbers, got {text!r}")
-    return values
 
 
 def _print_areas(facts: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ import typer
 
 from ovrs import files
 from ovrs.cli.edge import App
-from ovrs.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,10 +96,8 @@ def _segmenter(model: str, vocabulary: str, device: str, settings: list[str] | N
     from ovrs.words import vocabulary as room
 
     given = preset.parse_settings(settings or [])
-    own = {"prior_space": "none", **given.pop("sam3", {})}
-    if given:
-        raise OptionError(f"only sam3.… settings mean something here, got {', '.join(given)}")
-    chosen = options.build(model={"model": model, "device": device}, method={"method": "coco_sam3", "sam3": own})
+    told = {"prior_space": "none", **given, "method": "coco_sam3"}
+    chosen = options.build(model={"model": model, "device": device}, method=told)
     found = build_sam3_segmenter(chosen.model, chosen.method, room.load(vocabulary))
     assert isinstance(found, CocoSegmenter)
     return found

@@ -24,10 +24,11 @@ app.add_typer(vocabularies, name="vocabulary")
 def methods() -> None:
     """List the methods, dense features and presets, each with its source."""
     from ovrs.methods import preset
-    from ovrs.methods.registry import DENSE, METHODS, SAM3_METHODS
+    from ovrs.methods.registry import DENSE, METHODS
 
-    for title, entries in (("--method", METHODS), ("--method, with --model sam3", SAM3_METHODS), ("--dense", DENSE)):
-        typer.echo(f"{title}\n" + "\n".join(f"  {e.name:16} {e.what}  [{e.reference}; {e.status}]" for e in entries))
+    of_clip, of_sam3 = ([m for m in METHODS.values() if m.family == family] for family in ("clip", "sam3"))
+    for title, entries in (("--method", of_clip), ("--method, with --model sam3", of_sam3), ("--set dense=", DENSE)):
+        typer.echo(f"{title}\n" + "\n".join(f"  {e.name:16} {e.what}  [{e.source}; {e.proof}]" for e in entries))
     typer.echo("golden: equal to arrays of the authors' code; equations: from the paper, with property tests")
     typer.echo("--preset")
     for file in sorted({name.partition("/")[0] for name in preset.names()}):

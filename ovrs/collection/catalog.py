@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from ovrs import yamlfile
 from ovrs.collection.patterns import glob
 from ovrs.errors import CatalogError, VocabularyError
-from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions, build, merged
+from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions, build
 from ovrs.request import Request
 from ovrs.words import vocabulary
 
@@ -233,7 +233,7 @@ class Catalog(_Entry):
             "run": run or RunOptions(),
         }
         own = {section: part.model_dump(exclude_unset=True) for section, part in parts.items()}
-        return build(**{section: merged(values, (told or {}).get(section, {})) for section, values in own.items()})
+        return build(**{section: {**values, **(told or {}).get(section, {})} for section, values in own.items()})
 
     def requests(self, name: str, *, words: Vocabulary | None = None, told: Told | None = None) -> list[Request]:
         """What the name of a scene asks for: a request for each of its rasters.

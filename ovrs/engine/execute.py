@@ -252,16 +252,16 @@ def check_address(address: str) -> None:
         parts = urlsplit(address)
         port = parts.port
     except ValueError as error:
-        raise OptionError(f"--scheduler {address!r} is no address: {error}; write tcp://host:8786") from error
+        raise OptionError(f"run.scheduler {address!r} is no address: {error}; write tcp://host:8786") from error
     if parts.scheme not in PROTOCOLS or not parts.hostname or (port is None and parts.path.count("/") != 2):
         raise OptionError(
-            f"--scheduler {address!r} is no address of a scheduler; write tcp://host:8786 ({', '.join(PROTOCOLS)})"
+            f"run.scheduler {address!r} is no address of a scheduler; write tcp://host:8786 ({', '.join(PROTOCOLS)})"
         )
     settings = [f"distributed.comm.tls.{k}" for k in ("ca-file", "client.cert", "client.key")]
     named = {s: str(dask.config.get(s, None) or "") for s in settings if parts.scheme in ("tls", "wss")}
     absent = [f"{s} ({f or 'not set'})" for s, f in named.items() if "\n" not in f and not Path(f).is_file()]
     if absent:
-        raise OptionError(f"--scheduler {address}: Dask's settings name no file for {', '.join(absent)}")
+        raise OptionError(f"run.scheduler {address}: Dask's settings name no file for {', '.join(absent)}")
 
 
 def _serve(

@@ -214,5 +214,5 @@ def check_blocks(plan: Plan) -> None:
     if plan.block_count > MOST_BLOCKS:
         raise OptionError(
             f"{plan.width} x {plan.height} pixels are {plan.block_count} blocks, more than {MOST_BLOCKS}; map a part with "
-            "--bbox, a coarser grid with --gsd, or larger blocks with --block"
+            "--bbox, a coarser grid with --gsd, or larger blocks with --set run.block_pitches=…"
         )

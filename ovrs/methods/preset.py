@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from ovrs import yamlfile
 from ovrs.errors import OptionError
-from ovrs.options import MethodOptions, Sam3Options, merged
+from ovrs.methods import registry
+from ovrs.methods import told as telling
+from ovrs.methods.base import Settings
+
+if TYPE_CHECKING:
+    from ovrs.methods.base import Fields
 
 
 class Preset(BaseModel):
@@ -59,11 +64,11 @@ def method_options(name: str) -> dict[str, Any]:
     if entry not in preset.datasets:
         told = f"{entry!r} is none of its entries" if entry else "an entry is needed"
         raise OptionError(f"preset {file}: {told}; choose one of {', '.join(f'{file}/{e}' for e in preset.datasets)}")
-    return merged(preset.common, preset.datasets[entry])
+    return {**telling.flat(preset.common), **telling.flat(preset.datasets[entry])}
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """`key=value` pairs of the command line as method options.
+    """`key=value` pairs of the command line as method options; `method.key` and `sam3.key` say the same as `key`.
 
     Raises:
         OptionError: No equals sign, an unknown key, or a value that does not fit it.
@@ -73,33 +78,70 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise OptionError(f"--set wants KEY=VALUE, got {pair!r}")
-        section, _, own = key.partition(".")
-        fields: set[str] = set(MethodOptions.model_fields) - {"sam3"}
-        fields |= {f"sam3.{name}" for name in Sam3Options.model_fields}
-        if key not in fields:
-            raise OptionError(f"--set {key}: no such option; choose one of {', '.join(sorted(fields))}")
-        meant = _value(key, value)
-        if own:
-            found.setdefault(section, {})[own] = meant
-        else:
-            found[key] = meant
+        section, dot, own = key.partition(".")
+        option = own if dot and section in ("method", telling.SECTION_OF_SAM3) else key
+        if option != "method" and not registry.readers(option):
+            known = sorted({name for found in registry.METHODS.values() for name in found.fields})
+            raise OptionError(f"--set {key}: no such option; choose one of {', '.join(known)}")
+        if option in found:
+            raise OptionError(f"--set {key} is given twice")
+        kind = Settings if option == "method" else registry.METHODS[registry.readers(option)[0]].settings
+        found[option] = read_value(kind, option, value, f"--set {key}")
     try:
-        MethodOptions.model_validate(found)
+        telling.checked(found)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-        raise OptionError(f"--set: {faults}") from error
+        raise OptionError(f"--set: {registry.faults(error)}") from error
     return found
 
 
-def _value(key: str, text: str) -> Any:
-    """The value of a `KEY=VALUE` pair, read as YAML.
+def read_value(kind: type[Fields], name: str, text: str, where: str) -> Any:
+    """The value of a `KEY=VALUE` pair, read as YAML; values of a list may stand in it, or be separated by commas.
+
+    Args:
+        kind: The class that has the option.
+        name: Of the option.
+        text: The value as it is written.
+        where: What is named in errors.
 
     Raises:
         OptionError: There is none, or it is no YAML.
     """
     if not text.strip():
-        raise OptionError(f"--set {key}= has no value; write {key}=null for the default")
-    return yamlfile.parse(text, f"--set {key}", OptionError).data
+        raise OptionError(f"{where}= has no value; write {where.partition(' ')[2] or name}=null for the default")
+    found = yamlfile.parse(text, where, OptionError).data
+    several = _parts_of(kind.model_fields[name].annotation) is not None
+    return listed(kind, name, text.strip(), where) if several and isinstance(found, (str, int, float)) else found
+
+
+def listed(kind: type[Fields], name: str, text: str, where: str) -> Any:
+    """`text` for an option; for one that takes several values, its parts between commas (`none` has no part).
+
+    Raises:
+        OptionError: Another number of parts than the option takes.
+    """
+    shape = _parts_of(kind.model_fields[name].annotation)
+    if shape is None:
+        return text
+    parts = () if text == "none" else tuple(part.strip() for part in text.split(","))
+    if Ellipsis not in shape and len(parts) != len(shape):
+        raise OptionError(f"{where} takes {len(shape)} values, separated by commas, got {text!r}")
+    return parts
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The only values that a type takes, as text; none for a type with many."""
+    if annotation is bool or bool in get_args(annotation):
+        return ("true", "false")
+    if get_origin(annotation) is Literal:
+        return tuple(map(str, get_args(annotation)))
+    return next((found for own in get_args(annotation) if (found := choices(own))), ())
+
+
+def _parts_of(annotation: Any) -> tuple[Any, ...] | None:
+    """What a tuple's type holds; None for other types."""
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)
+    return next((shape for own in get_args(annotation) if (shape := _parts_of(own)) is not None), None)
 
 
 def _files() -> list[str]:

@@ -15,7 +15,8 @@ from ovrs.engine import allocator
 from ovrs.engine.contract import SceneAdaptive
 from ovrs.engine.decide import DecisionRule
 from ovrs.engine.tiling import Plan, check_blocks
-from ovrs.errors import OptionError, StoreError
+from ovrs.errors import DigestMismatchError, OptionError, StoreError
+from ovrs.methods.base import SceneSettings
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
 from ovrs.run import adaptation, segmenters, verify
@@ -47,10 +48,10 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         uri = Path(uri).absolute()  # for `ovrs resume` from any directory; links stay, as files may lie beside them
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
-    spec = SegmenterSpec(options.model.told(known), options.method, vocabulary)
+    spec = SegmenterSpec.of(options.model.told(known), options.method, vocabulary)
     segmenter = segmenters.build(spec)
-    if options.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
-        raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --adaptation tile")
+    if spec.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
+        raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --set adaptation=tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
@@ -58,7 +59,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         block_pitches=options.run.block_pitches,
     )
     check_blocks(plan)
-    job = Job(scene, spec, plan, _rule(options, vocabulary), out, options)
+    job = Job(scene, spec, plan, _rule(options, spec), out, options)
     return job, describe(job, uri, segmenter.describe())
 
 
@@ -80,6 +81,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
         with Lock(run):  # refuses while another process writes there
             discard(out)
     if run.exists:
+        _require_readable(run.description(), out)
         require_same(run.description()["digest"], description["digest"], str(out))
         identity.warn_if_sampled(run.description()["scene"], description["scene"])
     elif out.exists():
@@ -95,7 +97,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     elif not out.exists():
         with Lock(run):
             put_back_schema(job)
-    return _adapted_to_scene(job) if options.adapts_to_scene else job
+    return _adapted_to_scene(job) if job.spec.adapts_to_scene else job
 
 
 def _adapted_to_scene(job: Job) -> Job:
@@ -104,7 +106,8 @@ def _adapted_to_scene(job: Job) -> Job:
     segmenter = cast("SceneAdaptive", segmenters.build(job.spec))  # build_job has looked
     if not file.exists():
         with Lock(job.run_dir):
-            count = job.options.method.scene_tiles
+            assert isinstance(job.spec.method, SceneSettings)  # it adapts to a scene
+            count = job.spec.method.scene_tiles
             adaptation.learn(segmenter, job.scene, job.plan, count, file, job.scene.require_unchanged)
     return replace(job, spec=replace(job.spec, state=file))
 
@@ -141,6 +144,7 @@ def resume(out: Path) -> Job:
     """
     out = files.named(out)
     description = RunDir(out).description()
+    _require_readable(description, out)
     try:
         options = MapOptions.model_validate(description["options"])
         vocabulary = Vocabulary.model_validate(description["vocabulary"])
@@ -152,6 +156,15 @@ def resume(out: Path) -> Job:
         ) from error
     require_whole(description["uri"], options.run.scheduler)
     return prepare(description["uri"], vocabulary, out, options)
+
+
+def _require_readable(description: dict[str, Any], out: Path) -> None:
+    """Refuse a run whose record lists the options of all methods, as earlier versions wrote it."""
+    if "sam3" in description["options"].get("method", {}):
+        raise DigestMismatchError(
+            f"{out} was begun by an earlier version of ovrs, and its record of options is of another form; a finished map "
+            "can be read and exported as it is. To go on, choose another output, or pass --overwrite to begin anew"
+        )
 
 
 def discard(out: Path) -> None:
@@ -166,12 +179,10 @@ def discard(out: Path) -> None:
             raise StoreError(f"{path} cannot be removed; remove it by hand")
 
 
-def _rule(options: MapOptions, vocabulary: Vocabulary) -> DecisionRule:
-    background = vocabulary.background_index
-    own = vocabulary.background.threshold if vocabulary.background else 0.0
-    threshold = own if options.method.threshold is None else options.method.threshold
-    if options.method.threshold is not None and background is None:
+def _rule(options: MapOptions, spec: SegmenterSpec) -> DecisionRule:
+    background = spec.vocabulary.background_index
+    if "threshold" in options.method.told and background is None:
         raise OptionError(
-            "--threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
+            "--set threshold needs a vocabulary with a background rule: which class should uncertain pixels get?"
         )
-    return DecisionRule(background, threshold)
+    return DecisionRule(background, spec.method.threshold)

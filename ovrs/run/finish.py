@@ -85,5 +85,5 @@ def _hole_message(job: Job, holes: list[str], records: dict[str, BlockRecord]) -
         f"{len(holes)} of {job.plan.block_count} blocks of {job.out} are missing:\n"
         + "\n".join(reasons)
         + more
-        + f"\n`ovrs resume {job.out}` tries them again; --allow-holes finishes with no data there"
+        + f"\n`ovrs resume {job.out}` tries them again; --set run.allow_holes=true finishes with no data there"
     )

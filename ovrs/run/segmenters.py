@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 from ovrs.engine.contract import SceneAdaptive
 from ovrs.errors import OptionError
+from ovrs.methods.sam3 import CocoSam3
+from ovrs.options import resolved
 from ovrs.provenance import canonical
 from ovrs.run import adaptation
 
 if TYPE_CHECKING:
     from ovrs.engine.contract import Segmenter
+    from ovrs.methods.base import Settings
     from ovrs.options import MethodOptions, ModelOptions
     from ovrs.words.vocabulary import Vocabulary
 
@@ -26,10 +29,21 @@ class SegmenterSpec:
     """Everything needed to build a segmenter in another process. Small and picklable."""
 
     model: ModelOptions
-    method: MethodOptions
+    method: Settings
+    """Complete: see `of`."""
     vocabulary: Vocabulary
     state: Path | None = None
     """What was learned from the scene (`ovrs.run.adaptation`), for segmenters that adapt to it once."""
+
+    @classmethod
+    def of(cls, model: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -> SegmenterSpec:
+        """What the options of a run come to; loads no weights (errors as `ovrs.options.resolved`)."""
+        return cls(model, resolved(model, method, vocabulary), vocabulary)
+
+    @property
+    def adapts_to_scene(self) -> bool:
+        """Whether a run learns from the scene as a whole; `trivial` has nothing to learn."""
+        return self.method.scene_level and self.model.family != "trivial"
 
     @property
     def key(self) -> str:
@@ -42,11 +56,12 @@ class SegmenterSpec:
         return canonical([model, method, self.vocabulary.digest(), learned, _stamps(self.model, self.method)])
 
 
-def _stamps(model: ModelOptions, method: MethodOptions) -> list[tuple[str, int, int]]:
+def _stamps(model: ModelOptions, method: Settings) -> list[tuple[str, int, int]]:
     """Path, size in bytes and time in nanoseconds of every file that the options name, or that lies in a folder they name."""
-    named = [v for o in (method, method.sam3) for v in dict(o).values() if isinstance(v, Path)]
+    named = [value for value in dict(method).values() if isinstance(value, Path)]
+    networks = [Path(model.model), *([Path(method.prior_model)] if isinstance(method, CocoSam3) else [])]
     found = []
-    for path in [*named, Path(model.model), Path(method.sam3.prior_model)]:
+    for path in [*named, *networks]:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
                 state = file.stat()
@@ -94,5 +109,7 @@ def _make(spec: SegmenterSpec) -> Segmenter:
 def _with_state(segmenter: Segmenter, spec: SegmenterSpec) -> Segmenter:
     assert spec.state is not None  # the caller has looked
     if not isinstance(segmenter, SceneAdaptive):
-        raise OptionError(f"method {spec.method.method} does not adapt to a scene as a whole; use --adaptation tile")
+        raise OptionError(
+            f"method {spec.method.method} does not adapt to a scene as a whole; use --set adaptation=tile"
+        )
     return segmenter.with_state(adaptation.read(spec.state))

@@ -116,7 +116,7 @@ def choose_channels(source: Any, options: SceneOptions) -> Channels:
     inverted = tuple(not palette and _is_inverted(source, b) for b in bands)
     if dtype == "uint8" and options.stretch is None and len({source.scales[b - 1] for b in bands}) > 1:
         log.warning(
-            "%s has another scale for each band; 8-bit numbers are shown as they are stored (--stretch 2,98 evens bands out)",
+            "%s has another scale for each band; 8-bit numbers are shown as they are stored (--set scene.stretch=2,98 evens bands out)",
             source.name,
         )
     return Channels(

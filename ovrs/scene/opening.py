@@ -92,7 +92,7 @@ def open_scene(uri: str | Path, options: SceneOptions) -> RasterScene:
 
 def _with_stretch(scene: RasterScene, percentiles: tuple[float, float]) -> RasterScene:
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise OptionError(f"--stretch needs two rising percentiles in 0..100, got {percentiles}")
+        raise OptionError(f"scene.stretch needs two rising percentiles in 0..100, got {percentiles}")
     bands, valid = scene.sample(_SAMPLE_SIDE)
     counts = np.broadcast_to(valid, bands.shape).copy()
     for values, counted, nodata in zip(bands, counts, _each(scene.channels.nodata, len(bands)), strict=True):
@@ -103,7 +103,7 @@ def _with_stretch(scene: RasterScene, percentiles: tuple[float, float]) -> Raste
     if found is not None:
         log.warning(
             "%.1f %% of the pixels of %s are %.17g in every band, far from all others. If that means no data, give "
-            "--nodata %.17g: they count as imagery now and spoil its contrast",
+            "--set scene.nodata=%.17g: they count as imagery now and spoil its contrast",
             100 * found[1],
             scene.uri,
             found[0],
@@ -182,7 +182,7 @@ def _own_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool]:
                 remedy = "It has rational polynomial coefficients: orthorectify it first (gdalwarp -rpc)"
             raise SceneReadError(
                 f"{source.name} has no {lacking}, so a map of it has no place on the ground. {remedy}, "
-                f"or pass --allow-ungeoreferenced to map it on its pixel grid"
+                f"or pass --set scene.allow_ungeoreferenced=true to map it on its pixel grid"
             )
         if options.gsd is not None:
             raise OptionError("--gsd needs a georeferenced scene: without one the size of a pixel is unknown")

@@ -93,7 +93,7 @@ def measure_stretch(
         if not np.isfinite(high / 2 - low / 2) or abs(high / 2 - low / 2) > np.finfo(np.float64).max / 4:
             raise SceneReadError(
                 f"band {k + 1} of the scene spans {low:.3g} to {high:.3g}, more than can be stretched; give its no data value "
-                f"by --nodata, or scale it down first"
+                f"by --set scene.nodata=…, or scale it down first"
             )
         low, high = float(low), float(high)
         if not high > low:

@@ -18,8 +18,8 @@ from rasterio.transform import from_origin
 
 from ovrs import options
 from ovrs.engine.block import map_block
+from ovrs.methods.clip import LAST_BLOCK_VARIANTS
 from ovrs.methods.registry import METHOD_NAMES, SAM3_METHOD_NAMES
-from ovrs.model.clip.dense import LAST_BLOCK_VARIANTS
 from ovrs.provenance import NUMERICS
 from ovrs.run import adaptation, begin, segmenters
 from ovrs.words import vocabulary
@@ -106,7 +106,7 @@ def scores(folder: Path, names: list[str], tiny: Path) -> dict[str, Any]:
         chosen = options.build(**sections, run={"block_pitches": 64})
         run, _ = begin.build_job(scene, WORDS, folder / "map.zarr", chosen)
         segmenter = segmenters.build(run.spec)
-        if chosen.method.adaptation == "scene":
+        if run.spec.adapts_to_scene:
             segmenter = segmenter.with_state(segmenter.adapt_scene(adaptation.sample_tiles(run.scene, run.plan, 3)))
         result = map_block(run.scene, segmenter, run.plan, run.plan.block(0, 0), run.rule, keep_scores=True)
         found[name] = result.score[:, ::STEP, ::STEP]

@@ -15,12 +15,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ovrs.methods.cass import Cass
 from ovrs.model.clip.dense import DenseTokens, encode_prelude, gaussian_prior, last_block
+from ovrs.model.clip.segmenter import Episodic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ovrs.engine.arrays import Array
+    from ovrs.engine.contract import TileScores
     from ovrs.model.clip.dense import Visual
+    from ovrs.model.clip.parts import Parts
+    from ovrs.scene.grid import Window
 
 SPECTRUM, RANK, COUPLING, SIGMA = 20, 10, 10.0, 5.0
 _HEAD_WIDTH = 64
@@ -140,3 +146,21 @@ def move_text(text: Tensor, patches: Tensor, cls: Tensor, clusters: list[int], a
         toward = F.normalize(patches[nearest].mean(dim=0), dim=0)
         moved[chosen] = F.normalize((1 - amount) * text[chosen] + amount * toward, dim=0)
     return moved
+
+
+class CassSegmenter(Episodic[Cass]):
+    """CASS's text step: in each crop, some vectors move toward patches of that crop."""
+
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
+        features, bank = self.frozen.encode(rgb, valid, crops), self.frozen.bank
+        clusters = cluster_classes(bank.vectors, self.settings.cluster_height)
+        texts = [
+            move_text(bank.vectors, patches[ok], cls, clusters, self.settings.amount) if ok.any() else bank.vectors
+            for patches, cls, ok in zip(features.patches, features.cls, features.patch_valid, strict=True)
+        ]
+        return self.frozen.classify(features, torch.stack(texts), bank.vectors, ("adapted",))
+
+
+def segmenter(parts: Parts[Cass]) -> CassSegmenter:
+    """CASS's text step on the vocabulary's queries."""
+    return CassSegmenter(parts.frozen(parts.bank()), parts.settings)

@@ -7,18 +7,20 @@ image-level term.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from ovrs.model.adapt.tuning import Branches, NormState, forward, initial_norms, mean_norms, project
+from ovrs.methods.norms import Mlmp, Tent
+from ovrs.model.adapt.tuning import Branches, NormSegmenter, NormState, forward, initial_norms, mean_norms, project
+from ovrs.model.clip.text import build_prompt_stack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ovrs.model.clip.dense import DenseVariant, Visual
+    from ovrs.model.clip.dense import Visual
+    from ovrs.model.clip.parts import Parts
 
 MLMP_TEMPLATES = (
     "itap of a {}",
@@ -30,37 +32,6 @@ MLMP_TEMPLATES = (
     "a photo of the small {}.",
 )
 TENT_TEMPLATES = ("a photo of a {}",)
-
-Templates = Literal["separate", "mean", "weights", "single"]
-"""How several prompts are joined: by the mean of their entropies (the paper's "Loss"), by the mean of their text vectors
-("Text"), or by the mean of the LayerNorm parameters adapted to each alone ("Params"); `single` has one prompt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MlmpSettings:
-    """Defaults are the paper's."""
-
-    variant: DenseVariant = "naclip"
-    layer_share: float = 0.75
-    """Deepest share of the blocks that are fused; the last block alone when it rounds to none."""
-    layers: int | None = None
-    """Number of deepest blocks, instead of the share."""
-    image_weight: float = 1.0
-    """Weight of the image-level entropy (α_cls); 0 leaves it out."""
-    beta: float = 1.0
-    """Sharpness of the uncertainty weights at inference; 0 weighs all layers alike."""
-    scale: float = 100.0
-    steps: int = 10
-    lr: float = 1e-3
-    joint: bool = False
-    """Adapt one set of parameters to all images together, as the authors do with their batches of two."""
-    templates: Templates = "separate"
-    """`weights` adapts to each prompt alone, from the loaded parameters, and averages; the others take the prompts as given."""
-
-    def depths(self, blocks: int) -> tuple[int, ...]:
-        """0-based indices of the fused blocks, ascending."""
-        count = self.layers if self.layers is not None else round(self.layer_share * blocks)
-        return tuple(range(blocks - max(1, min(count, blocks)), blocks))
 
 
 class Adapted(NamedTuple):
@@ -77,7 +48,7 @@ class Adapted(NamedTuple):
 
 
 def adapt(
-    visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, settings: MlmpSettings, sets: int = 1
+    visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, settings: Mlmp, *, sets: int | None = None
 ) -> Adapted:
     """Adapt B images, each for itself, and return their fused patch features.
 
@@ -87,14 +58,15 @@ def adapt(
         prompts: `(T, M, D)`, unit rows: the queries in each template.
         mean_prompt: `(M, D)`, the renormalised mean over templates; weighs the layers at inference.
         settings: See there.
-        sets: With `joint`, so many sets of consecutive images, each with parameters of its own.
+        sets: So many sets of consecutive images, each with one set of parameters: 1 for all together, as the authors do
+            with their batches of two. None: every image has its own.
     """
     groups = prompts.split(1) if settings.templates == "weights" else (prompts,)
-    tuned = [tune(visual, images, group, settings, sets) for group in groups]
+    tuned = [tune(visual, images, group, settings, sets=sets) for group in groups]
     depths = settings.depths(len(visual.transformer.resblocks))
     with torch.no_grad():
         frozen = mean_norms([norms for norms, _ in tuned])
-        branches = forward(visual, images, frozen, settings.variant, depths)
+        branches = forward(visual, images, frozen, settings.dense, depths)
         weights = layer_weights(visual, branches, frozen, mean_prompt, settings)
         fused = torch.einsum("lb,lbnd->bnd", weights, torch.stack(branches.layers))
         patches = project(visual, fused, frozen)[:, 1:]
@@ -103,29 +75,27 @@ def adapt(
 
 
 def tune(
-    visual: Visual, images: Tensor, prompts: Tensor, settings: MlmpSettings, sets: int = 1
+    visual: Visual, images: Tensor, prompts: Tensor, settings: Mlmp, *, sets: int | None = None
 ) -> tuple[NormState, Tensor]:
     """Adapt the loaded parameters to the prompts `(T, M, D)`; returns them and the losses `(steps, B)` before each step."""
-    norms = initial_norms(visual, sets if settings.joint else len(images), dtype=images.dtype)
+    norms = initial_norms(visual, sets or len(images), dtype=images.dtype)
     depths = settings.depths(len(visual.transformer.resblocks))
     optimiser = torch.optim.Adam(norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
     losses = []
     with torch.enable_grad():
         for _ in range(settings.steps):
             each = image_losses(
-                visual, forward(visual, images, norms, settings.variant, depths), norms, prompts, settings
+                visual, forward(visual, images, norms, settings.dense, depths), norms, prompts, settings
             )
             optimiser.zero_grad()
-            # a sum, not a mean: every image, or set of images, gets the gradient it would get alone
-            (each.view(sets, -1).mean(dim=1).sum() if settings.joint else each.sum()).backward()
+            # a sum, not a mean: every set of images gets the gradient it would get alone
+            each.view(sets or len(images), -1).mean(dim=1).sum().backward()
             optimiser.step()
             losses.append(each.detach())
     return norms.detached(), torch.stack(losses) if losses else images.new_zeros(0, len(images))
 
 
-def image_losses(
-    visual: Visual, branches: Branches, norms: NormState, prompts: Tensor, settings: MlmpSettings
-) -> Tensor:
+def image_losses(visual: Visual, branches: Branches, norms: NormState, prompts: Tensor, settings: Mlmp) -> Tensor:
     """Mean patch entropy over templates and patches plus the image-level term, `(B,)` (`methods` 5.2)."""
     fused = torch.stack(branches.layers).mean(dim=0)
     loss = mean_entropy(project(visual, fused, norms)[:, 1:], prompts, settings.scale)
@@ -141,11 +111,24 @@ def mean_entropy(features: Tensor, prompts: Tensor, scale: float) -> Tensor:
     return -(log_p.exp() * log_p).sum(dim=-1).mean(dim=(1, 2))
 
 
-def layer_weights(
-    visual: Visual, branches: Branches, norms: NormState, mean_prompt: Tensor, settings: MlmpSettings
-) -> Tensor:
+def layer_weights(visual: Visual, branches: Branches, norms: NormState, mean_prompt: Tensor, settings: Mlmp) -> Tensor:
     """Softmax over layers of minus β times each layer's mean patch entropy, `(layers, B)` (`methods` 5.3)."""
     levels = [
         mean_entropy(project(visual, r, norms)[:, 1:], mean_prompt[None], settings.scale) for r in branches.layers
     ]
     return (-settings.beta * torch.stack(levels)).softmax(dim=0)
+
+
+def segmenter(parts: Parts[Mlmp | Tent]) -> NormSegmenter:
+    """MLMP, or TENT as its special case, on the vocabulary's queries; a tile's crops are adapted together."""
+    own = parts.settings
+    settings = own.as_mlmp() if isinstance(own, Tent) else own
+    templates = TENT_TEMPLATES if settings.templates == "single" else MLMP_TEMPLATES
+    stack, bank = build_prompt_stack(parts.model, *parts.queries(), templates)
+    prompts = bank.vectors[None] if settings.templates == "mean" else stack
+    visual = parts.model.clip.visual
+    return NormSegmenter(
+        parts.frozen(bank),
+        settings,
+        lambda images, sets: adapt(visual, images, prompts, bank.vectors, settings, sets=sets),
+    )

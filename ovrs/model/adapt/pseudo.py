@@ -8,48 +8,27 @@ does the same, for comparison with published figures only (`docs/methods.md`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from ovrs.model.adapt.tuning import NormState, forward, initial_norms, project
+from ovrs.model.adapt.mlmp import MLMP_TEMPLATES, TENT_TEMPLATES
+from ovrs.model.adapt.tuning import NormSegmenter, NormState, forward, initial_norms, project
+from ovrs.model.clip.text import build_prompt_stack, clean, encode_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from ovrs.model.clip.dense import DenseVariant, Visual
+    from ovrs.methods.norms import Clipartt, Pseudo, Watt
+    from ovrs.model.clip.dense import Visual
+    from ovrs.model.clip.parts import Parts
 
 TARGET_TEMPERATURE = 0.01
 WATT_EXTRA_TEMPLATE = "a photo of a {}"
 """The original WATT has this one beside MLMP's seven."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PseudoSettings:
-    """Defaults are those of the papers' segmentation form."""
-
-    variant: DenseVariant = "naclip"
-    scale: float = 100.0
-    lr: float = 1e-3
-    joint: bool = False
-    """Adapt one set of parameters to all images together: their patches then form one set of samples."""
-    compat: bool = False
-    """The released layout: in each image, ranks of neighbouring patches share a prompt; a softmax runs over the patches of
-    one image under as many texts as the batch has images (`released_rows`)."""
-    steps: int = 10
-    """CLIPArTT: optimisation steps."""
-    top: int = 3
-    """CLIPArTT: classes joined in a prompt."""
-    inner_steps: int = 2
-    """WATT: steps per template (l)."""
-    rounds: int = 5
-    """WATT: rounds over all templates (m)."""
-    mode: Literal["sequential", "parallel"] = "sequential"
-    """WATT: whether a template starts from its predecessor's weights or from the last round's mean."""
 
 
 class PseudoAdapted(NamedTuple):
@@ -66,9 +45,9 @@ class PseudoAdapted(NamedTuple):
 class _Tower:
     """Patch features of B images under changing norms, grouped into sets of samples."""
 
-    def __init__(self, visual: Visual, images: Tensor, settings: PseudoSettings, sets: int) -> None:
+    def __init__(self, visual: Visual, images: Tensor, settings: Pseudo, sets: int | None) -> None:
         self.visual, self.images, self.settings = visual, images, settings
-        self.groups = sets if settings.joint else len(images)
+        self.groups = sets or len(images)
         self.norms = initial_norms(visual, self.groups, dtype=images.dtype)
         self.optimiser = torch.optim.Adam(self.norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
         self.last = (len(visual.transformer.resblocks) - 1,)
@@ -79,7 +58,7 @@ class _Tower:
         return patches.unflatten(0, (self.groups, -1)).flatten(1, 2)
 
     def patches(self, norms: NormState) -> tuple[Tensor, tuple[int, int]]:
-        branches = forward(self.visual, self.images, norms, self.settings.variant, self.last)
+        branches = forward(self.visual, self.images, norms, self.settings.dense, self.last)
         return project(self.visual, branches.layers[0], norms)[:, 1:], branches.grid
 
     def step(self, features: Tensor, texts: Tensor) -> Tensor:
@@ -143,8 +122,9 @@ def clipartt(
     reference: Tensor,
     names: list[str],
     encode: Callable[[list[str]], Tensor],
-    settings: PseudoSettings,
-    sets: int = 1,
+    settings: Clipartt,
+    *,
+    sets: int | None = None,
 ) -> PseudoAdapted:
     """Adapt B images with prompts that join each patch's most likely classes.
 
@@ -155,7 +135,8 @@ def clipartt(
         names: Of the C classes.
         encode: Sentences to unit vectors `(n, D)`; each distinct sentence is asked for once.
         settings: See there.
-        sets: With `joint`, so many sets of consecutive images, each with parameters of its own.
+        sets: So many sets of consecutive images, each with one set of parameters: their patches form one set of samples.
+            None: every image has its own.
     """
     tower, known = _Tower(visual, images, settings, sets), dict[tuple[int, ...], int]()
     vectors = reference.new_zeros(0, reference.shape[1])
@@ -178,8 +159,9 @@ def clipartt(
     return tower.result(losses)
 
 
-def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: PseudoSettings, sets: int = 1) -> PseudoAdapted:
-    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows; `sets` as above)."""
+def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: Watt, *, sets: int | None = None) -> PseudoAdapted:
+    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows; `sets`: see
+    `clipartt`)."""
     tower = _Tower(visual, images, settings, sets)
     parameters = tower.norms.parameters()
     losses = []
@@ -205,3 +187,37 @@ def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: PseudoSettin
 def _assign(parameters: list[Tensor], values: list[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
+
+
+def clipartt_segmenter(parts: Parts[Clipartt]) -> NormSegmenter:
+    """CLIPArTT on the vocabulary's queries; a tile's crops are adapted together."""
+    model, settings, names = parts.model, parts.settings, _names(parts)
+    _, bank = build_prompt_stack(model, *parts.queries(), TENT_TEMPLATES)
+
+    def encode(sentences: list[str]) -> Tensor:
+        return encode_sentences(model.clip, model.tokenize, sentences)
+
+    reference = encode([f"a photo of a {n}" for n in names])
+
+    def adapt(images: Tensor, sets: int) -> PseudoAdapted:
+        known = reference.to(images.device)
+        return clipartt(model.clip.visual, images, known, names, encode, settings, sets=sets)
+
+    return NormSegmenter(parts.frozen(bank), settings, adapt)
+
+
+def watt_segmenter(parts: Parts[Watt]) -> NormSegmenter:
+    """WATT on the vocabulary's queries; a tile's crops are adapted together."""
+    model, settings, names = parts.model, parts.settings, _names(parts)
+    templates = MLMP_TEMPLATES if settings.compat else (*MLMP_TEMPLATES, WATT_EXTRA_TEMPLATE)
+    _, bank = build_prompt_stack(model, *parts.queries(), templates)
+    stack, _ = build_prompt_stack(model, names, list(range(len(names))), templates)
+    visual = model.clip.visual
+    return NormSegmenter(
+        parts.frozen(bank), settings, lambda images, sets: watt(visual, images, stack, settings, sets=sets)
+    )
+
+
+def _names(parts: Parts[Any]) -> list[str]:
+    """The first word of each class."""
+    return [clean(c.words[0]) for c in parts.vocabulary.classes]

@@ -16,7 +16,6 @@ The result stays linear in a patch: one vector and one offset per query, used ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -27,23 +26,18 @@ from ovrs.model.clip.head import entropy, join_queries
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ovrs.methods.clip import Head
     from ovrs.model.clip.text import TextBank
 
 
-@dataclass(frozen=True, kw_only=True)
-class SceneSettings:
-    """Constants of the rule; figures behind them: `python -m benchmarks.left_out`."""
-
-    scale: float
-    max_share: float = 1.0
-    half_crops: float = 100.0
-    """Crops without overlap at which the scene has half of its full weight."""
-    prior_patches: float = 10.0
-    """A class mean counts like so many patches of its prior, which follows from the text."""
-    shrinkage: float = 0.5
-    """Share of the isotropic part in the discriminant's covariance."""
-    most_weight: float = 0.7
-    """Upper bound of the discriminant's weight w."""
+HALF_CROPS = 100.0
+"""Crops without overlap at which the scene has half of its full weight; figures: `python -m benchmarks.left_out`."""
+PRIOR_PATCHES = 10.0
+"""A class mean counts like so many patches of its prior, which follows from the text."""
+SHRINKAGE = 0.5
+"""Share of the isotropic part in the discriminant's covariance."""
+MOST_WEIGHT = 0.7
+"""Upper bound of the discriminant's weight w."""
 
 
 class SceneText(NamedTuple):
@@ -66,15 +60,13 @@ class SceneText(NamedTuple):
 
 
 @torch.no_grad()
-def calibrate_scene(
-    patches: Tensor, bank: TextBank, settings: SceneSettings, *, crops: float, per_crop: int
-) -> SceneText:
+def calibrate_scene(patches: Tensor, bank: TextBank, settings: Head, *, crops: float, per_crop: int) -> SceneText:
     """Calibrate the text to a scene.
 
     Args:
         patches: `(N, D)`, unit vectors, of the sample's valid patches.
         bank: The queries; not changed.
-        settings: Constants.
+        settings: Inverse temperature and how queries are joined.
         crops: K, valid ground of the sample in areas of one crop.
         per_crop: Patches of one crop; with K it says how many of the patches do not overlap.
     """
@@ -90,14 +82,14 @@ def calibrate_scene(
     sure = uncertainty < uncertainty.mean()
     if not sure.any():
         return _plain(bank, "no_prototype")
-    unsure, shown = float(uncertainty.mean()), crops / (crops + settings.half_crops)
+    unsure, shown = float(uncertainty.mean()), crops / (crops + HALF_CROPS)
     groups = _Groups.of(patches[sure], classes[:, sure].argmax(dim=0), bank)
     support = groups.counts * min(1.0, crops * per_crop / len(patches))
-    means = _class_means(groups, support, bank, settings, shown)
-    bias, weight = unsure * shown, min(settings.most_weight, 2 * unsure * shown)
+    means = _class_means(groups, support, bank, shown)
+    bias, weight = unsure * shown, min(MOST_WEIGHT, 2 * unsure * shown)
     prototypes = F.normalize(means, dim=-1)[bank.class_of]
     moved = F.normalize((1 - bias) * bank.vectors + bias * prototypes, dim=-1)
-    directions, constants = _discriminant(means, groups.covariance, settings.shrinkage)
+    directions, constants = _discriminant(means, groups.covariance, SHRINKAGE)
     sharp = weight * _sharpness(patches @ directions.T + constants, float(entropy(classes).mean()))
     own = torch.zeros_like(bank.vectors[:, 0]) if bank.offsets is None else bank.offsets
     return SceneText(
@@ -137,7 +129,7 @@ class _Groups(NamedTuple):
         return cls(means, counts, scatter / counts.sum())
 
 
-def _class_means(groups: _Groups, support: Tensor, bank: TextBank, settings: SceneSettings, shown: float) -> Tensor:
+def _class_means(groups: _Groups, support: Tensor, bank: TextBank, shown: float) -> Tensor:
     """Class means `(C, D)`, each drawn to a prior: the mean of all classes, moved along the text.
 
     A class with few patches has no mean that one could trust, and one without any must not lose to those that have one.
@@ -145,7 +137,7 @@ def _class_means(groups: _Groups, support: Tensor, bank: TextBank, settings: Sce
     """
     count = torch.bincount(bank.class_of, minlength=bank.class_count).to(bank.vectors)
     text = torch.zeros_like(groups.means).index_add_(0, bank.class_of, bank.vectors) / count[:, None]
-    trust = support / (support + settings.prior_patches)
+    trust = support / (support + PRIOR_PATCHES)
     share = (trust / trust.sum())[:, None]
     middle, text = (share * groups.means).sum(dim=0), text - (share * text).sum(dim=0)
     apart = groups.means - middle

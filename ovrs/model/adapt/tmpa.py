@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
+from ovrs.methods.tmpa import Descent, TmpaShift
 from ovrs.model.clip.head import class_scores, entropy, join_queries
 
 if TYPE_CHECKING:
@@ -28,31 +29,6 @@ if TYPE_CHECKING:
 
 COLLAPSE_SHARE = 0.01
 """A class counts as present in a tile when it holds more than this share of the patches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TmpaSettings:
-    """Defaults are ours (`methods` 6.5)."""
-
-    scale: float
-    cls_weight: float
-    max_share: float = 1.0
-    shift: bool = False
-    """Also learn a shift δ per query (released code; `tmpa_shift`)."""
-    steps: int = 3
-    lr: float = 1e-2
-    lr_shift: float = 1e-4
-    alpha_init: float = 0.02
-    alpha_max: float = 0.5
-    anchors: int | None = None
-    """Prototype patches per class and 14 × 14 patches; default 3."""
-    absent: Literal["text", "mean"] = "text"
-    """What a class without prototype moves toward: nothing (the paper), or the mean of the valid patches. A prototype
-    lies nearer to every patch than any text does, so a class that has one gains everywhere on a class that has none;
-    the mean patch gives the latter the same gain."""
-    keep_shares: float = 0.0
-    """Weight of the divergence of the tile's class shares from those before adaptation. Entropy alone also falls when
-    frequent classes grow at the cost of rare ones; this makes it fall by surer patches instead. 0 is the paper's loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +107,7 @@ class Stack(NamedTuple):
 
 
 @torch.no_grad()
-def find_prototypes(stack: Stack, bank: TextBank, settings: TmpaSettings) -> Prototypes:
+def find_prototypes(stack: Stack, bank: TextBank, settings: Descent) -> Prototypes:
     """Per tile and class, the mean of its lowest-entropy patches over all crops of the tile.
 
     A patch is a candidate when its entropy lies below the mean of the tile's valid patches and its best class has at
@@ -144,7 +120,7 @@ def find_prototypes(stack: Stack, bank: TextBank, settings: TmpaSettings) -> Pro
     queries = torch.bincount(bank.class_of, minlength=bank.class_count)
     floor = (settings.max_share + (1 - settings.max_share) / queries[winner]) / bank.class_count
     candidate = stack.valid & (uncertainty < stack.mean(uncertainty)[:, None]) & (best >= floor)
-    wanted = ((settings.anchors or 3) * stack.real / 196).round().clamp(min=3)
+    wanted = (settings.anchors * stack.real / 196).round().clamp(min=3)
     order = torch.where(candidate, uncertainty, torch.inf).argsort(dim=1, stable=True)
     groups = F.one_hot(winner.gather(1, order), bank.class_count) * candidate.gather(1, order)[..., None]
     first = groups * (groups.cumsum(dim=1) <= wanted[:, None, None])  # the surest of each class
@@ -183,7 +159,7 @@ class Calibrations(NamedTuple):
     """int64 `(T,)`: index into `EVENTS`."""
 
 
-def calibrate(features: PatchSet, bank: TextBank, settings: TmpaSettings) -> Calibration:
+def calibrate(features: PatchSet, bank: TextBank, settings: Descent) -> Calibration:
     """Adapt the text of `bank` to one tile; the bank itself is not changed.
 
     Returns the plain text, with the reason as an event, where there is nothing to adapt: fewer than two classes, no
@@ -198,7 +174,7 @@ def calibrate(features: PatchSet, bank: TextBank, settings: TmpaSettings) -> Cal
     return Calibration(found.text[0], found.base_text[0], found.alpha[0], losses, (event,))
 
 
-def calibrate_tiles(tiles: Sequence[PatchSet], bank: TextBank, settings: TmpaSettings) -> Calibrations:
+def calibrate_tiles(tiles: Sequence[PatchSet], bank: TextBank, settings: Descent) -> Calibrations:
     """`calibrate` for several tiles in one pass, with the result of one by one, for at least two classes."""
     stack = Stack.of(tiles)
     prototypes = find_prototypes(stack, bank, settings)
@@ -218,7 +194,7 @@ def calibrate_tiles(tiles: Sequence[PatchSet], bank: TextBank, settings: TmpaSet
 class _Problem:
     """The entropy of each tile as a function of α (and δ), on precomputed maps of its patches."""
 
-    def __init__(self, stack: Stack, bank: TextBank, prototypes: Prototypes, settings: TmpaSettings) -> None:
+    def __init__(self, stack: Stack, bank: TextBank, prototypes: Prototypes, settings: Descent) -> None:
         self.stack, self.bank, self.settings = stack, bank, settings
         self.anchored = prototypes.found[:, bank.class_of]
         self.target = prototypes.vectors[:, bank.class_of]
@@ -276,13 +252,17 @@ class _Problem:
         return torch.where(alpha > 0, moved, base), base, alpha[..., 0]
 
 
-def _optimise(problem: _Problem, settings: TmpaSettings) -> tuple[Tensor, Tensor | None, Tensor]:
+def _optimise(problem: _Problem, settings: Descent) -> tuple[Tensor, Tensor | None, Tensor]:
     """α, δ and the losses `(steps, T)`: one optimiser for all tiles, which is element-wise."""
     shape, like = problem.target.shape, problem.target
     theta = torch.full_like(like[..., 0], min(settings.alpha_init, settings.alpha_max)).requires_grad_(True)
-    delta = torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True) if settings.shift else None
+    delta = (
+        torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        if isinstance(settings, TmpaShift)
+        else None
+    )
     groups = [{"params": [theta], "lr": settings.lr}]
-    if delta is not None:
+    if delta is not None and isinstance(settings, TmpaShift):
         groups.append({"params": [delta], "lr": settings.lr_shift})
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.999))
     losses = []

@@ -13,32 +13,23 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ovrs.engine.contract import TileScores
+from ovrs.methods.tmpa import TmpaCompat
 from ovrs.model.clip.features import accumulate
 from ovrs.model.clip.head import class_scores, entropy, join_queries
+from ovrs.model.clip.segmenter import ClipSegmenter, Episodic, given_away
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ovrs.engine.arrays import Array
     from ovrs.model.clip.features import TileFeatures
+    from ovrs.model.clip.parts import Parts
     from ovrs.model.clip.text import TextBank
     from ovrs.model.clip.upsample import Upsampler
+    from ovrs.scene.grid import Window
 
 _ANCHORS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompatSettings:
-    """As released; `lr` has a value per data set there."""
-
-    scale: float
-    cls_weight: float
-    threshold: float = 0.0
-    background: int = 0
-    max_share: float = 1.0
-    alpha_only: bool = False
-    steps: int = 3
-    lr: float = 1e-4
-    alpha_init: float = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +47,9 @@ class CompatResult:
 
 @torch.no_grad()
 def window_prototypes(
-    features: TileFeatures, text: Tensor, bank: TextBank, settings: CompatSettings
+    features: TileFeatures, text: Tensor, bank: TextBank, settings: TmpaCompat, background: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Prototypes of each window.
+    """Prototypes of each window; unsure patches are those of class `background`, if there is one.
 
     Returns:
         `(B, C, D)`, zero where a class has none, and the anchors' flat patch indices `(B, C, 3)`, -1 where none.
@@ -70,7 +61,8 @@ def window_prototypes(
         probabilities = (settings.scale * (text @ patches.T)).softmax(dim=0)
         uncertainty = -(probabilities * probabilities.clamp(min=1e-6).log()).mean(dim=0)
         best, winner = join_queries(probabilities, bank).max(dim=0)
-        winner = winner.masked_fill(best < settings.threshold, settings.background)
+        if background is not None:
+            winner = winner.masked_fill(best < settings.threshold, background)
         for index in range(classes):
             rows = (winner == index).nonzero().flatten()
             lowest = rows[uncertainty[rows].argsort(stable=True)[:_ANCHORS]]
@@ -85,13 +77,14 @@ def forward(
     bank: TextBank,
     alpha: Tensor,
     shift: Tensor,
-    settings: CompatSettings,
+    settings: TmpaCompat,
     upsampler: Upsampler,
+    background: int | None,
     out_shape: tuple[int, int] | None = None,
 ) -> Tensor:
     """Aggregated class scores `(C, H, W)` of the whole tile for the given parameters."""
     text = F.normalize(bank.vectors + shift, dim=-1)
-    prototypes, _ = window_prototypes(features, text.detach(), bank, settings)
+    prototypes, _ = window_prototypes(features, text.detach(), bank, settings, background)
     calibrated = F.normalize((1 - alpha) * text + alpha * prototypes[:, bank.class_of], dim=-1)
     maps = upsampler(features, calibrated, text, settings.cls_weight)
     total, hits = accumulate(features, maps)
@@ -104,23 +97,56 @@ def forward(
 def adapt(
     features: TileFeatures,
     bank: TextBank,
-    settings: CompatSettings,
+    settings: TmpaCompat,
     upsampler: Upsampler,
+    background: int | None,
     out_shape: tuple[int, int] | None = None,
+    *,
+    alpha_only: bool = False,
 ) -> CompatResult:
-    """Run the released optimisation on one image; `out_shape` is the size at which loss and scores are taken."""
+    """Run the released optimisation on one image.
+
+    Args:
+        features: Of the image.
+        bank: The queries.
+        settings: Of the method.
+        upsampler: From features to pixels.
+        background: Class of patches that are surer of none than the threshold.
+        out_shape: Size in pixels at which loss and scores are taken.
+        alpha_only: Leave the shift at zero.
+    """
     alpha = torch.full((len(bank.vectors), 1), settings.alpha_init, device=bank.vectors.device, requires_grad=True)
-    shift = torch.zeros_like(bank.vectors, requires_grad=not settings.alpha_only)
-    parameters = [alpha] if settings.alpha_only else [alpha, shift]
-    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.01)
+    shift = torch.zeros_like(bank.vectors, requires_grad=not alpha_only)
+    parameters = [alpha] if alpha_only else [alpha, shift]
+    optimiser = torch.optim.AdamW(parameters, lr=settings.lr_shift, weight_decay=0.01)
     losses = []
     with torch.enable_grad():
         for _ in range(settings.steps):
-            loss = entropy(forward(features, bank, alpha, shift, settings, upsampler, out_shape), floor=1e-8).mean()
+            loss = entropy(
+                forward(features, bank, alpha, shift, settings, upsampler, background, out_shape), floor=1e-8
+            ).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(float(loss.detach()))
     with torch.no_grad():
-        scores = forward(features, bank, alpha, shift, settings, upsampler, out_shape)
+        scores = forward(features, bank, alpha, shift, settings, upsampler, background, out_shape)
     return CompatResult(scores, alpha.detach(), shift.detach(), tuple(losses))
+
+
+class TmpaCompatSegmenter(Episodic[TmpaCompat]):
+    """TMPA as released; the tile takes the place of the image."""
+
+    def __init__(self, frozen: ClipSegmenter, settings: TmpaCompat, background: int | None) -> None:
+        super().__init__(frozen, settings)
+        self.background = background
+
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
+        features = self.frozen.encode(rgb, valid, crops)
+        result = adapt(features, self.frozen.bank, self.settings, self.frozen.upsampler, self.background)
+        return TileScores(given_away(result.scores), events=("adapted",))
+
+
+def segmenter(parts: Parts[TmpaCompat]) -> TmpaCompatSegmenter:
+    """TMPA as released, on the vocabulary's queries."""
+    return TmpaCompatSegmenter(parts.frozen(parts.bank()), parts.settings, parts.vocabulary.background_index)

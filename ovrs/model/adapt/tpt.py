@@ -7,7 +7,6 @@ The published figures say that it hardly changes anything; it is here as a basel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,23 +14,21 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ovrs.errors import OptionError
+from ovrs.methods.tpt import Tpt
+from ovrs.model.adapt.mlmp import TENT_TEMPLATES
+from ovrs.model.clip.segmenter import ClipSegmenter, EpisodicTiles
+from ovrs.model.clip.text import build_prompt_stack
 from ovrs.model.clip.tower import is_clip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from ovrs.engine.contract import TileSample, TileScores
+    from ovrs.model.clip.parts import Parts
+
 CONTEXT = "a photo of a"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TptSettings:
-    """Defaults as published."""
-
-    scale: float = 100.0
-    steps: int = 10
-    lr: float = 1e-3
 
 
 class Tuned(NamedTuple):
@@ -81,7 +78,7 @@ class PromptLearner:
         return F.normalize(x @ clip.text_projection, dim=-1).unflatten(0, (tiles, count))
 
 
-def tune(learner: PromptLearner, patches: list[Tensor], settings: TptSettings) -> Tuned:
+def tune(learner: PromptLearner, patches: list[Tensor], settings: Tpt) -> Tuned:
     """Learn a context for each tile, all in one pass; `patches`: `(n, D)`, unit rows, of each tile."""
     first = learner.context()
     context = first.repeat(len(patches), 1, 1).requires_grad_(True)
@@ -101,3 +98,30 @@ def tune(learner: PromptLearner, patches: list[Tensor], settings: TptSettings) -
     with torch.no_grad():
         told = torch.stack(losses) if losses else padded.new_zeros(0, len(patches))
         return Tuned(learner(context), context.detach(), told)
+
+
+class TptSegmenter(EpisodicTiles[Tpt]):
+    """TPT: the prompt's context is learned for each tile."""
+
+    def __init__(self, frozen: ClipSegmenter, settings: Tpt, learner: PromptLearner) -> None:
+        super().__init__(frozen, settings)
+        self.learner = learner
+
+    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+        features = self.frozen.encode_tiles(tiles)
+        patches = [f.patches[f.patch_valid] for f in features]
+        rows = [i for i, own in enumerate(patches) if len(own)]
+        text = self.frozen.bank.vectors.repeat(len(tiles), 1, 1)
+        if rows:
+            text[rows] = tune(self.learner, [patches[i] for i in rows], self.settings).text.to(text)
+        events = [("adapted",) if len(own) else ("no_valid_patch",) for own in patches]
+        return self.frozen.classify_tiles(features, text, text, events)
+
+
+def segmenter(parts: Parts[Tpt]) -> TptSegmenter:
+    """TPT on the vocabulary's queries, in the one template whose context is learned."""
+    model = parts.model
+    queries, class_of = parts.queries()
+    _, bank = build_prompt_stack(model, queries, class_of, TENT_TEMPLATES)
+    frozen = parts.frozen(bank)
+    return TptSegmenter(frozen, parts.settings, PromptLearner(model.clip, model.tokenize, queries))

@@ -8,16 +8,24 @@ a `NormState`, which makes reset trivial and concurrent use safe.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ovrs.model.clip.dense import REDUCED, DenseVariant, Visual, attend, mixing, position_embedding
+from ovrs.methods.norms import Norms
+from ovrs.model.clip.dense import REDUCED, Visual, attend, mixing, position_embedding
+from ovrs.model.clip.segmenter import ClipSegmenter, EpisodicTiles, alike
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
+
+    from ovrs.engine.contract import TileSample, TileScores
+    from ovrs.methods.clip import DenseVariant
+    from ovrs.model.clip.features import TileFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,3 +131,40 @@ def _for_each(parameters: Tensor, inputs: int) -> Tensor:
 def project(visual: Visual, tokens: Tensor, norms: NormState) -> Tensor:
     """LN_post and projection, normalised: `(…, d)` tokens of B samples to unit vectors `(…, D)`."""
     return F.normalize(norm(norms, "ln_post", tokens) @ visual.proj, dim=-1)
+
+
+class Tuned(Protocol):
+    """Features of B crops after adaptation."""
+
+    @property
+    def patches(self) -> Tensor:
+        """`(B, N, D)`, unit vectors."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        ...
+
+
+class NormSegmenter(EpisodicTiles[Norms]):
+    """TENT, MLMP, CLIPArTT, WATT: one set of LayerNorm parameters per tile, adapted to all its crops together."""
+
+    def __init__(self, frozen: ClipSegmenter, settings: Norms, adapt: Callable[[Tensor, int], Tuned]) -> None:
+        super().__init__(frozen, settings)
+        self.adapt = adapt
+
+    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+        frozen = self.frozen
+        inputs = [frozen.encoder.inputs(*tile) for tile in tiles]
+        features: dict[int, TileFeatures] = {}
+        for rows in alike(inputs):
+            group = [inputs[i].images for i in rows]
+            count = len(group[0])
+            sets = self.tiles_at_once if len(tiles) > 1 else 1  # made up to full size: the same sums whatever the tiles
+            images = torch.cat([*group, *group[-1:] * (sets - len(group))])
+            adapted = self.adapt(images.to(frozen.encoder.model.dtype), sets)
+            for index, patches in zip(rows, adapted.patches.split(count), strict=False):
+                features[index] = inputs[index].features(patches, patches.new_zeros(count, 1), adapted.grid)
+        text = frozen.bank.vectors
+        return frozen.classify_tiles([features[i] for i in range(len(tiles))], text, text, [("adapted",)] * len(tiles))

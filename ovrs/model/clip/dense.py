@@ -7,33 +7,17 @@ Only the last transformer block differs between the variants; everything before 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovrs.errors import OptionError, WeightsError
+from ovrs.methods.clip import LAST_BLOCK_VARIANTS, DenseVariant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-DenseVariant = Literal[
-    "vanilla",
-    "maskclip",
-    "sclip",
-    "clearclip",
-    "naclip",
-    "naclip_residual",
-    "naclip_kk",
-    "naclip_nonly",
-    "naclip_vanilla",
-    "segearth",
-    "gem",
-    "proxyclip",
-    "cass",
-]
-DENSE_VARIANTS: tuple[str, ...] = get_args(DenseVariant)
 
 Visual: TypeAlias = Any
 """open_clip's `VisionTransformer`: its attributes are what `check_vit` looks for, but nn.Module hides their types."""
@@ -204,7 +188,6 @@ _MIXING: dict[str, Mixing] = {
     "naclip_vanilla": _mix_vanilla,
     "segearth": _mix_segearth,
 }
-LAST_BLOCK_VARIANTS = tuple(_MIXING)
 """Variants that change the last block alone and need nothing but the tower: what LayerNorm adapters can work with."""
 REDUCED = frozenset({"clearclip", "naclip", "naclip_kk", "naclip_nonly", "naclip_vanilla", "segearth"})
 """Variants whose last block has neither skip connection nor feed-forward."""

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ovrs.errors import WeightsError
 from ovrs.foreign import is_file, read_object
+from ovrs.methods import recommended
 from ovrs.model.clip import architecture, checkpoint, tokenizer, tower
-from ovrs.model.clip.dense import DENSE_VARIANTS
 from ovrs.model.clip.foreign import place, shown
-from ovrs.model.clip.parts import COLOUR_MEAN, COLOUR_STD
-from ovrs.model.clip.upsample import UPSAMPLERS
-from ovrs.options import MethodOptions
+from ovrs.model.clip.singles import COLOUR_MEAN, COLOUR_STD
+from ovrs.yamlfile import STRICT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ovrs.methods.recommended import Recommendations
     from ovrs.model.clip.tokenizer import Tokenize
 
 CONFIG_FILE = "open_clip_config.json"
-METADATA_FILE = "ovrs.json"
-"""Optional, beside open_clip's files: this model's own defaults (dense variant, logit scale, λ), windows and hash."""
-
 Checked = TypeVar("Checked", bound=BaseModel)
 
 _CONFIG_KEYS = {"model_cfg", "preprocess_cfg", "stem"}
-_PATHS = {"proxy_weights", "upsampler_weights"}
-RECOMMENDABLE = frozenset(n for n, f in MethodOptions.model_fields.items() if f.default is None) - _PATHS
-"""Options of methods that a model may recommend: those without a fixed default."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,32 +45,10 @@ class Source:
     own: Recommendations
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class _Windows(_Strict):
-    zoom: float = Field(default=1.0, ge=0.25, le=8)
-    stride: int = Field(default=1, ge=1)
-    pixel_sizes: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    turned: bool = False
-
-
-class Recommendations(_Strict):
-    """The content of `ovrs.json`."""
-
-    defaults: dict[str, Any] = {}
-    """Options of methods by name."""
-    windows: _Windows = _Windows()
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
-    """Of the weights, as `ovrs.model.clip.loading.hash_weights` counts it."""
-    source: Any = None
-    licence: Any = None
-    description: Any = None
-
-
-class _Preprocess(_Strict):
+class _Preprocess(BaseModel):
     """open_clip's `preprocess_cfg`. Windows are cut and enlarged by `ovrs`, so that only colours matter here."""
+
+    model_config = STRICT
 
     mean: tuple[Annotated[float, Field(ge=-10, le=10)], ...] | None = Field(default=None, min_length=3, max_length=3)
     std: tuple[Annotated[float, Field(ge=1e-4, le=10)], ...] | None = Field(default=None, min_length=3, max_length=3)
@@ -105,7 +76,7 @@ def read(directory: Path) -> Source:
             "directory's model never contacts a hub. Name the model as hf-hub:ORG/NAME, or by open_clip's name and tag"
         )
     stem = architecture.checked_stem(config.get("stem"), model, where)
-    own = recommendations(directory)
+    own = recommended.read(directory)
     weights = checkpoint.find(directory)
     sketch = architecture.sketch(model, stem)
     checkpoint.require_fit(sketch, weights)
@@ -142,31 +113,6 @@ def described(config: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[
     model = architecture.checked(config["model_cfg"], where)
     preprocess = _valid(_Preprocess, config.get("preprocess_cfg", {}), f"{where}: preprocess_cfg")
     return model, preprocess.model_dump(include={"mean", "std"}, exclude_none=True)
-
-
-def recommendations(directory: Path) -> Recommendations:
-    """Read `ovrs.json`; without the file nothing is recommended.
-
-    Raises:
-        WeightsError: It is damaged, or recommends what no method or window takes.
-    """
-    file = directory / METADATA_FILE
-    if not os.path.lexists(file):
-        return Recommendations()
-    own = _valid(Recommendations, _object(file, directory), str(file))
-    if unknown := sorted(own.defaults.keys() - RECOMMENDABLE):
-        raise WeightsError(
-            f"{file}: defaults has {shown(unknown)}, which no model can recommend; it may hold "
-            f"{', '.join(sorted(RECOMMENDABLE))}"
-        )
-    method = _valid(MethodOptions, own.defaults, f"{file}: defaults")
-    values = {name: getattr(method, name) for name in own.defaults}
-    if wild := sorted(n for n, v in values.items() if isinstance(v, float) and not math.isfinite(v)):
-        raise WeightsError(f"{file}: defaults.{wild[0]} must be a finite number")
-    for name, known in (("dense", DENSE_VARIANTS), ("upsampler", UPSAMPLERS)):
-        if values.get(name) is not None and values[name] not in known:
-            raise WeightsError(f"{file}: defaults.{name} is {values[name]!r}; choose one of {', '.join(known)}")
-    return own.model_copy(update={"defaults": values})
 
 
 def describe(model: dict[str, Any], stem: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ovrs.methods.clip import EXTERNAL_VARIANTS, DenseVariant
 from ovrs.model.adapt.cass import cass_tokens
-from ovrs.model.clip.dense import DenseTokens, DenseVariant, dense_tokens
+from ovrs.model.clip.dense import DenseTokens, dense_tokens
 from ovrs.model.clip.gem import gem_tokens
 from ovrs.model.clip.inputs import CropInputs, crop_inputs
 from ovrs.model.clip.proxy import ExternalViT, proxy_tokens
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 Looked = tuple[torch.Tensor, torch.Tensor, tuple[int, int]]
 """Patches `(B, N, D)`, global tokens `(B, D)` and the grid of patches of a tile's B windows."""
-EXTERNAL_VARIANTS = frozenset({"proxyclip", "cass"})
-"""Dense variants that need a second network."""
 
 
 class TileMemory:
@@ -88,7 +87,7 @@ class Encoder:
         if self.variant == "gem":
             return gem_tokens(visual, given)
         if self.variant in EXTERNAL_VARIANTS:
-            assert self.external is not None  # `ovrs.model.clip.build` sees to it
+            assert self.external is not None  # `ovrs.model.clip.parts` sees to it
             normalisation = (self.model.mean, self.model.std)
             if self.variant == "proxyclip":
                 return proxy_tokens(visual, given, self.external.features(images, *normalisation))

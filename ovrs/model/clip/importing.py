@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from ovrs import files
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_directory, is_file
+from ovrs.methods import recommended
+from ovrs.methods.recommended import METADATA_FILE
 from ovrs.model.clip import (
     architecture,
     checkpoint,
-    directory,
     known,
     layouts,
     of_transformers,
@@ -33,7 +34,7 @@ from ovrs.model.clip import (
     shapes,
     statefile,
 )
-from ovrs.model.clip.directory import CONFIG_FILE, METADATA_FILE
+from ovrs.model.clip.directory import CONFIG_FILE
 from ovrs.model.clip.loading import load
 from ovrs.options import ModelOptions
 
@@ -259,7 +260,7 @@ def _compared(draft: _Draft, folder: Path, out: Path) -> float:
     }
     own = {"sha256": loaded.weights_hash, "source": source, "licence": draft.licence}
     files.write_text(folder / METADATA_FILE, json.dumps(own, indent=1, ensure_ascii=False) + "\n")
-    directory.recommendations(folder)
+    recommended.read(folder)
     return difference
 
 

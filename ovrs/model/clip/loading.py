@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ovrs.errors import OptionError, WeightsError
-from ovrs.foreign import is_directory, is_file
+from ovrs.foreign import is_file
+from ovrs.methods.recommended import BUNDLED, LOCAL, METADATA_FILE, place_of
 from ovrs.model.clip import architecture, directory, published
 from ovrs.model.clip.probe import require_sound
 from ovrs.model.clip.stem import ConvStem
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
     from ovrs.model.clip.directory import Source
     from ovrs.options import ModelOptions
-
-BUNDLED = "bundled"
-LOCAL = "local-dir:"
-"""open_clip's prefix of a directory; ovrs needs none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +41,6 @@ class LoadedModel:
     """SHA-256 over all tensors: names, shapes and float32 bytes."""
     device: torch.device
     dtype: torch.dtype
-    defaults: dict[str, Any] = field(default_factory=dict)
-    """Method options as the model's makers recommend: `dense`, `cls_weight`, `logit_scale`, …"""
     windows: dict[str, Any] = field(default_factory=dict)
     """As the model's makers recommend (`ovrs.model.clip.windows`); empty for the papers' rule."""
     directory: Path | None = None
@@ -70,8 +64,7 @@ def load(options: ModelOptions) -> LoadedModel:
     weights_hash = hash_weights(clip)
     if (source.own.sha256 or weights_hash).lower() != weights_hash:
         raise WeightsError(
-            f"the weights in {place} are damaged: their SHA-256 is not the one in {directory.METADATA_FILE}; "
-            "install them again"
+            f"the weights in {place} are damaged: their SHA-256 is not the one in {METADATA_FILE}; install them again"
         )
     if isinstance(clip.visual.conv1, ConvStem):
         clip.visual.conv1.fuse()
@@ -91,7 +84,6 @@ def load(options: ModelOptions) -> LoadedModel:
         weights_hash,
         device,
         dtype,
-        source.own.defaults,
         source.own.windows.model_dump(exclude_unset=True),
         place,
         _facts(source),
@@ -108,25 +100,21 @@ def _facts(source: Source) -> dict[str, Any]:
     }
 
 
-def bundled_directory() -> Path:
-    """Where the bundled model lies."""
-    return Path(str(resources.files("ovrs"))) / "assets"
-
-
 def _directory(options: ModelOptions) -> Path | None:
     """The directory that the options name; None for names of open_clip and repositories of a hub."""
-    place = bundled_directory() if options.model == BUNDLED else Path(options.model.removeprefix(LOCAL))
-    if is_directory(place):
+    place = place_of(options.model)
+    if place is not None:
         if options.pretrained is not None:
             raise OptionError(f"--pretrained is for open_clip's names; --model {options.model} brings its own weights")
         return place
-    if is_file(place):
+    named = Path(options.model.removeprefix(LOCAL))
+    if is_file(named):
         raise WeightsError(
-            f"--model {place} is a file; make it a directory with `ovrs model import {place} -o NEW` and give --model NEW, "
-            f"or name its architecture too: --model ViT-B-32 --pretrained {place}"
+            f"--model {named} is a file; make it a directory with `ovrs model import {named} -o NEW` and give --model NEW, "
+            f"or name its architecture too: --model ViT-B-32 --pretrained {named}"
         )
     if options.model.startswith(LOCAL):
-        raise WeightsError(f"--model {options.model}: there is no directory {place}")
+        raise WeightsError(f"--model {options.model}: there is no directory {named}")
     return None
 
 

@@ -39,7 +39,7 @@ def require_sound(clip: Any, tokenize: Tokenize, dtype: str) -> None:
     if not bool(image.isfinite().all()):
         raise WeightsError(
             f"the vision tower gives values that are not finite in {dtype}"
-            + ("; its weights are damaged" if dtype == "float32" else "; use --dtype float32 or bfloat16")
+            + ("; its weights are damaged" if dtype == "float32" else "; use --set model.dtype=float32 or bfloat16")
         )
     if not bool(text.isfinite().all()):
         raise WeightsError("the text tower gives values that are not finite; its weights are damaged")

@@ -14,6 +14,7 @@ from typing import Any
 from ovrs import foreign
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file
+from ovrs.methods.recommended import Recommendations
 from ovrs.model.clip import architecture, checkpoint, directory, tokenizer
 from ovrs.model.clip.directory import CONFIG_FILE, Source
 from ovrs.model.clip.foreign import FAULTS, one_line, shown
@@ -120,7 +121,7 @@ def _source(clip: Any, tokenize: Any, config: dict[str, Any], colours: dict[str,
         std=tuple(merged["std"]),
         tokenizer=config["text_cfg"].get("hf_tokenizer_name") or tokenizer.CLIP_BPE,
         description=directory.describe(config),
-        own=directory.Recommendations(),
+        own=Recommendations(),
     )
 
 

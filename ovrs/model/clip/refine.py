@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,26 +20,18 @@ if TYPE_CHECKING:
     from ovrs.engine.arrays import Array
     from ovrs.engine.contract import TileSample
     from ovrs.engine.tiling import TileGeometry
+    from ovrs.methods.clip import Head
     from ovrs.scene.grid import Window
 
 DILATIONS = (8, 16)
 _NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RefineSettings:
-    """What to do with a tile's scores; nothing by default."""
-
-    pamr_steps: int = 0
-    area_threshold: float = 0.0
-    background: int | None = None
-
-
 class Refined:
     """Any segmenter with post-processing. Neighbours and areas are a tile's, so the result is not a frozen one's."""
 
-    def __init__(self, inner: Segmenter, settings: RefineSettings) -> None:
-        self.inner, self.settings = inner, settings
+    def __init__(self, inner: Segmenter, settings: Head, background: int | None = None) -> None:
+        self.inner, self.settings, self.background = inner, settings, background
 
     @property
     def geometry(self) -> TileGeometry:
@@ -53,21 +44,18 @@ class Refined:
     def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         found = self.inner.segment(rgb, valid, crops)
         scores = torch.from_numpy(as_numpy(found.scores))
-        if self.settings.pamr_steps:
+        if self.settings.pamr:
             # what lies under no data says nothing about its neighbours: it takes the tile's mean colour
             fill = np.round(rgb[:, valid].mean(axis=1)).astype(np.uint8)[:, None, None]
             image = torch.from_numpy(np.where(valid, rgb, fill)).float()[None] / 255
-            scores = pamr(scores[None], image, self.settings.pamr_steps)[0]
+            scores = pamr(scores[None], image, self.settings.pamr)[0]
         if self.settings.area_threshold:
-            scores = drop_small(scores, valid, self.settings.area_threshold, self.settings.background)
+            scores = drop_small(scores, valid, self.settings.area_threshold, self.background)
         return TileScores(scores.numpy(), found.background_evidence, found.events)
 
     def describe(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "pamr_steps": self.settings.pamr_steps,
-            "pamr_dilations": list(DILATIONS),
-            "area_threshold": self.settings.area_threshold,
-        }
+        own = self.settings
+        facts = {"pamr": own.pamr, "pamr_dilations": list(DILATIONS), "area_threshold": own.area_threshold}
         return {**self.inner.describe(), **facts}
 
 
@@ -101,14 +89,14 @@ class SceneRefined(Refined):
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> Refined:
         """The refined segmenter that applies it."""
-        return Refined(self.inner.with_state(state), self.settings)
+        return Refined(self.inner.with_state(state), self.settings, self.background)
 
 
-def refined(segmenter: Segmenter, settings: RefineSettings) -> Segmenter:
-    """The segmenter with post-processing, if any is asked for."""
-    if not (settings.pamr_steps or settings.area_threshold):
+def refined(segmenter: Segmenter, settings: Head, background: int | None) -> Segmenter:
+    """The segmenter with post-processing, if any is asked for; class `background` is never dropped."""
+    if not (settings.pamr or settings.area_threshold):
         return segmenter
-    return (SceneRefined if isinstance(segmenter, SceneAdaptive) else Refined)(segmenter, settings)
+    return (SceneRefined if isinstance(segmenter, SceneAdaptive) else Refined)(segmenter, settings, background)
 
 
 def pamr(maps: Tensor, image: Tensor, steps: int = 10, dilations: tuple[int, ...] = DILATIONS) -> Tensor:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ovrs.engine.contract import TileScores
-from ovrs.model.adapt import cass, mlmp, pseudo, tmpa, tmpa_compat, tpt
+from ovrs.methods.clip import Clip
 from ovrs.model.clip.features import accumulate_alike, together
 from ovrs.model.clip.head import class_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -26,21 +25,14 @@ if TYPE_CHECKING:
     from ovrs.model.clip.encoder import Encoder
     from ovrs.model.clip.features import TileFeatures
     from ovrs.model.clip.inputs import CropInputs
+    from ovrs.model.clip.parts import Parts
     from ovrs.model.clip.text import TextBank
     from ovrs.model.clip.upsample import Upsampler
     from ovrs.scene.grid import Window
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Options with the model's defaults filled in."""
-
-    cls_weight: float
-    scale: float
-    max_share: float
-    """How a class's queries are joined: w · maximum + (1 - w) · mean."""
-    ramp: int
-    """Pixels over which a crop's weight rises from its border; 0 counts all crops alike."""
+S = TypeVar("S", bound=Clip)
+"""Settings of a method."""
 
 
 class ClipSegmenter:
@@ -51,12 +43,13 @@ class ClipSegmenter:
         encoder: Encoder,
         upsampler: Upsampler,
         bank: TextBank,
-        settings: Settings,
+        settings: Clip,
         geometry: TileGeometry,
         facts: dict[str, Any],
     ) -> None:
         self.encoder, self.upsampler, self.bank, self.settings = encoder, upsampler, bank, settings
         self.geometry, self.facts = geometry, facts
+        self.ramp = geometry.crop - geometry.stride if settings.crop_blend == "taper" else 0
         self.text = self.base_text = bank.vectors
         self.class_count, self.channels = bank.class_count, len(bank.vectors)
 
@@ -98,7 +91,7 @@ class ClipSegmenter:
             size, rows, _ = same[0]
             part = together([each for _, _, each in same])
             own, base = (_of_part(t, len(tiles), inputs, rows) for t in (text, base_text))
-            ramp = self.settings.ramp
+            ramp = self.ramp
             if ramp and size > 1:  # its sum is divided by its weights, so any will do; the middle sees most
                 ramp = max(part.crop_shape) // 2
             maps = self.upsampler(part, own, base, self.settings.cls_weight)
@@ -168,20 +161,23 @@ class ClipSegmenter:
     def describe(self) -> dict[str, Any]:
         return self.facts
 
-    def with_text(
-        self, text: Tensor, base_text: Tensor, offsets: Tensor | None, facts: dict[str, Any]
-    ) -> ClipSegmenter:
+    def with_text(self, text: Tensor, base_text: Tensor, offsets: Tensor | None) -> ClipSegmenter:
         """The same segmenter with other vectors and offsets for its queries, still frozen: adapted to a scene."""
         bank = self.bank if offsets is None else replace(self.bank, offsets=offsets)
-        other = ClipSegmenter(self.encoder, self.upsampler, bank, self.settings, self.geometry, {**self.facts, **facts})
+        other = ClipSegmenter(self.encoder, self.upsampler, bank, self.settings, self.geometry, self.facts)
         other.text, other.base_text = text, base_text
         return other
 
 
-class Episodic:
+def segmenter(parts: Parts[Clip]) -> ClipSegmenter:
+    """Frozen dense CLIP on the vocabulary's queries (`none`)."""
+    return parts.frozen(parts.bank())
+
+
+class Episodic(Generic[S]):
     """Shared by the adapted segmenters: nothing survives a tile."""
 
-    def __init__(self, frozen: ClipSegmenter, settings: Any) -> None:
+    def __init__(self, frozen: ClipSegmenter, settings: S) -> None:
         self.frozen, self.settings = frozen, settings
         self.geometry, self.class_count = frozen.geometry, frozen.class_count
 
@@ -189,10 +185,10 @@ class Episodic:
         return self.frozen.place(rgb, valid)
 
     def describe(self) -> dict[str, Any]:
-        return {**self.frozen.facts, **asdict(self.settings)}
+        return self.frozen.facts
 
 
-class EpisodicTiles(Episodic):
+class EpisodicTiles(Episodic[S]):
     """Shared by those that adapt several tiles in one pass, each for itself."""
 
     @property
@@ -205,105 +201,6 @@ class EpisodicTiles(Episodic):
 
     def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         return self.look([(rgb, valid, crops)])[0]
-
-
-class TmpaSegmenter(EpisodicTiles):
-    """TMPA (`tmpa`, `tmpa_shift`): the text is calibrated to each tile, then the tile is classified with it."""
-
-    settings: tmpa.TmpaSettings
-
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
-        frozen = self.frozen
-        features = frozen.encode_tiles(tiles)
-        if frozen.class_count < 2:
-            return frozen.classify_tiles(features, frozen.text, frozen.text, [("single_class",)] * len(tiles))
-        found = tmpa.calibrate_tiles(features, frozen.bank, self.settings)
-        events = [partial(_event, found.event, index) for index in range(len(tiles))]
-        return frozen.classify_tiles(features, found.text, found.base_text, events)
-
-
-def _event(codes: Tensor, index: int) -> tuple[str, ...]:
-    return (tmpa.EVENTS[int(codes[index])],)
-
-
-class TmpaCompatSegmenter(Episodic):
-    """TMPA as released; the tile takes the place of the image."""
-
-    settings: tmpa_compat.CompatSettings
-
-    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
-        features = self.frozen.encode(rgb, valid, crops)
-        result = tmpa_compat.adapt(features, self.frozen.bank, self.settings, self.frozen.upsampler)
-        return TileScores(given_away(result.scores), events=("adapted",))
-
-
-class NormSegmenter(EpisodicTiles):
-    """TENT, MLMP, CLIPArTT, WATT: one set of LayerNorm parameters per tile, adapted to all its crops together."""
-
-    def __init__(self, frozen: ClipSegmenter, settings: Any, adapt: Callable[[Tensor, int], NormAdapted]) -> None:
-        super().__init__(frozen, settings)
-        self.adapt = adapt
-
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
-        frozen = self.frozen
-        inputs = [frozen.encoder.inputs(*tile) for tile in tiles]
-        features: dict[int, TileFeatures] = {}
-        for rows in alike(inputs):
-            group = [inputs[i].images for i in rows]
-            count = len(group[0])
-            sets = self.tiles_at_once if len(tiles) > 1 else 1  # made up to full size: the same sums whatever the tiles
-            images = torch.cat([*group, *group[-1:] * (sets - len(group))])
-            adapted = self.adapt(images.to(frozen.encoder.model.dtype), sets)
-            for index, patches in zip(rows, adapted.patches.split(count), strict=False):
-                features[index] = inputs[index].features(patches, patches.new_zeros(count, 1), adapted.grid)
-        text = frozen.bank.vectors
-        return frozen.classify_tiles([features[i] for i in range(len(tiles))], text, text, [("adapted",)] * len(tiles))
-
-
-NormAdapted = mlmp.Adapted | pseudo.PseudoAdapted
-
-
-class TptSegmenter(EpisodicTiles):
-    """TPT: the prompt's context is learned for each tile."""
-
-    settings: tpt.TptSettings
-
-    def __init__(self, frozen: ClipSegmenter, settings: tpt.TptSettings, learner: tpt.PromptLearner) -> None:
-        super().__init__(frozen, settings)
-        self.learner = learner
-
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
-        features = self.frozen.encode_tiles(tiles)
-        patches = [f.patches[f.patch_valid] for f in features]
-        rows = [i for i, own in enumerate(patches) if len(own)]
-        text = self.frozen.bank.vectors.repeat(len(tiles), 1, 1)
-        if rows:
-            text[rows] = tpt.tune(self.learner, [patches[i] for i in rows], self.settings).text.to(text)
-        events = [("adapted",) if len(own) else ("no_valid_patch",) for own in patches]
-        return self.frozen.classify_tiles(features, text, text, events)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CassSettings:
-    """CASS's text step; the paper has values per data set (0.02 to 0.14, 0.01 to 0.05), none for remote sensing."""
-
-    cluster_height: float = 0.06
-    amount: float = 0.03
-
-
-class CassSegmenter(Episodic):
-    """CASS's text step: in each crop, some vectors move toward patches of that crop."""
-
-    settings: CassSettings
-
-    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
-        features, bank = self.frozen.encode(rgb, valid, crops), self.frozen.bank
-        clusters = cass.cluster_classes(bank.vectors, self.settings.cluster_height)
-        texts = [
-            cass.move_text(bank.vectors, patches[ok], cls, clusters, self.settings.amount) if ok.any() else bank.vectors
-            for patches, cls, ok in zip(features.patches, features.cls, features.patch_valid, strict=True)
-        ]
-        return self.frozen.classify(features, torch.stack(texts), bank.vectors, ("adapted",))
 
 
 def alike(tiles: Sequence[TileFeatures | CropInputs]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ovrs.model.clip.lite import SCALES, LiteFeatures
-from ovrs.model.clip.parts import COLOUR_MEAN, COLOUR_STD
+from ovrs.model.clip.singles import COLOUR_MEAN, COLOUR_STD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ovrs import files
 from ovrs.cache import cache_directory
-from ovrs.model.clip.parts import part
+from ovrs.model.clip.singles import part
 from ovrs.model.clip.tokenizer import clip_bpe
 from ovrs.model.clip.tower import is_clip
 from ovrs.provenance import NUMERICS, canonical

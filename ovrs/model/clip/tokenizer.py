@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file
 from ovrs.model.clip.foreign import FAULTS, one_line, shown
-from ovrs.model.clip.parts import part
+from ovrs.model.clip.singles import part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

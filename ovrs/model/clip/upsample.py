@@ -19,12 +19,11 @@ from ovrs.foreign import is_file
 from ovrs.model.clip.checkpoint import require_finite
 from ovrs.model.clip.features import TileFeatures, cosines, of_whole
 from ovrs.model.clip.foreign import FAULTS, one_line
-from ovrs.model.clip.jbu import RADIUS, STAGES, Jbu
+from ovrs.model.clip.jbu import STAGES, Jbu
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-UPSAMPLERS = ("bilinear", *RADIUS)
 FACTOR = 2**STAGES
 
 
@@ -111,8 +110,8 @@ def load_jbu(kind: str, path: Path, dim: int, device: torch.device) -> Jbu:
     """
     if not is_file(path):
         raise WeightsError(
-            f"--upsampler {kind} needs its weights, and there is no file {path}; SegEarth-OV publishes "
-            "xclip_jbu_one_million_aid.ckpt for ViT-B/16. --upsampler bilinear needs none"
+            f"upsampler {kind} needs its weights, and there is no file {path}; SegEarth-OV publishes "
+            "xclip_jbu_one_million_aid.ckpt for ViT-B/16. --set upsampler=bilinear needs none"
         )
     state = _read_state(path)
     net = Jbu(kind, dim)

@@ -109,7 +109,7 @@ def choose(options: ModelOptions, model: LoadedModel) -> Views:
     crop = options.crop or max(1, round(native / zoom))
     if crop % patch and zoom == 1:
         raise OptionError(
-            f"--crop must be a multiple of the patch size {patch}, got {crop}; the nearest is {round(crop / patch) * patch or patch}"
+            f"model.crop must be a multiple of the patch size {patch}, got {crop}; the nearest is {round(crop / patch) * patch or patch}"
         )
     seen = max(1, round(crop * zoom / patch)) * patch  # whole patches
     asked = bool(options.crop or options.zoom)
@@ -119,10 +119,12 @@ def choose(options: ModelOptions, model: LoadedModel) -> Views:
     if wide is None:
         wide = () if asked or not sizes else _suited(views, options.pixel_size, sizes[1:])
     if wide and max(wide) > views.geometry.crops_per_tile:
-        raise OptionError(f"--wide: a tile has {views.geometry.crops_per_tile} windows a side, got {max(wide)}")
+        raise OptionError(f"model.wide: a tile has {views.geometry.crops_per_tile} windows a side, got {max(wide)}")
     turned = bool(own.get("turned")) if options.turned is None else options.turned
     if options.turned and not wide:
-        raise OptionError("--turned shows wider windows turned, and there are none: --wide 2 asks for some")
+        raise OptionError(
+            "model.turned shows wider windows turned, and there are none: --set model.wide=2 asks for some"
+        )
     return Views(views.geometry, views.zoom, tuple(wide), turned and bool(wide))
 
 

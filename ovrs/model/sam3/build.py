@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ovrs.engine.tiling import TileGeometry
 from ovrs.errors import OptionError, VocabularyError
-from ovrs.methods.registry import SAM3_METHOD_NAMES
+from ovrs.methods import registry
+from ovrs.methods.base import Settings
+from ovrs.methods.sam3 import CocoSam3, Masks, Phrased
 from ovrs.model.clip.loading import resolve_device
 from ovrs.model.sam3.backend import Sam3Backend
 from ovrs.model.sam3.prior import (
@@ -21,57 +25,91 @@ from ovrs.model.sam3.prior import (
 from ovrs.model.sam3.probe import read_verdict
 from ovrs.model.sam3.segmenter import CocoSegmenter, MaskSegmenter, Phrases
 from ovrs.model.sam3.weights import load
-from ovrs.options import MethodOptions, ModelOptions, Sam3Options
+from ovrs.options import MethodOptions, ModelOptions, resolved
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
 if TYPE_CHECKING:
     from ovrs.model.sam3.prior import PriorSpace
 
-_SHARED = {"method", "sam3", "threshold", "adaptation", "scene_tiles"}
-"""Method options that mean something here; all others belong to the CLIP methods."""
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """What a method's `segmenter` function is given."""
+
+    backend: Sam3Backend
+    phrases: Phrases
+    settings: Masks
+    """Of the method, complete."""
+    geometry: TileGeometry
+    facts: dict[str, Any]
+    vocabulary: Vocabulary
 
 
 def build_sam3_segmenter(
-    model: ModelOptions, method: MethodOptions, vocabulary: Vocabulary
+    look: ModelOptions, method: MethodOptions | Settings, vocabulary: Vocabulary
 ) -> MaskSegmenter | CocoSegmenter:
     """Load SAM 3, encode the phrases, and build the method.
 
+    Args:
+        look: The network and its windows.
+        method: Settings, or what was told of them.
+        vocabulary: The classes.
+
     Raises:
-        OptionError: An unknown method, an option of the CLIP methods, or no class to ask for.
+        OptionError: See `ovrs.options.resolved`, windows of CLIP's, or no class to ask for.
         Sam3WeightsMissing, WeightsError: See `ovrs.model.sam3.weights`.
     """
-    _check(model, method, vocabulary)
-    options = _with_defaults(method)
-    network, name = load(model.model, getattr(torch, model.dtype))
-    device = resolve_device(model.device)
-    backend = Sam3Backend(network, name, device, layer=options.prior_layer, prompt_chunk=options.prompt_chunk)
-    phrases = _phrases(backend, vocabulary, method.method, options)
-    crop = model.crop or backend.image_size
-    geometry = TileGeometry(crop=crop, stride=model.stride or crop * 3 // 4, crops_per_tile=1)
+    settings = method if isinstance(method, Settings) else resolved(look, method, vocabulary)
+    _check(look, vocabulary)
+    assert isinstance(settings, Masks)  # `resolved` has looked at the model's family
+    parts = _parts(look, settings, vocabulary)
+    module, _, name = registry.method(settings.method).build.partition(":")
+    return cast("MaskSegmenter | CocoSegmenter", getattr(import_module(module), name)(parts))
+
+
+def mask_segmenter(parts: Parts) -> MaskSegmenter:
+    """`sam3` and `segearth_ov3`."""
+    return MaskSegmenter(parts.backend, parts.phrases, parts.settings, parts.geometry, parts.facts)
+
+
+def coco_segmenter(parts: Parts) -> CocoSegmenter:
+    """`coco_sam3`, with the prior's space and verdict that its settings name."""
+    own = parts.settings
+    assert isinstance(own, CocoSam3)  # of that method
+    space = None if own.prior_space == "none" else prior_space(own.prior_space, parts.backend, own, parts.vocabulary)
+    facts = {**parts.facts, "prior": None if space is None else space.describe()}
+    verdict = None if own.probe is None else read_verdict(own.probe)
+    return CocoSegmenter(parts.backend, parts.phrases, own, parts.geometry, facts, space=space, verdict=verdict)
+
+
+def _parts(look: ModelOptions, settings: Masks, vocabulary: Vocabulary) -> Parts:
+    network, name = load(look.model, getattr(torch, look.dtype))
+    device = resolve_device(look.device)
+    layer = settings.prior_layer if isinstance(settings, CocoSam3) else None
+    backend = Sam3Backend(network, name, device, layer=layer, prompt_chunk=settings.prompt_chunk)
+    phrases = _phrases(backend, vocabulary, settings)
+    crop = look.crop or backend.image_size
+    geometry = TileGeometry(crop=crop, stride=look.stride or crop * 3 // 4, crops_per_tile=1)
     facts = {
-        **model.decisive(),
-        **{name: value for name, value in method.decisive().items() if name in _SHARED},
-        "adaptation": method.adaptation or "tile",
+        **look.decisive(),
+        **settings.decisive(),
         "model": backend.name,
         "weights": backend.weights_hash,
         "architecture": backend.architecture,
         "device": device.type,
-        "sam3": {**options.decisive(), "prompt_chunk": backend.prompt_chunk, "prior_layer": backend.layer},
+        "prompt_chunk": backend.prompt_chunk,
+        "prior_layer": backend.layer,
         "crop": crop,
         "stride": geometry.stride,
         "queries": len(phrases.bank.vectors),
         "threads": torch.get_num_threads(),
     }
-    parts = (backend, phrases, options, geometry, facts)
-    if method.method != "coco_sam3":
-        return MaskSegmenter(*parts, method=method.method)
-    space = None if options.prior_space == "none" else prior_space(options.prior_space, backend, options, vocabulary)
-    facts["prior"] = None if space is None else space.describe()
-    verdict = None if options.probe is None else read_verdict(options.probe)
-    return CocoSegmenter(*parts, space=space, verdict=verdict)
+    return Parts(
+        backend=backend, phrases=phrases, settings=settings, geometry=geometry, facts=facts, vocabulary=vocabulary
+    )
 
 
-def prior_space(name: str, backend: Sam3Backend, options: Sam3Options, vocabulary: Vocabulary) -> PriorSpace:
+def prior_space(name: str, backend: Sam3Backend, options: CocoSam3, vocabulary: Vocabulary) -> PriorSpace:
     """A space by its name."""
     literal = options.prior_preset == "literal"
     if name == "sam3":
@@ -87,7 +125,7 @@ def prior_space(name: str, backend: Sam3Backend, options: Sam3Options, vocabular
     return ClipSpace(_clip(backend, options, vocabulary))
 
 
-def _clip(backend: Sam3Backend, options: Sam3Options, vocabulary: Vocabulary) -> Any:
+def _clip(backend: Sam3Backend, options: CocoSam3, vocabulary: Vocabulary) -> Any:
     """The frozen dense CLIP of the `rs_clip` space, asked for the same phrases in the same order."""
     from ovrs.model.clip.build import build_clip_segmenter
 
@@ -100,37 +138,17 @@ def _clip(backend: Sam3Backend, options: Sam3Options, vocabulary: Vocabulary) ->
     device = "cpu" if backend.device.type == "cpu" else str(backend.device)
     return build_clip_segmenter(
         ModelOptions(model=options.prior_model, pretrained=options.prior_pretrained, device=device),
-        MethodOptions(method="none", prompts="synonyms", cls_weight=0.0),
+        MethodOptions.model_validate({"method": "none", "prompts": "synonyms", "cls_weight": 0.0}),
         Vocabulary(name="prior", classes=tuple(entries)),
     )
 
 
-def _check(model: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -> None:
-    if method.method not in SAM3_METHOD_NAMES:
-        raise OptionError(
-            f"method {method.method!r} is for CLIP models; with SAM 3 choose one of {', '.join(SAM3_METHOD_NAMES)}"
-        )
-    fields = type(method).model_fields
-    foreign = sorted(n for n in fields if n not in _SHARED and getattr(method, n) != fields[n].default)
-    foreign += [n for n in ("pretrained", "compile", "zoom", "wide", "turned", "pixel_size") if getattr(model, n)]
+def _check(look: ModelOptions, vocabulary: Vocabulary) -> None:
+    foreign = [n for n in ("pretrained", "compile", "zoom", "wide", "turned", "pixel_size") if getattr(look, n)]
     if foreign:
-        raise OptionError(
-            f"SAM 3 does not use {', '.join(foreign)}: they belong to the CLIP methods (see --set sam3.…)"
-        )
-    if method.adaptation == "scene" and method.method != "coco_sam3":
-        raise OptionError(f"method {method.method} does not adapt to a scene; only coco_sam3 (its prior is probed)")
+        raise OptionError(f"SAM 3 does not use {', '.join(foreign)}: they belong to the CLIP methods")
     if len(vocabulary.classes) == 1:
         raise OptionError('one class alone would cover everything; add what else is there: --classes "car, background"')
-
-
-def _with_defaults(method: MethodOptions) -> Sam3Options:
-    """SegEarth-OV3 asks for every phrase, and for the background too; CoCo-SAM3 and plain SAM 3 for names."""
-    rules = method.method == "segearth_ov3"
-    wanted: dict[str, Any] = {
-        "structure_prompts": "all" if rules else "name",
-        "background": "prompt" if rules else "threshold",
-    }
-    return method.sam3.model_copy(update={k: v for k, v in wanted.items() if getattr(method.sam3, k) is None})
 
 
 def _prompted(vocabulary: Vocabulary, synonyms: int, background: str | None) -> list[tuple[int, list[str]]]:
@@ -145,8 +163,9 @@ def _prompted(vocabulary: Vocabulary, synonyms: int, background: str | None) -> 
     return out
 
 
-def _phrases(backend: Sam3Backend, vocabulary: Vocabulary, method: str, options: Sam3Options) -> Phrases:
-    found = _prompted(vocabulary, 0 if method == "sam3" else options.synonyms, options.background)
+def _phrases(backend: Sam3Backend, vocabulary: Vocabulary, settings: Masks) -> Phrases:
+    synonyms = settings.synonyms if isinstance(settings, Phrased) else 0
+    found = _prompted(vocabulary, synonyms, settings.background)
     phrases = [w for _, words in found for w in words]
     doubles = sorted({p for p in phrases if phrases.count(p) > 1})
     if doubles:

@@ -121,7 +121,7 @@ def allowed_weight(segmenter: CocoSegmenter, verdict: dict[str, Any] | None) -> 
     if not options.require_probe:
         return wanted, "not probed, as asked (require_probe: false)"
     if verdict is None:
-        reason = f"prior space {space} was not probed: `ovrs sam3 probe` or --adaptation scene does it"
+        reason = f"prior space {space} was not probed: `ovrs sam3 probe` or --set adaptation=scene does it"
     else:
         other = [k for k, v in identity(segmenter).items() if verdict.get(k) != v]
         report = next((r for r in verdict["spaces"] if r["space"] == space), None)

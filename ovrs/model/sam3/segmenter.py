@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from ovrs.engine.contract import TileScores
 from ovrs.engine.tiling import taper
+from ovrs.methods.sam3 import CocoSam3, Masks, Phrased, Plain, SegearthOv3
 from ovrs.model.sam3 import fuse, probe
 from ovrs.model.sam3.prior import View
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ovrs.engine.tiling import TileGeometry
     from ovrs.model.sam3.backend import Detection, PhraseBank, Sam3Backend
     from ovrs.model.sam3.prior import PriorSpace
-    from ovrs.options import Sam3Options
     from ovrs.scene.grid import Window
 
 
@@ -45,7 +45,11 @@ class Phrases:
     class_count: int
 
 
-class _Sam3Segmenter:
+S = TypeVar("S", bound=Masks)
+"""Settings of a method."""
+
+
+class _Sam3Segmenter(Generic[S]):
     """Shared by the three methods."""
 
     channels: int
@@ -54,7 +58,7 @@ class _Sam3Segmenter:
         self,
         backend: Sam3Backend,
         phrases: Phrases,
-        options: Sam3Options,
+        options: S,
         geometry: TileGeometry,
         facts: dict[str, Any],
     ) -> None:
@@ -95,31 +99,31 @@ class _Sam3Segmenter:
 
     def rows(self) -> tuple[list[int], Tensor]:
         """The phrases that the detector is asked for, and the prompted class of each."""
-        chosen = [g if self.options.structure_prompts == "all" else g[:1] for g in self.groups]
+        every = isinstance(self.options, Phrased) and self.options.structure_prompts == "all"
+        chosen = [g if every else g[:1] for g in self.groups]
         return [r for g in chosen for r in g], torch.tensor([c for c, g in enumerate(chosen) for _ in g])
 
 
-class MaskSegmenter(_Sam3Segmenter):
+class MaskSegmenter(_Sam3Segmenter[Plain | SegearthOv3]):
     """`sam3` and `segearth_ov3`: a class's score is the best of its phrases' masks."""
 
-    def __init__(self, *parts: Any, method: str) -> None:
+    def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self.method = method
         self.channels = len(self.groups)
 
     def crop_evidence(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         state = self.backend.encode_image(rgb, valid)
         size = (valid.shape[0], valid.shape[1])
-        if self.method == "sam3":
-            reduce = partial(fuse.plain, size=size)
-        else:
+        if isinstance(self.options, SegearthOv3):
             reduce = partial(fuse.segearth, size=size, confidence=self.options.confidence)
+        else:
+            reduce = partial(fuse.plain, size=size)
         rows, class_of = self.rows()
         (masks,) = self.backend.ground(state, self.bank, rows, reduce, presence_floor=self.options.presence_floor)
         return fuse.join_rows(masks, class_of, len(self.groups)).cpu().numpy()
 
 
-class CocoSegmenter(_Sam3Segmenter):
+class CocoSegmenter(_Sam3Segmenter[CocoSam3]):
     """`coco_sam3`: calibrated evidence. Adapting to a scene means probing the prior's space on it, nothing else."""
 
     def __init__(self, *parts: Any, space: PriorSpace | None, verdict: dict[str, Any] | None) -> None:

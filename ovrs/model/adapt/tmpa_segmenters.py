@@ -1,27 +1,46 @@
-"""TMPA once for a scene: what is learned from a sample of its tiles is applied to all of them, so there are no seams."""
+"""TMPA for each tile, or once for a scene: what a sample of its tiles shows is applied to all of them, without seams."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ovrs.methods.tmpa import Descent, Tmpa
 from ovrs.model.adapt import tmpa
-from ovrs.model.adapt.scene_text import SceneSettings, calibrate_scene
-from ovrs.model.clip.segmenter import Episodic
+from ovrs.model.adapt.scene_text import calibrate_scene
+from ovrs.model.clip.segmenter import Episodic, EpisodicTiles, S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from ovrs.engine.arrays import Array
     from ovrs.engine.contract import TileSample, TileScores
     from ovrs.model.clip.features import TileFeatures
+    from ovrs.model.clip.parts import Parts
     from ovrs.model.clip.segmenter import ClipSegmenter
     from ovrs.scene.grid import Window
+
+
+class TmpaSegmenter(EpisodicTiles[Descent]):
+    """TMPA (`tmpa`, `tmpa_shift`): the text is calibrated to each tile, then the tile is classified with it."""
+
+    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+        frozen = self.frozen
+        features = frozen.encode_tiles(tiles)
+        if frozen.class_count < 2:
+            return frozen.classify_tiles(features, frozen.text, frozen.text, [("single_class",)] * len(tiles))
+        found = tmpa.calibrate_tiles(features, frozen.bank, self.settings)
+        events = [partial(_event, found.event, index) for index in range(len(tiles))]
+        return frozen.classify_tiles(features, found.text, found.base_text, events)
+
+
+def _event(codes: Tensor, index: int) -> tuple[str, ...]:
+    return (tmpa.EVENTS[int(codes[index])],)
 
 
 class _Pool(NamedTuple):
@@ -32,7 +51,7 @@ class _Pool(NamedTuple):
     patch_valid: Tensor
 
 
-class _SceneSegmenter(Episodic):
+class _SceneSegmenter(Episodic[S]):
     """Shared by both ways to calibrate: a sample is encoded, its text calibrated, and kept as plain arrays."""
 
     def adapt_scene(self, samples: Iterable[TileSample]) -> dict[str, NDArray[Any]]:
@@ -49,17 +68,15 @@ class _SceneSegmenter(Episodic):
         device = self.frozen.bank.vectors.device
         text, base = (torch.from_numpy(state[name]).to(device) for name in ("text", "base_text"))
         offsets = torch.from_numpy(state["offsets"]).to(device) if "offsets" in state else None
-        return self.frozen.with_text(text, base, offsets, asdict(self.settings))
+        return self.frozen.with_text(text, base, offsets)
 
     def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         """A tile given alone is a scene of its own."""
         return self.with_state(self.adapt_scene([(rgb, valid, crops)])).segment(rgb, valid, crops)
 
 
-class SceneTmpaSegmenter(_SceneSegmenter):
+class SceneTmpaSegmenter(_SceneSegmenter[Tmpa]):
     """The entropy rule: nothing is learned by descent (`ovrs.model.adapt.scene_text`)."""
-
-    settings: SceneSettings
 
     def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, Any]:
         bank = self.frozen.bank
@@ -80,10 +97,8 @@ class SceneTmpaSegmenter(_SceneSegmenter):
         }
 
 
-class SceneLearnedSegmenter(_SceneSegmenter):
+class SceneLearnedSegmenter(_SceneSegmenter[Descent]):
     """TMPA's own descent on α, over the patches of the sample."""
-
-    settings: tmpa.TmpaSettings
 
     def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, Any]:
         bank = self.frozen.bank
@@ -99,6 +114,14 @@ class SceneLearnedSegmenter(_SceneSegmenter):
             "losses": list(found.losses),
             "events": list(found.events),
         }
+
+
+def segmenter(parts: Parts[Descent]) -> Episodic[Any]:
+    """`tmpa` and `tmpa_shift` on the vocabulary's queries."""
+    frozen, settings = parts.frozen(parts.bank()), parts.settings
+    if isinstance(settings, Tmpa) and settings.bias == "entropy":
+        return SceneTmpaSegmenter(frozen, settings)
+    return (SceneLearnedSegmenter if settings.scene_level else TmpaSegmenter)(frozen, settings)
 
 
 def _array(value: Any) -> NDArray[Any]:
