@@ -121,12 +121,19 @@ class RunDir:
         Raises:
             StoreError: `blocks` is not a folder.
         """
-        found = (_marker(file) for file in self._markers())
-        return {record.name: record for record in found if record is not None}
+        return {name: record for name, record in self.markers().items() if record is not None}
+
+    def markers(self) -> dict[str, BlockRecord | None]:
+        """Every marker by block name, each read once; None where one cannot be read.
+
+        Raises:
+            StoreError: `blocks` is not a folder.
+        """
+        return {file.stem: _marker(file) for file in self._markers()}
 
     def damaged(self) -> list[str]:
         """Names of the markers that cannot be read; their blocks count as not computed."""
-        return [file.stem for file in self._markers() if _marker(file) is None]
+        return [name for name, record in self.markers().items() if record is None]
 
     def _markers(self) -> list[Path]:
         if self.blocks.exists() and not self.blocks.is_dir():
