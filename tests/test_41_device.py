@@ -17,6 +17,7 @@ from ovrs.engine.tiling import Plan, TileGeometry
 from ovrs.model.clip import build as clip_build
 from ovrs.model.clip import memory
 from ovrs.model.clip import segmenter as clip_segmenter
+from ovrs.model.clip.encoder import Encoder
 from ovrs.options import MethodOptions, ModelOptions
 from ovrs.scene.grid import Window
 from ovrs.words import vocabulary
@@ -170,6 +171,27 @@ def test_tensors_of_clip_stay_tensors(segmenter_of, elsewhere, monkeypatch):
         found = mapped(scene, segmenter_of("tmpa", tiles, adaptation="tile"))
         assert found[3] == expected[3]
         assert np.abs(found[2].astype(int) - expected[2]).max() <= 1
+
+
+@pytest.mark.parametrize("method", ["none", "tmpa"])
+def test_too_little_memory_halves_the_tiles_and_is_recorded(segmenter_of, method, monkeypatch, caplog):
+    scene = ArrayScene(smooth(120, 330, 2))
+    expected = mapped(scene, segmenter_of(method, 2, **METHODS[method]))
+    encode = Encoder.encode_tiles
+
+    def short(self, tiles):
+        if self.tiles_at_once > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return encode(self, tiles)
+
+    monkeypatch.setattr(Encoder, "encode_tiles", short)
+    segmenter = segmenter_of(method, 8, **METHODS[method])
+    found = mapped(scene, segmenter)
+    assert segmenter.tiles_at_once == 2
+    assert found[3].pop("halved_tiles_at_once") >= 1
+    assert found[3] == expected[3]
+    assert "tiles_at_once=2" in caplog.text
+    assert np.abs(found[2].astype(int) - expected[2]).max() <= 1
 
 
 def test_tiles_at_once_follow_from_the_memory(segmenter_of):

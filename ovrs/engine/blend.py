@@ -19,7 +19,7 @@ from ovrs.scene.grid import Window
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ovrs.engine.contract import Segmenter
+    from ovrs.engine.contract import Look, Segmenter
     from ovrs.engine.tiling import Plan, Tile
 
 _STRIP_PIXELS = 1 << 14
@@ -86,10 +86,10 @@ class Blend:
         self._left: _Sums | None = None
         """From the last tile, with what it got from above."""
 
-    def weighted(self, tile: Tile, found: TileScores | tuple[Array, Array]) -> Scored:
+    def weighted(self, tile: Tile, found: Look) -> Scored:
         """What the segmenter says of a tile, with the weight by which it is blended; on the host as NumPy reads it."""
         if not isinstance(found, TileScores):
-            values, weight = (as_numpy(a) if on_host(a) else a for a in found)
+            values, weight = (as_numpy(a) if on_host(a) else a for a in found[:2])
             return Scored(tile.window, values, weight, None, weighted=True)
         scores, background = found.scores, found.background_evidence
         if on_host(scores):

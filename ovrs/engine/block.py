@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ovrs.engine.contract import Events, TileSample
+    from ovrs.engine.contract import Events, Look, TileSample
     from ovrs.engine.tiling import Block, Plan, Tile
     from ovrs.scene.raster import Pixels, SceneSource
 
@@ -104,18 +104,18 @@ def _scored(
                 batch = [fresh.popleft() for _ in range(min(count, len(fresh)))]
                 samples = [_sample(t, placed, block.read) for t in batch]
                 for looked, found in zip(batch, _look(segmenter, samples), strict=True):
-                    own = found.events if isinstance(found, TileScores) else ()
+                    own = found.events if isinstance(found, TileScores) else found[2]
                     ready.append((blend.weighted(looked, found), own))
             known = ready.popleft()
         yield tile, *known
 
 
-def _look(segmenter: Segmenter, samples: list[TileSample]) -> list[TileScores | tuple[Array, Array]]:
+def _look(segmenter: Segmenter, samples: list[TileSample]) -> list[Look]:
     """What the segmenter says of tiles: evidence and weight if it is frozen, else scores."""
     if isinstance(segmenter, ManyTiles):
         return segmenter.look(samples)
     if isinstance(segmenter, FrozenSegmenter):
-        return [segmenter.evidence(*sample) for sample in samples]
+        return [(*segmenter.evidence(*sample), ()) for sample in samples]
     return [segmenter.segment(*sample) for sample in samples]
 
 

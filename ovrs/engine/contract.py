@@ -7,7 +7,7 @@ they are labels. Pixels are NumPy's, unless the segmenter places them itself (`R
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Events = tuple[str, ...] | Callable[[], tuple[str, ...]]
     """What the adapter did that a reader of the map may want to know (`reverted`, `no_prototype`, …), or a function that
     tells it: a device is not asked before the block is done."""
+    Look: TypeAlias = "TileScores | tuple[Array, Array, Events]"
+    """What is said of one of several tiles: scores, or evidence, weight and events of a frozen segmenter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +71,8 @@ class ManyTiles(Protocol):
     @property
     def tiles_at_once(self) -> int: ...
 
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores | tuple[Array, Array]]:
-        """For at most `tiles_at_once` tiles, what `evidence` gives for each if the segmenter is frozen, else `segment`."""
+    def look(self, tiles: Sequence[TileSample]) -> list[Look]:
+        """For at most `tiles_at_once` tiles, scores of each, or what `evidence` gives and events if it is frozen."""
         ...
 
 

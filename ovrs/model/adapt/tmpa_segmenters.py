@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class TmpaSegmenter(EpisodicTiles[Descent]):
     """TMPA (`tmpa`, `tmpa_shift`): the text is calibrated to each tile, then the tile is classified with it."""
 
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+    def scores(self, tiles: Sequence[TileSample]) -> list[TileScores]:
         frozen = self.frozen
         features = frozen.encode_tiles(tiles)
         if frozen.class_count < 2:

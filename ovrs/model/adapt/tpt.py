@@ -107,7 +107,7 @@ class TptSegmenter(EpisodicTiles[Tpt]):
         super().__init__(frozen, settings)
         self.learner = learner
 
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+    def scores(self, tiles: Sequence[TileSample]) -> list[TileScores]:
         features = self.frozen.encode_tiles(tiles)
         patches = [f.patches[f.patch_valid] for f in features]
         rows = [i for i, own in enumerate(patches) if len(own)]

@@ -154,7 +154,7 @@ class NormSegmenter(EpisodicTiles[Norms]):
         super().__init__(frozen, settings)
         self.adapt = adapt
 
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+    def scores(self, tiles: Sequence[TileSample]) -> list[TileScores]:
         frozen = self.frozen
         inputs = [frozen.encoder.inputs(*tile) for tile in tiles]
         features: dict[int, TileFeatures] = {}

@@ -13,6 +13,7 @@ from ovrs.engine.contract import TileScores
 from ovrs.methods.clip import Clip
 from ovrs.model.clip.features import accumulate_alike, together
 from ovrs.model.clip.head import class_scores
+from ovrs.model.clip.memory import in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ovrs.engine.arrays import Array
-    from ovrs.engine.contract import Events, TileSample
+    from ovrs.engine.contract import Events, Look, TileSample
     from ovrs.engine.tiling import TileGeometry
     from ovrs.model.clip.encoder import Encoder
     from ovrs.model.clip.features import TileFeatures
@@ -104,11 +105,14 @@ class ClipSegmenter:
             total = total + wide_total * (weights / wide_weights)
         return total / (1 + len(sums)), weights
 
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores | tuple[Array, Array]]:
+    def look(self, tiles: Sequence[TileSample]) -> list[Look]:
         """Evidence and weights of each tile."""
+        return in_memory(self, tiles, self._look)
+
+    def _look(self, tiles: Sequence[TileSample]) -> list[Look]:
         features = self.encode_tiles(tiles)
         found = self.sum_tiles(features, self.text, self.base_text)
-        return [(given_away(total), given_away(weights)) for total, weights in found]
+        return [(given_away(total), given_away(weights), ()) for total, weights in found]
 
     @torch.no_grad()
     def sum_tiles(self, tiles: Sequence[TileFeatures], text: Tensor, base_text: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -195,12 +199,16 @@ class EpisodicTiles(Episodic[S]):
     def tiles_at_once(self) -> int:
         return self.frozen.tiles_at_once
 
-    def look(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+    def look(self, tiles: Sequence[TileSample]) -> list[Look]:
         """Scores of each tile."""
+        return in_memory(self.frozen, tiles, self.scores)
+
+    def scores(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+        """Scores of each tile, for as many as the device's memory holds."""
         raise NotImplementedError
 
     def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
-        return self.look([(rgb, valid, crops)])[0]
+        return self.scores([(rgb, valid, crops)])[0]
 
 
 def alike(tiles: Sequence[TileFeatures | CropInputs]) -> list[list[int]]:
