@@ -50,9 +50,9 @@ def wait(url: str) -> None:
 
 
 def measure(folder: Path, side: int) -> None:
-    from flows.map_scene import map_scene
     from ovrs import options, pipeline
     from ovrs.demo.synth import World, write_scene
+    from ovrs.flows.map_scene import map_scene
     from ovrs.words import vocabulary
 
     write_scene(folder / "s.tif", height=side, width=side, world=World(seed=3))

@@ -116,7 +116,7 @@ def main() -> None:
                 options.build(method={"method": args.method}, run={"block_pitches": args.block}),
             )
         labels = open_map(out).label[:]
-        print(f"{labels.shape[0]} x {labels.shape[1]} labels, {json.dumps(RunDir(out).description()['plan'])}")
+        print(f"{labels.shape[0]} x {labels.shape[1]} labels, {json.dumps(RunDir(out).description().plan.dump())}")
         print(f"{'lines':18} {'count':>5} {'ratio':>7} {'2.5 %':>7} {'97.5 %':>7} {'':8} {'other crop lines':>16}")
         for s in measure(labels, plan_of(RunDir(out).description())):
             verdict = "inside" if s.inside else "OUTSIDE"

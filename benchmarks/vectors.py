@@ -26,11 +26,10 @@ def make(path: Path, side: int) -> None:
 
     words = ["ground", "field", "forest", "water"]
     box = GeoBox((side, side), from_origin(5e5, 5.6e6, 0.5, 0.5), "EPSG:32633")
-    store.create(
-        path, box, classes=words, colours=[(200, 200, 200), (250, 220, 90), (20, 120, 40), (40, 90, 220)], chunk=500
-    )
+    colours = [(200, 200, 200), (250, 220, 90), (20, 120, 40), (40, 90, 220)]
+    store.create(path, box, store.Schema(classes=words, colours=colours, chunk=500))
     group = zarr.open_group(path, mode="r+")
-    group.attrs["ovrs"] = {"version": "benchmark", "classes": [{"name": n, "pixels": 0} for n in words]}
+    group.attrs["ovrs"] = record(words, side)
     rng = np.random.default_rng(0)
     span = 1000
     rows, cols = np.mgrid[0:span, 0:span]
@@ -43,6 +42,41 @@ def make(path: Path, side: int) -> None:
             h, w = min(span, side - top), min(span, side - left)
             group["label"][top : top + h, left : left + w] = part[:h, :w]
             group["confidence"][top : top + h, left : left + w] = 150
+
+
+def record(words: list[str], side: int) -> dict[str, object]:
+    """What a finished map of `side` x `side` pixels tells of itself, without any results."""
+    from ovrs.store.record import RunRecord
+
+    now = "2026-01-01T00:00:00+00:00"
+    entries = [{"name": n, "synonyms": [], "descriptions": [], "prompt_source": "name"} for n in words]
+    content = {
+        "version": "benchmark",
+        "uri": "labels.tif",
+        "begun": now,
+        "finished": now,
+        "scene": {"name": "labels.tif", "width": side, "height": side, "count": 1, "dtypes": ["uint8"]},
+        "grid": {"epsg": 32633, "shape": [side, side], "aoi": None},
+        "grid_note": "drawn",
+        "pixel_size_m": [0.5, 0.5],
+        "radiometry": {"bands": [1], "stretch": None},
+        "plan": {"crop": 500, "stride": 500},
+        "model": {"model": "none", "method": "none"},
+        "rule": {"background": None, "threshold": 0.0},
+        "composed_prompts": [],
+        "vocabulary": {"name": "drawn", "classes": entries},
+        "options": {"scene": {}},
+        "versions": {},
+        "digest": {},
+        "seconds": 0.0,
+        "blocks": 1,
+        "holes": [],
+        "tile_events": {},
+        "valid_pixels": side * side,
+        "mean_confidence": 0.75,
+        "classes": [{"name": n, "pixels": 0, "hectares": 0.0, "percent": 0.0} for n in words],
+    }
+    return RunRecord.model_validate(content).dump()
 
 
 def export(path: Path, out: Path) -> None:

@@ -27,6 +27,7 @@ from ovrs.export import target
 from ovrs.export.cog import write_cog
 from ovrs.export.quicklook import write_quicklook
 from ovrs.store.map import open_map
+from ovrs.store.record import RunRecord
 from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
 from ovrs.words.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
 
@@ -154,10 +155,10 @@ def _beside(mapped: Map, store: Path, suffix: str) -> Path:
 
 
 @task(name="publish", cache_policy=NO_CACHE)
-def publish(facts: dict[str, Any], picture: str | None, products: list[str]) -> None:
+def publish(record: RunRecord, picture: str | None, products: list[str]) -> None:
     """Class areas, links to the products and the picture as Prefect artifacts."""
-    scene = facts["scene"]["name"]
-    report(create_table_artifact, key="class-areas", table=facts["classes"], description=f"Areas of {scene}")
+    scene, table = record.scene.name, [area.dump() for area in record.classes]
+    report(create_table_artifact, key="class-areas", table=table, description=f"Areas of {scene}")
     lines = "\n".join(f"- `{p}`" for p in products)
     report(create_markdown_artifact, key="products", markdown=f"Products of {scene}\n\n{lines}")
     if picture is not None:

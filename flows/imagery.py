@@ -1,7 +1,7 @@
 """Many scenes: map a whole collection once, or look again and again for imagery that is not mapped yet.
 
-    python -m flows.imagery map incoming --catalog data_catalog.yaml
-    python -m flows.imagery watch incoming --catalog data_catalog.yaml
+    python -m ovrs.flows.imagery map incoming --catalog data_catalog.yaml
+    python -m ovrs.flows.imagery watch incoming --catalog data_catalog.yaml
 
 What is mapped stands in a ledger beside the maps, so a restarted or a second watcher maps nothing twice.
 """
@@ -21,15 +21,16 @@ from prefect.futures import wait
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._tasks import report
-from flows.map_scene import map_scene
-from ovrs.collection import catalog as room
+from ovrs.collection import catalog as catalogs
 from ovrs.collection.deliveries import Delivery, look
 from ovrs.collection.ledger import NO_ATTEMPT, Image, Ledger, release_held
 from ovrs.errors import DigestMismatchError, IncompleteRunError
 from ovrs.options import RunOptions
 from ovrs.run import versions
 from ovrs.run.publish import short
+
+from ._tasks import report
+from .map_scene import map_scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,19 +46,18 @@ def map_image(
     catalog: Path, collection: str, image: Image, run: RunOptions, gpu_pool: str | None, allow_composed_prompts: bool
 ) -> str:
     """Map one image unless somebody has or does; returns what became of it."""
-    known = room.load(catalog)
+    known = catalogs.load(catalog)
     entry, ledger = known.collection(collection), Ledger(known.resolve(known.outputs.root))
     if not ledger.claim(image):
         return "taken"
     newest = known.output(f"{collection}/{image.name}")
-    words = known.vocabularies.get(entry.vocabulary)
 
     def work(out: str, *, overwrite: bool = False) -> dict[str, Any]:
         ledger.note(image, out=out)
         facts: dict[str, Any] = map_scene(
             image.uri,
             out,
-            vocabulary_name=str(known.base / words) if words else entry.vocabulary,
+            vocabulary_name=known.words_of(entry),
             options=known.options(entry, run),
             gpu_pool=gpu_pool,
             allow_composed_prompts=allow_composed_prompts,
@@ -135,7 +135,7 @@ def map_collection(
     Raises:
         IncompleteRunError: Images failed, or have no attempt left; every pass says so until somebody acts.
     """
-    known = room.load(catalog)
+    known = catalogs.load(catalog)
     found = look(known, collection, Ledger(known.resolve(known.outputs.root)))
     log = get_run_logger()
     log.info("collection %s holds %d images", collection, len(found))
@@ -159,7 +159,7 @@ def map_collection(
     return _finished(collection, outcome, reasons)
 
 
-def _taken_up(known: room.Catalog, found: list[Delivery]) -> Iterator[Delivery]:
+def _taken_up(known: catalogs.Catalog, found: list[Delivery]) -> Iterator[Delivery]:
     """The images that a pass submits; contents that came back are given free first."""
     ledger = Ledger(known.resolve(known.outputs.root))
     for delivery in found:
@@ -202,7 +202,7 @@ def watch_collection(
     allow_composed_prompts: bool = False,
 ) -> dict[str, str]:
     """One look for new imagery; a schedule repeats it. Cheap when there is none (arguments as `map_collection`)."""
-    known = room.load(catalog)
+    known = catalogs.load(catalog)
     found = look(known, collection, Ledger(known.resolve(known.outputs.root)))
     if all(d.state in ("done", "busy", "forgotten") for d in found):
         message = f"nothing new in {collection} ({len(found)} images)"

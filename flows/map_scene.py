@@ -1,4 +1,4 @@
-"""Map one scene as a Prefect flow: `python -m flows.map_scene SCENE.tif OUT.zarr --vocabulary landcover`.
+"""Map one scene as a Prefect flow: `python -m ovrs.flows.map_scene SCENE.tif OUT.zarr --vocabulary landcover`.
 
 The same work as `ovrs map`, cut into batches of blocks that Prefect shows, retries and reports. No standing server is
 needed; with `PREFECT_API_URL` set, the run appears there. A cancelled run leaves a store that the same flow, or `ovrs
@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_progress_artifact
@@ -20,14 +19,17 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows._tasks import export, map_blocks, prompts, publish, report
 from ovrs import pipeline
+from ovrs.engine.allocator import keep_freed_memory
 from ovrs.options import MapOptions
 from ovrs.redact import guard_logs, redacted
 from ovrs.request import Request
 from ovrs.run.job import Job
 from ovrs.run.publish import is_remote
+from ovrs.store.record import RunRecord
 from ovrs.words.prompts import LanguageModel
+
+from ._tasks import export, map_blocks, prompts, publish, report
 
 BATCHES = 16
 """Task runs per scene: bookkeeping stays at seconds however large the scene is."""
@@ -47,7 +49,7 @@ def map_scene(
     scene_context: str = "",
     allow_composed_prompts: bool = False,
     gpu_pool: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Map a scene into a Zarr store and export it.
 
     Args:
@@ -65,6 +67,7 @@ def map_scene(
         gpu_pool: Name of a Prefect concurrency limit: so many scenes at a time use the GPUs.
     """
     guard_logs()
+    keep_freed_memory()
     request = Request.from_names(
         scene, out, classes=classes or None, vocabulary=vocabulary_name or None, options=options
     )
@@ -72,7 +75,7 @@ def map_scene(
     with concurrency(gpu_pool, occupy=1) if gpu_pool else nullcontext():
         facts = pipeline.map(request, overwrite=overwrite, around=partial(in_task_runs, batches, redacted(out)))
     paths = export(Path(out)) if products and not is_remote(out) else []
-    publish(facts, paths[-1] if paths else None, [redacted(out), *paths])
+    publish(RunRecord.read(facts, redacted(out)), paths[-1] if paths else None, [redacted(out), *paths])
     return facts
 
 

@@ -1,6 +1,6 @@
 """Products and measurements as flows: export a finished map, score methods on labelled sets.
 
-python -m flows.products MAP.zarr
+python -m ovrs.flows.products MAP.zarr
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows._tasks import export, publish
 from ovrs.store.map import open_map
+
+from ._tasks import export, publish
 
 
 @flow(name="export-products")
@@ -26,7 +27,7 @@ def export_products(store: Path) -> list[str]:
     """
     paths: list[str] = export(store)
     with open_map(store) as mapped:
-        publish(mapped.record.dump(), paths[-1], paths)
+        publish(mapped.record, paths[-1], paths)
     return paths
 
 

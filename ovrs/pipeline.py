@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs import files
 from ovrs.engine import execute
@@ -21,6 +21,7 @@ from ovrs.redact import redacted
 from ovrs.request import Request
 from ovrs.run import begin, finish, publish, work
 from ovrs.run.rundir import Lock, RunDir
+from ovrs.store.record import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -43,10 +44,11 @@ def map(  # noqa: A001  (the verb of this package)
     progress: Progress | None = None,
     staging: Path | None = None,
     around: Around | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Make the map that a request asks for.
 
-    Opens the scene, plans its blocks, builds the segmenter, creates the store, computes the missing blocks and commits.
+    Opens the scene, plans its blocks, creates the store, computes the missing blocks and commits. With a Dask scheduler the
+    workers describe and load the network, and this process needs neither weights nor GPU.
     Called again after an interruption, it goes on where the markers say; a map that is there is not computed again.
     A map for a URL is made in `staging`, published, and removed from there.
 
@@ -73,7 +75,7 @@ def map(  # noqa: A001  (the verb of this package)
     fill_holes = there is not None and bool(there.get("holes")) and not request.options.run.allow_holes
     if there is not None:
         _, description = begin.build_job(request.uri, request.words, local, request.options)
-        require_same(there["digest"], description["digest"], url)
+        require_same(RunRecord.read(there, redacted(url)).digest, description.digest, url)
         if not fill_holes:
             log.info("%s is complete already", redacted(url))
             return there
@@ -92,23 +94,23 @@ def map_scene(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`map` for a request that is given by its parts: scene, classes, target and options."""
     request = Request(uri=uri, words=vocabulary, options=options, target=out)
     return map(request, overwrite=overwrite, progress=progress)
 
 
-def resume(out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def resume(out: Path, *, progress: Progress | None = None) -> dict[str, object]:
     """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map`)."""
     with _told_what_is_kept(out):
         return run(begin.resume(out), progress=progress)
 
 
-def _made(request: Request, out: Path, *, overwrite: bool, around: Around) -> dict[str, Any]:
+def _made(request: Request, out: Path, *, overwrite: bool, around: Around) -> dict[str, object]:
     """The map of a request as a store of this machine."""
     options = request.options.run
-    if options.executor == "dask" and options.scheduler is not None:
-        execute.reach(options.scheduler)
+    if execute.is_elsewhere(options):
+        execute.reach(str(options.scheduler))
     with _told_what_is_kept(out):
         job = begin.prepare(request.uri, request.words, out, request.options, overwrite=overwrite)
         return run(job, around=around)
@@ -138,7 +140,7 @@ def _going_on(out: Path) -> str:
     return "nothing was begun; the same command begins again"
 
 
-def run(job: Job, *, progress: Progress | None = None, around: Around | None = None) -> dict[str, Any]:
+def run(job: Job, *, progress: Progress | None = None, around: Around | None = None) -> dict[str, object]:
     """Compute the missing blocks of a prepared job and commit the store (arguments as `map`)."""
     around = around or partial(compute, progress=progress)
     if job.out.exists() and not finish.holes_to_fill(job):

@@ -17,7 +17,7 @@ numbers, and no result of another number is taken for a present one. `tests/test
 _RECORDED = ("numpy", "torch", "open_clip_torch", "rasterio", "zarr", "odc-geo", "dask")
 
 
-def digest(parts: dict[str, Any]) -> dict[str, str]:
+def digest(parts: dict[str, object]) -> dict[str, str]:
     """SHA-256 of each part's canonical JSON, so that a mismatch can be named."""
     return {name: hashlib.sha256(canonical(part).encode()).hexdigest()[:16] for name, part in sorted(parts.items())}
 

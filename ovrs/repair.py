@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs import files, pipeline
 from ovrs.errors import StoreError
 from ovrs.run import adaptation, begin, job, verify
 from ovrs.run.rundir import Lock, RunDir, write_sealed
 from ovrs.store import layout as store
-from ovrs.store.record import RESULTS
+from ovrs.store.record import RESULTS, RunDescription
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ovrs.pipeline import Progress
@@ -43,7 +44,7 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
     out = files.named(out)
     _restore_description(out)
     found: tuple[Problem, ...] = ()
-    wanted: dict[str, list[Any]] = {}
+    wanted: Mapping[str, verify.Checksum] = {}
     learned = _forget_damaged_state(out)
     this = begin.resume(out)
     if learned and adaptation.digest_of(RunDir(out).path / adaptation.STATE_FILE) != learned:
@@ -57,7 +58,7 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
         with Lock(this.run_dir):
             wanted = _manifest(this)
             _take_apart(this, found)
-            if verify.read_manifest(this.run_dir).get("facts", {}).get("holes"):
+            if verify.read_manifest(this.run_dir).holes:
                 this = this.allowing_holes()
     try:
         pipeline.run(this, progress=progress)
@@ -70,12 +71,12 @@ def repair(out: Path, *, progress: Progress | None = None) -> tuple[Problem, ...
     return found
 
 
-def _manifest(this: job.Job) -> dict[str, list[Any]]:
+def _manifest(this: job.Job) -> Mapping[str, verify.Checksum]:
     """Checksums to come back to. Where they are lost, the map's own facts are kept for the next manifest."""
     manifest = verify.read_manifest(this.run_dir)
-    if not manifest and (facts := _facts(this.out)):
+    if not (manifest.files or manifest.facts) and (facts := _facts(this.out)):
         write_sealed(this.run_dir.path / verify.MANIFEST, {"facts": facts, "files": {}})
-    return dict(manifest.get("files", {}))
+    return manifest.files
 
 
 def _take_apart(this: job.Job, found: tuple[Problem, ...]) -> None:
@@ -112,30 +113,31 @@ def _restore_description(out: Path) -> None:
     try:
         run.description()
     except StoreError:
-        facts = verify.read_manifest(run).get("facts") or _facts(out)
+        facts = verify.read_manifest(run).facts or _facts(out)
         if not facts or (run.path / "run.json").is_dir():
             raise
-        run.begin({k: v for k, v in facts.items() if k not in RESULTS})
+        known = {k: v for k, v in facts.items() if k not in RESULTS}
+        run.begin(RunDescription.read(known, out))
         log.warning("%s was lost or damaged and is restored from the finished map", run.path / "run.json")
 
 
 def _forget_damaged_state(out: Path) -> str:
     """Put a lost or damaged adaptation to the scene aside, to be learned again; its digest, else nothing."""
-    facts = verify.read_manifest(RunDir(out)).get("facts") or _facts(out)
-    learned, file = facts.get("scene_adaptation"), RunDir(out).path / adaptation.STATE_FILE
+    learned = verify.learned_of(verify.read_manifest(RunDir(out)).facts or _facts(out))
+    file = RunDir(out).path / adaptation.STATE_FILE
     if not learned:
         return ""
     try:
-        if adaptation.digest_of(file) == learned["learned"]:
+        if adaptation.digest_of(file) == learned:
             return ""
     except StoreError:
         log.warning("%s is lost or damaged and learned again", file)
     if file.exists():
         file.rename(file.with_name(f".{file.name}.damaged"))
-    return str(learned["learned"])
+    return learned
 
 
-def _facts(out: Path) -> dict[str, Any]:
+def _facts(out: Path) -> Mapping[str, object]:
     """What a finished map says of itself; empty where it cannot be read."""
     try:
         return store.facts(store.open_complete(out))

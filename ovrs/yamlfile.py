@@ -40,7 +40,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class _Loader(_Base):  # type: ignore[misc]
     """Safe loader with the core schema of YAML 1.2; a key that stands twice in one mapping is an error."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML copies it for each class)
+    yaml_implicit_resolvers: dict[str, object] = {}  # noqa: RUF012  (PyYAML copies it for each class)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         first: dict[Any, Any] = {}

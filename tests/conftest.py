@@ -11,10 +11,12 @@ import pytest
 import rasterio
 from rasterio.transform import Affine, from_origin
 
+import ovrs
 from ovrs import options
 from ovrs.words import vocabulary
 
 DATA = Path(__file__).parent / "data"
+ovrs.__path__.append(str(DATA.parents[1]))  # `ovrs.flows` of this tree, which need not be the one that is installed
 
 
 @pytest.fixture(autouse=True)
@@ -176,3 +178,34 @@ def rotated(angle: float = 20.0, size: float = 0.5) -> Affine:
 def environment(tmp: Path) -> dict[str, str]:
     """For subprocesses: the same cache, no colours."""
     return {**os.environ, "OVRS_CACHE": str(tmp / "cache"), "NO_COLOR": "1", "PYTHONWARNINGS": "error"}
+
+
+def labelled_map(folder: Path, labels: np.ndarray, names, *, confidence=None, crs="EPSG:32633", transform=None) -> Path:
+    """A finished map `folder/m.zarr` with given labels `(y, x)`, 255 for no data, and its scene `folder/s.tif`."""
+    import zarr
+
+    from ovrs import pipeline
+    from ovrs.store.derived import counted
+    from ovrs.store.map import open_map
+
+    rgb = np.full((3, *labels.shape), 90, np.uint8)
+    place = from_origin(500000, 5600000, 2, 2) if transform is None else transform
+    with rasterio.open(
+        folder / "s.tif", "w", driver="GTiff", height=labels.shape[0], width=labels.shape[1], count=3, dtype="uint8",
+        crs=crs, transform=place, nodata=0,
+    ) as target:  # fmt: skip
+        target.write(rgb)
+    chosen = options.build(model={"model": "trivial"}, run={"block_pitches": 1})
+    pipeline.map_scene(folder / "s.tif", vocabulary.from_names(names), folder / "m.zarr", chosen)
+    group = zarr.open_group(folder / "m.zarr", mode="r+")
+    group["label"][:] = labels
+    if confidence is not None:
+        group["confidence"][:] = confidence
+    with open_map(folder / "m.zarr") as mapped:
+        areas = counted(mapped, [(n, c) for n, c in zip(mapped.names, mapped.colours, strict=True)])
+    facts = dict(group.attrs["ovrs"])
+    facts["classes"] = [
+        {"name": c.name, "pixels": c.pixels, "hectares": c.hectares, "percent": c.percent} for c in areas
+    ]
+    group.attrs["ovrs"] = facts
+    return folder / "m.zarr"

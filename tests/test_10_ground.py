@@ -157,5 +157,5 @@ def test_gsd_is_met_on_the_ground_and_the_model_is_told_it(noise_scene, words, t
     monkeypatch.setattr(ModelOptions, "told", lambda self, size: told.append(size) or tell(self, size))
     _, description = begin.build_job(path, words, tmp_path / "o.zarr", trivial())
     assert told == [pytest.approx(0.385, rel=5e-3)]
-    assert description["pixel_size_m"] == pytest.approx([0.385, 0.385], rel=5e-3)
-    assert description["metres_on_ground"] is True
+    assert description.pixel_size_m == pytest.approx([0.385, 0.385], rel=5e-3)
+    assert description.metres_on_ground is True

@@ -100,7 +100,7 @@ def test_every_flipped_bit_of_a_finished_store_is_found_and_named(work, form):
     assert {"x", "y", "spatial_ref", "score", "2"} <= {name.split("/")[0] for name in kept}
     names = [name for name in kept if kept[name]]
     flips = [names[i % len(names)] for i in range(110)]
-    manifest = verify.read_manifest(RunDir(out))["files"]
+    manifest = verify.read_manifest(RunDir(out)).files
     for name in flips:
         damaged = bytearray(kept[name])
         damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))

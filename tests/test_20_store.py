@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ CLASSES, COLOURS = ("building", "bare soil"), ((200, 0, 0), (150, 120, 80))
 
 
 def filled(path, box, zarr_format):
-    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format)
+    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format))
     label = (np.arange(70 * 90).reshape(70, 90) % 2).astype(np.uint8)
     label[5:9, 5:9] = 255
     store.write_block(path, Window(0, 0, 70, 90), 32, label, np.full((70, 90), 100, np.uint8), None)
@@ -56,7 +57,7 @@ def test_xarray_reads_class_numbers_as_integers_in_every_level(tmp_path, zarr_fo
     """Format 3 without being told. A format 2 fill value is a mask for xarray until it is told otherwise."""
     path = tmp_path / "a.zarr"
     box = GeoBox((300, 90), UTM.affine, UTM.crs)
-    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format)
+    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format))
     label = np.full((300, 90), 1, np.uint8)
     label[8:12, 8:12] = 255
     store.write_block(path, Window(0, 0, 300, 90), 32, label, label, None)
@@ -79,7 +80,7 @@ def test_every_level_registers_the_conventions_it_follows(tmp_path, crs):
         "d35379db-88df-4056-af3a-620245f8e347",
     )
     path, box = tmp_path / "a.zarr", GeoBox((1031, 300), UTM.affine, crs)
-    store.create(path, box, classes=CLASSES, colours=COLOURS, chunk=64)
+    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64))
     pyramid.build(path, box, classes=CLASSES, colours=COLOURS, chunk=64)
     root = zarr.open_group(path, mode="r")
     layout = root.attrs["multiscales"]["layout"]
@@ -202,7 +203,7 @@ def test_geobox_survives_the_store_in_any_projection(tmp_path, crs):
 
 
 def test_blocks_off_the_chunk_grid_are_refused(tmp_path):
-    store.create(tmp_path / "a.zarr", UTM, classes=CLASSES, colours=COLOURS, chunk=32)
+    store.create(tmp_path / "a.zarr", UTM, store.Schema(classes=CLASSES, colours=COLOURS, chunk=32))
     with pytest.raises(GridMismatchError, match="chunk grid"):
         store.write_block(
             tmp_path / "a.zarr",
@@ -214,9 +215,22 @@ def test_blocks_off_the_chunk_grid_are_refused(tmp_path):
         )
 
 
+def test_an_overview_of_many_strips_is_that_of_the_whole(tmp_path):
+    """Overviews are made strip by strip, in both directions."""
+    box = GeoBox((530, 401), UTM.affine, "EPSG:32633")
+    label = np.random.default_rng(0).integers(0, 2, box.shape).astype(np.uint8)
+    confidence = np.random.default_rng(1).integers(0, 201, box.shape).astype(np.uint8)
+    store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=16))
+    store.write_block(tmp_path / "a.zarr", Window(0, 0, *box.shape), 16, label, confidence, None)
+    assert pyramid.build(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=16) == [2, 4]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    np.testing.assert_array_equal(group["2/label"][:], pyramid.mode2(label, 255))
+    np.testing.assert_array_equal(group["2/confidence"][:], pyramid.mean2(confidence))
+
+
 def test_pyramid_levels_and_repeatability(tmp_path):
     box = GeoBox((1030, 700), UTM.affine, UTM.crs)
-    store.create(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=64)
+    store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64))
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, (1030, 700)).astype(np.uint8)
     store.write_block(tmp_path / "a.zarr", Window(0, 0, 1030, 700), 64, label, label, None)
@@ -242,7 +256,6 @@ def test_unfinished_and_foreign_stores_are_refused(tmp_path):
 
 def test_markers_round_trip(tmp_path):
     run = RunDir(tmp_path / "a.zarr")
-    run.begin({"x": 1})
     record = BlockRecord(name="00000_00001", status="done", histogram={"0": 5}, areas_m2={"0": 1.25}, crc="00ff")
     run.record(record)
     assert run.records() == {"00000_00001": record}
@@ -258,6 +271,19 @@ def test_a_second_run_is_locked_out_and_a_dead_owner_is_taken_over(tmp_path):
     code = f"import os; from pathlib import Path; from ovrs.run.rundir import *; Lock(RunDir(Path({str(run.store)!r}))).__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert (run.path / "lock.json").exists()
+    with Lock(run):
+        pass
+
+
+def test_a_process_of_another_user_is_alive(tmp_path, monkeypatch):
+    """The system answers "not permitted" for it, and "no such process" for none."""
+    run = RunDir(tmp_path / "a.zarr")
+    answers = [PermissionError(), ProcessLookupError()]
+    monkeypatch.setattr(os, "kill", lambda pid, number: (_ for _ in ()).throw(answers.pop(0)))
+    run.path.mkdir()
+    (run.path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 12345, "token": "x"}))
+    with pytest.raises(StoreLockedError, match="12345"), Lock(run):
+        pass
     with Lock(run):
         pass
 

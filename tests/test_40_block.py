@@ -69,6 +69,20 @@ def test_a_frozen_map_equals_plain_sliding_windows(shape):
     assert np.abs(confidence.astype(int) - np.rint(scores.max(axis=0) * 200)).max() <= 1
 
 
+def test_a_tile_without_valid_pixels_is_never_scored():
+    """The contract of a segmenter promises it at least one valid pixel."""
+
+    class Strict(TileMeanSegmenter):
+        def segment(self, rgb, valid, crops):
+            assert valid.any()
+            return super().segment(rgb, valid, crops)
+
+    valid = np.zeros((200, 230), bool)
+    valid[150:, 200:] = True
+    label, _ = run(ArrayScene(smooth(200, 230), valid), Strict(3, SMALL), 2)
+    np.testing.assert_array_equal(label != 255, valid)
+
+
 def test_an_adapted_map_is_the_same_whatever_the_blocks():
     """Neighbours compute the same tiles, so no shared state is needed."""
     scene, segmenter = ArrayScene(smooth(200, 230, 3)), TileMeanSegmenter(3, SMALL)

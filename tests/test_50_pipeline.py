@@ -16,7 +16,7 @@ from conftest import environment, rotated, smooth
 from ovrs import options, pipeline
 from ovrs.demo.synth import World, write_scene
 from ovrs.errors import DigestMismatchError, IncompleteRunError, OptionError, SceneChangedError, StoreError
-from ovrs.run import begin, job, segmenters, verify
+from ovrs.run import begin, segmenters, verify
 from ovrs.run.report import info_of, status_of
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
@@ -80,7 +80,7 @@ def test_dask_local_and_standing_cluster(noise_scene, words, trivial, tmp_path):
 
     scene = noise_scene(700, 500)
     pipeline.map_scene(scene, words, tmp_path / "serial.zarr", trivial())
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=False) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=False) as cluster:
         pipeline.map_scene(
             scene, words, tmp_path / "dask.zarr", trivial(executor="dask", scheduler=cluster.scheduler_address)
         )
@@ -149,7 +149,7 @@ def test_failed_blocks_are_recorded_and_the_rest_goes_on(write_raster, words, tr
     assert not report.complete
     assert "failed 00002_00000 (attempt 1)" in report.text
     assert not out.exists()
-    holes = pipeline.run(job.Job(this.scene, this.spec, this.plan, this.rule, out, trivial(allow_holes=True)))
+    holes = pipeline.run(replace(this, options=trivial(allow_holes=True)))
     assert holes["holes"]
     assert {r.attempt for r in RunDir(out).records().values()} == {1, 2}
     assert (zarr.open_group(out)["label"][690:] == 255).all()

@@ -434,7 +434,7 @@ def test_repair_leaves_allowed_holes_and_heals_the_rest(noise_scene, words, triv
     chunk.write_bytes(b"damaged")
     run = RunDir(out)
     description = run.description()
-    description["options"]["run"]["allow_holes"] = False  # as where only a later command allowed them
+    description.options.run["allow_holes"] = False  # as where only a later command allowed them
     run.begin(description)
     fail_in_the_first_row(monkeypatch)
     assert repair.repair(out)

@@ -236,7 +236,7 @@ def digest(places, write_raster, tmp_path):
 
     def digest(sections):
         chosen = options.build(**_placed(sections, places))
-        return begin.build_job(scene, WORDS, tmp_path / "m.zarr", chosen)[1]["digest"]
+        return begin.build_job(scene, WORDS, tmp_path / "m.zarr", chosen)[1].digest
 
     return digest
 

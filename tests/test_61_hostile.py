@@ -119,7 +119,7 @@ def test_a_store_has_as_many_flag_meanings_as_classes(tmp_path):
 
     box = GeoBox((4, 4), rasterio.transform.from_origin(5e5, 5.6e6, 1, 1), "EPSG:32633")
     names = [n for n in NAMES if "\ud800" not in n]
-    store.create(tmp_path / "s.zarr", box, classes=names, colours=[(1, 2, 3)] * len(names), chunk=4)
+    store.create(tmp_path / "s.zarr", box, store.Schema(classes=names, colours=[(1, 2, 3)] * len(names), chunk=4))
     words = zarr.open_group(tmp_path / "s.zarr")["label"].attrs["flag_meanings"].split()
     assert len(words) == len(set(words)) == len(names)
 

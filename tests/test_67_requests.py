@@ -1,6 +1,7 @@
 """One request is one value: command line, Python, catalog and flow come to equal options."""
 
 import importlib
+import os
 import pickle
 
 import pytest
@@ -11,7 +12,7 @@ from ovrs import options, pipeline
 from ovrs.cli.app import app
 from ovrs.collection import catalog
 from ovrs.collection.ledger import Image
-from ovrs.errors import DigestMismatchError, OptionError
+from ovrs.errors import CatalogError, DigestMismatchError, OptionError
 from ovrs.methods import preset
 from ovrs.options import MapOptions, MethodOptions, ModelOptions, RunOptions, SceneOptions
 from ovrs.request import Request
@@ -65,7 +66,7 @@ def told(monkeypatch):
         return {"classes": [], "holes": [], "digest": {}, "valid_pixels": 0}
 
     monkeypatch.setattr(pipeline, "map", take)
-    monkeypatch.setattr(importlib.import_module("flows.imagery"), "map_scene", take)
+    monkeypatch.setattr(importlib.import_module("ovrs.flows.imagery"), "map_scene", take)
     monkeypatch.setattr("ovrs.cli.app._print_areas", lambda facts: None)
     return seen
 
@@ -74,8 +75,11 @@ def told(monkeypatch):
 def test_one_request_is_one_value(name, told, tmp_path):
     scene, model, method, chosen = REQUESTS[name]
     entry = {"vocabulary": "demo", "read": _plain(scene), "method": method, **({"model": "it"} if model else {})}
-    file = tmp_path / "c.yaml"
-    entries = {"scenes": {"one": {"path": "a.tif", **entry}}, "collections": {"all": {"pattern": "*.tif", **entry}}}
+    file, image = tmp_path / "c.yaml", tmp_path / "in/a.tif"
+    image.parent.mkdir()
+    image.write_bytes(b"an image that was there long ago")
+    os.utime(image, (1, 1))
+    entries = {"scenes": {"one": {"path": "a.tif", **entry}}, "collections": {"all": {"pattern": "in/*.tif", **entry}}}
     file.write_text(yaml.safe_dump({"version": 1, "models": {"it": model} if model else {}, **entries}))
     known = catalog.load(file)
 
@@ -85,19 +89,38 @@ def test_one_request_is_one_value(name, told, tmp_path):
         "value": MapOptions(scene=SceneOptions(**scene), model=ModelOptions(**model), method=MethodOptions(**method)),
         "json": MapOptions.model_validate_json(python.model_dump_json()),
         "scene of a catalog": known.requests("one")[0].options,
-        "collection": known.options(known.collection("all"), RunOptions()),
+        "collection": known.requests("all")[0].options,
     }
     command = ["map", "a.tif", "-o", str(tmp_path / "m.zarr"), "--vocabulary", "demo"]
     for words in ([*command, *_flags((scene, model, method))], ["map", "one", "--catalog", str(file)]):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.exception or result.output
         ways[" ".join(words[-2:])] = told.pop()
-    flow = importlib.import_module("flows.imagery")
+    flow = importlib.import_module("ovrs.flows.imagery")
     flow.map_image.fn(file, "all", Image("a", "a.tif", "1"), RunOptions(), None, False)
     ways["flow"] = told.pop()
     for way, found in ways.items():
         assert found == python, way
         assert found.model_dump_json() == python.model_dump_json(), way
+
+
+def test_a_collection_asks_for_a_map_of_each_image(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.tif").write_bytes(b"image " + name.encode())
+        os.utime(tmp_path / f"{name}.tif", (1, 1))
+    file = tmp_path / "c.yaml"
+    entry = {"pattern": "*.tif", "vocabulary": "mine"}
+    words = {"name": "mine", "classes": [{"name": "water"}, {"name": "grass"}]}
+    (tmp_path / "w.yaml").write_text(yaml.safe_dump(words))
+    file.write_text(yaml.safe_dump({"version": 1, "vocabularies": {"mine": "w.yaml"}, "collections": {"all": entry}}))
+    known = catalog.load(file)
+    found = known.requests("all")
+    assert [r.uri for r in found] == [str(tmp_path / f"{n}.tif") for n in ("a", "b")]
+    assert [r.target for r in found] == [known.output(f"all/{n}") for n in ("a", "b")]
+    assert {r.words.class_names for r in found} == {("water", "grass")}
+    assert known.words_of(known.collection("all")) == str(tmp_path / "w.yaml")
+    with pytest.raises(CatalogError, match="no scene 'none'"):
+        known.requests("none")
 
 
 def test_a_request_by_names_wants_classes_once(words):
@@ -124,7 +147,7 @@ def test_a_map_that_is_there_is_not_computed_again_whoever_asks(
     file = tmp_path / "c.yaml"
     entry = {"path": str(scene), "vocabulary": "demo", "model": "quick"}
     file.write_text(yaml.safe_dump({"version": 1, "models": {"quick": {"model": "trivial"}}, "scenes": {"one": entry}}))
-    flow = importlib.import_module("flows.map_scene").map_scene
+    flow = importlib.import_module("ovrs.flows.map_scene").map_scene
 
     def command(*words):
         assert CliRunner().invoke(app, ["map", *words, "--block", "1", "-o", target]).exit_code == 0
@@ -156,7 +179,7 @@ def test_the_catalogs_own_sam3_maps_from_python_and_resumes(noise_scene, words, 
     out = tmp_path / "m.zarr"
     chosen = MapOptions(model={"model": "sam3-tiny"}, method={"sam3": {"prior_space": "none"}})
     begin.prepare(noise_scene(64, 64), words, out, chosen)
-    kept = job.RunDir(out).description()["options"]
+    kept = job.RunDir(out).description().options.dump()
     assert kept["method"]["method"] == "coco_sam3"
     assert MapOptions.model_validate(kept) == chosen
     assert begin.resume(out).options == chosen

@@ -12,13 +12,13 @@ import pytest
 import zarr
 from typer.testing import CliRunner
 
-from flows._tasks import export
 from ovrs import pipeline
 from ovrs.cli.app import app
 from ovrs.collection import catalog, deliveries, imagery, objects
 from ovrs.collection import ledger as ledgers
 from ovrs.collection.ledger import Image, Ledger
 from ovrs.errors import CatalogError, OutputError, StoreLockedError
+from ovrs.flows._tasks import export
 from ovrs.options import RunOptions
 from ovrs.run import versions
 from ovrs.words import vocabulary
@@ -376,7 +376,7 @@ def test_an_image_under_way_is_not_decided_about(site, noise_scene):
 @pytest.fixture
 def map_all(site, monkeypatch):
     """`map_all()` does what a pass does, with the library in the place of the flow of one scene."""
-    import flows.imagery as room
+    import ovrs.flows.imagery as room
 
     def one(scene, out, vocabulary_name, options, gpu_pool, allow_composed_prompts, overwrite):
         facts = pipeline.map_scene(scene, vocabulary.load(vocabulary_name), out, options, overwrite=overwrite)

@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def test_a_retry_looks_at_classes_of_errors_and_never_at_words():
-    from flows._tasks import can_heal
+    from ovrs.flows._tasks import can_heal
     from ovrs.run.rundir import BlockRecord
 
     class State:
@@ -43,7 +43,7 @@ def test_a_retry_looks_at_classes_of_errors_and_never_at_words():
 
 
 def test_flow_equals_library(prefect_server, noise_scene, words, trivial, tmp_path):
-    from flows.map_scene import map_scene
+    from ovrs.flows.map_scene import map_scene
 
     scene = noise_scene(700, 500)
     facts = map_scene(str(scene), str(tmp_path / "flow.zarr"), vocabulary_name="demo", options=trivial(), batches=3)
@@ -70,7 +70,7 @@ def test_flow_retries_what_can_heal_and_never_hides_the_rest(
 ):
     from rasterio.errors import RasterioIOError
 
-    room = importlib.import_module("flows.map_scene")
+    room = importlib.import_module("ovrs.flows.map_scene")
     monkeypatch.setattr(room, "map_blocks", room.map_blocks.with_options(retries=1, retry_delay_seconds=0))
     reader, left = RasterScene._reader, [failures]
 
@@ -114,8 +114,8 @@ WATCHED = 'version: 1\noutputs: {root: maps}\nmodels: {quick: {model: trivial, c
 
 def test_a_watcher_maps_what_is_new_and_nothing_twice(prefect_server, noise_scene, tmp_path, monkeypatch):
     import ovrs.collection.imagery
-    from flows.imagery import watch_collection
     from ovrs.collection.ledger import Ledger
+    from ovrs.flows.imagery import watch_collection
 
     monkeypatch.setattr(ovrs.collection.imagery, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(ovrs.collection.imagery.images, "__kwdefaults__", {"settle": 0.0})
@@ -137,7 +137,7 @@ def test_a_watcher_maps_what_is_new_and_nothing_twice(prefect_server, noise_scen
 def test_a_pass_submits_what_is_to_do_and_tells_the_hopeless_every_time(
     prefect_server, noise_scene, tmp_path, monkeypatch
 ):
-    import flows.imagery as room
+    import ovrs.flows.imagery as room
     from ovrs.cli.app import app
     from ovrs.collection import imagery
     from ovrs.collection.ledger import MAX_ATTEMPTS
@@ -168,7 +168,7 @@ def test_a_pass_submits_what_is_to_do_and_tells_the_hopeless_every_time(
 
 
 def test_export_flow_writes_products_of_a_finished_map(prefect_server, noise_scene, words, trivial, tmp_path):
-    from flows.products import export_products
+    from ovrs.flows.products import export_products
 
     pipeline.map_scene(noise_scene(200, 150), words, tmp_path / "m.zarr", trivial())
     paths = export_products(tmp_path / "m.zarr")
@@ -179,7 +179,7 @@ def test_export_flow_writes_products_of_a_finished_map(prefect_server, noise_sce
 def test_prompts_task_asks_by_name_without_a_model_and_stops_or_composes_when_it_is_down(
     prefect_server, noise_scene, trivial, tmp_path
 ):
-    from flows.map_scene import map_scene
+    from ovrs.flows.map_scene import map_scene
     from ovrs.words.prompts import LanguageModel, PromptError
 
     scene, down = (
@@ -205,7 +205,7 @@ def test_prompts_task_asks_by_name_without_a_model_and_stops_or_composes_when_it
 def test_a_silent_server_is_asked_once_and_costs_nothing(caplog):
     import httpx
 
-    from flows._tasks import Reports
+    from ovrs.flows._tasks import Reports
 
     report, asked = Reports(), []
 

@@ -177,7 +177,7 @@ def test_a_killed_worker_changes_nothing(site):
 
 FLOW = """
 import sys
-from flows.map_scene import map_scene
+from ovrs.flows.map_scene import map_scene
 from ovrs import options
 map_scene(sys.argv[1], sys.argv[2], "", "landcover", options.build(run={"block_pitches": 1}), 6, products=False)
 """

@@ -4,13 +4,14 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
+    ("errors", "encoding", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
     ("words",),
     ("methods",),
     ("options",),
@@ -18,10 +19,11 @@ FLOORS = (
     ("scene",),
     ("collection",),
     ("engine",),
-    ("store",),
+    ("store", "testing"),
     ("model",),
+    ("clean",),
     ("export",),
-    ("run",),
+    ("run", "assess"),
     ("view",),
     ("bench", "pipeline"),
     ("demo", "repair", "flows"),
@@ -92,6 +94,50 @@ def test_modules_have_no_circles():
         visit(name, [])
 
 
+def test_settings_of_the_process_are_made_at_its_edges():
+    """A library call changes nothing for the rest of a program: the command line, workers and flows do."""
+    users = {
+        str(file.relative_to(ROOT))
+        for file in [*SOURCES, *(ROOT / "flows").glob("*.py")]
+        if "keep_freed_memory()" in file.read_text() and room_of_any(file) != "engine"
+    }
+    assert users == {"ovrs/cli/app.py", "ovrs/run/work.py", "flows/map_scene.py"}
+    warm = (ROOT / "ovrs/run/work.py").read_text().partition("def warm(")[2].partition("def ")[0]
+    assert "keep_freed_memory()" in warm
+
+
+def room_of_any(file):
+    return "flows" if file.parent.name == "flows" else room_of(file)
+
+
+def test_a_module_is_no_word_for_a_value():
+    for file in [*SOURCES, *(ROOT / "flows").glob("*.py")]:
+        names = {
+            a.asname
+            for n in ast.walk(ast.parse(file.read_text()))
+            for a in getattr(n, "names", [])
+            if hasattr(a, "asname")
+        }
+        assert "room" not in names, file
+
+
+def test_few_rooms_know_the_options():
+    """Rooms that pass options on without reading them take a `Request` or a `Job`."""
+    users = {room_of(f) for f in SOURCES if any(m.startswith("ovrs.options") for m in imports(f))} - {"__init__"}
+    assert len(users) <= 11, sorted(users)
+
+
+def test_the_drawn_structure_is_the_present_one():
+    drawing = importlib.import_module("benchmarks.structure")
+    found = {file: (ROOT / file).read_text() for file in (*drawing.PICTURES.values(), drawing.PAGE)}
+    again = "run `python -m benchmarks.structure --write`"
+    assert found[drawing.PICTURES["structure"]] == drawing.structure(), again
+    assert found[drawing.PICTURES["pixel"]] == drawing.pixel(), again
+    assert found[drawing.PAGE] == drawing.page(found[drawing.PAGE]), again
+    for _, _, where in drawing.WAY:
+        assert (ROOT / "ovrs" / where).is_file()
+
+
 def test_every_room_has_a_floor():
     assert {room_of(f) for f in SOURCES} - {"__init__", "__main__"} == set(FLOOR) - {"flows"}
 
@@ -113,6 +159,21 @@ def test_modules_stay_readable(file):
 def test_nobody_but_flows_knows_prefect():
     for file in (ROOT / "flows").glob("*.py"):
         assert not any(m.startswith("torch") for m in imports(file))
+        relative = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom) and n.level]
+        assert all(n.level == 1 for n in relative)
+        assert not any(m.startswith("flows") for m in imports(file) - {n.module for n in relative})
+
+
+def test_the_wheel_has_every_folder_of_code_and_data():
+    """`ovrs.flows` lies outside of `ovrs/`, so packages are listed by hand."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {f.parent for f in SOURCES}
+    for package, patterns in settings["package-data"].items():
+        where = ROOT / package.replace(".", "/")
+        folders |= {f.parent for pattern in patterns for f in where.glob(pattern)}
+    named = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert settings["package-dir"] == {"ovrs.flows": "flows"}
+    assert sorted(settings["packages"]) == sorted(named | {"ovrs.flows"})
 
 
 @pytest.mark.parametrize(

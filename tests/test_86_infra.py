@@ -19,10 +19,11 @@ def test_deployments_name_flows_and_parameters_that_exist():
     deployments = yaml.safe_load((ROOT / "infra/prefect.yaml").read_text())["deployments"]
     assert {d["name"] for d in deployments} >= {"scene", "collection", "watch", "export", "bench"}
     for deployment in deployments:
-        file, function = deployment["entrypoint"].split(":")
-        assert f"def {function}(" in (ROOT / file).read_text()
+        module, function = deployment["entrypoint"].rsplit(".", 1)
+        text = (ROOT / f"{module.removeprefix('ovrs.').replace('.', '/')}.py").read_text()
+        assert f"def {function}(" in text
         for parameter in deployment.get("parameters", {}):
-            assert f"{parameter}:" in (ROOT / file).read_text()
+            assert f"{parameter}:" in text
 
 
 def test_services_and_images_name_what_exists():

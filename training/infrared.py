@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    import random
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -27,16 +27,23 @@ GREENEST = 2.2
 """The same of what is greener than most plants, where nothing is labelled."""
 
 
-def colour_infrared(image: Tensor, labels: Tensor, names: list[str], rng: random.Random) -> Tensor:
-    """(near infrared, red, green) of an RGB image `(3, h, w)` in 0..1 with labels `(h, w)`, 255 unknown."""
-    total = image.sum(0) + 1e-3
-    green = ((3 * image[1] / total - 1) * 6).clamp(0, 1)  # excess green, one for strong green
+UNNAMED = (0.8, 1.3)
+"""The same of concepts that are not listed."""
+PLANTS = frozenset({"tree", "low_vegetation", "vegetation", "field"})
+
+
+def colour_infrared(images: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
+    """(Near infrared, red, green) of RGB images `(B, 3, h, w)` in 0..1 with labels `(B, h, w)` of `names`."""
+    count = len(images)
+    total = images.sum(1) + 1e-3
+    green = ((3 * images[:, 1] / total - 1) * 6).clamp(0, 1)  # excess green, one for strong green
     factor = 1 + (GREENEST - 1) * green
     for index, name in enumerate(names):
-        known = rng.uniform(*REFLECTS[name])
-        if known > 1.4 or name in ("tree", "low_vegetation", "vegetation", "field"):
+        low, high = REFLECTS.get(name, UNNAMED)
+        known = torch.empty(count, 1, 1, device=images.device).uniform_(low, high)
+        if name in PLANTS:
             known = 1 + (known - 1) * (0.5 + 0.5 * green)  # dry plants reflect less of it
         factor = torch.where(labels == index, known, factor)
-    factor = F.avg_pool2d(F.pad(factor[None, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0, 0]
+    factor = F.avg_pool2d(F.pad(factor[:, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[:, 0]
     infrared = total / 3 * factor
-    return torch.stack([infrared.clamp(max=1), image[0], image[1]])
+    return torch.stack([infrared.clamp(max=1), images[:, 0], images[:, 1]], 1)

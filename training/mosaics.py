@@ -54,10 +54,12 @@ class Mosaics:
         self.scenes, self.found = scenes, found
         self.grounds = [c for c in CONCEPTS if found.get(c)]
 
-    def draw(self, rng: random.Random) -> tuple:
-        """A pair as `prepare.dense_pairs` gives them, of two to four scenes of different grounds."""
-        bare = rng.choice(("soil", "land"))  # they share names: a picture has only one of the two
-        names = [c for c in CONCEPTS if c not in {"soil", "land"} - {bare}]
+    def draw(self, bare: str, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """RGB `(h, w, 3)` and labels `(h, w)` of two to four scenes of different grounds.
+
+        `bare`: "soil" or "land". They share names, so a picture has only one of the two.
+        """
+        names = names_with(bare)
         grounds = [c for c in self.grounds if c in names]
         chosen = rng.sample(grounds, min(len(grounds), rng.randint(2, 4)))
         side = self.scenes.shape[1]
@@ -69,7 +71,12 @@ class Mosaics:
             rgb[here] = np.rot90(self.scenes[index], quarter)[here]
             mask = np.rot90(np.kron(counts, np.ones((PATCH, PATCH), bool)), quarter)
             labels[here & mask] = names.index(concept)
-        return ("mosaic", rgb, labels, names, (0.45, 1.1))
+        return rgb, labels
+
+
+def names_with(bare: str) -> list[str]:
+    """The concepts that a mosaic's labels number."""
+    return [c for c in CONCEPTS if c not in {"soil", "land"} - {bare}]
 
 
 def _cells(side: int, count: int, rng: random.Random) -> np.ndarray:

@@ -1,85 +1,28 @@
-"""Collect the training material into arrays that the two training scripts map into memory.
+"""Collect the training material: phrases and their vectors, labelled pictures, captioned scenes.
 
-python -m training.prepare --data DIR --work DIR
+    python -m training.prepare --data DIR --work DIR [--only texts|bank]
+
+Pictures are kept as JPEG in a few files below 50 MB each (`training.bank`), which a machine with an accelerator can be sent
+one by one; nothing but these files, `scenes.json`, `classes.json` and the two towers is needed there.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 
-from ovrs.demo.synth import World
-from training import phrases
+from training import bank, phrases
+from training.sets import load_sets, read
 from training.text_tower import encode_all, text_tower
 
-SIDE = 176
-HELD_OUT_CZORTHO = ("T8_",)  # the one region that shows all six classes
-HELD_OUT_DUBAI = ("tile1_", "tile2_")
-
-DUBAI = {0x3C1098: "building", 0x8429F6: "land", 0x6EC1E4: "road", 0xFEDD3A: "vegetation", 0xE2A929: "water"}
-CZORTHO = {
-    0x32FFA7: "vegetation",
-    0xA67556: "soil",
-    0x6D32FF: "paved",
-    0xFFE132: "building",
-    0x32A7FF: "water",
-    0xFF8C00: "unpaved_road",
-}
-SYNTH = ["building", "road", "water", "tree", "field", "soil"]
-CHESAPEAKE = {1: "water", 2: "tree", 3: "low_vegetation", 4: "soil", 5: "paved", 6: "road"}
-
-
-def colour_labels(path: Path, table: dict[int, str], names: list[str]) -> np.ndarray:
-    rgb = np.asarray(Image.open(path).convert("RGB")).astype(np.int64)
-    key = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-    out = np.full(key.shape, 255, np.uint8)
-    for colour, name in table.items():
-        out[key == colour] = names.index(name)
-    return out
-
-
-def dense_pairs(data: Path, split: str) -> list[tuple[str, np.ndarray, np.ndarray, list[str], tuple[float, float]]]:
-    """(set, RGB (h, w, 3), labels (h, w) with 255 ignored, concept names, range of scale augmentation)."""
-    out = []
-    names = list(CZORTHO.values())
-    for image in sorted((data / "czortho/images").glob("*.jpg")):
-        if image.name.startswith(HELD_OUT_CZORTHO) == (split == "held"):
-            mask = next((data / "czortho/masks").glob(image.stem + ".*"))
-            out.append(
-                (
-                    "czortho",
-                    np.asarray(Image.open(image).convert("RGB")),
-                    colour_labels(mask, CZORTHO, names),
-                    names,
-                    (0.7, 3.0),
-                )
-            )
-    names = list(DUBAI.values())
-    for image in sorted((data / "dubai/images").glob("*.jpg")):
-        if image.name.startswith(HELD_OUT_DUBAI) == (split == "held"):
-            mask = next((data / "dubai/masks").glob(image.stem + ".*"))
-            rgb, labels = np.asarray(Image.open(image).convert("RGB")), colour_labels(mask, DUBAI, names)
-            if rgb.shape[:2] == labels.shape:
-                out.append(("dubai", rgb, labels, names, (0.35, 1.3)))
-    if split == "held":
-        return out
-    names = list(dict.fromkeys(CHESAPEAKE.values()))
-    for patch in sorted((data / "chesapeake").rglob("*.npz")):
-        for rgb, labels in chesapeake(patch, names):
-            out.append(("chesapeake", rgb, labels, names, (0.35, 1.0)))
-    for seed in range(36):
-        gsd = [0.25, 0.4, 0.5, 0.8, 1.0, 1.5][seed % 6]
-        rgb, labels = World(seed=1000 + seed, gsd=gsd, noise=1 + seed % 7).render(700 * seed, 0, 1024, 1024)
-        out.append(("synth", np.moveaxis(rgb, 0, -1), labels, SYNTH, (0.35, 1.3)))
-    return out
+JPEG = b"\xff\xd8"
 
 
 def held_scene(image: str) -> bool:
@@ -87,31 +30,37 @@ def held_scene(image: str) -> bool:
     return hashlib.sha256(image.encode()).digest()[0] % 10 == 0
 
 
-def chesapeake(path: Path, names: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The patch in natural colours and in colour infrared, with its labels."""
-    block = np.load(path)["arr_0"].squeeze()
-    block = block if block.shape[0] < block.shape[-1] else np.moveaxis(block, -1, 0)
-    labels = np.full(block.shape[1:], 255, np.uint8)
-    for value, name in CHESAPEAKE.items():
-        labels[block[8].astype(int) == value] = names.index(name)
-    bands = np.moveaxis(block[:4], 0, -1).clip(0, 255).astype(np.uint8)
-    return [(bands[..., :3], labels), (bands[..., [3, 0, 1]], labels)]
+def labelled(data: Path, work: Path) -> None:
+    """The pixel-labelled sets as a bank; a file that is a JPEG already is taken as it is."""
+
+    def records() -> Iterator[tuple[str, bytes, bytes]]:
+        for given in load_sets().values():
+            for one in read(given, data):
+                told = json.dumps({"set": one.set, "name": one.name, "held": one.held})
+                own = data / str(given.source.get("images", "")) / one.name
+                picture = own.read_bytes() if own.suffix == ".jpg" else bank.jpeg(one.rgb)
+                yield told, picture, bank.png(one.labels)
+
+    print("labelled pictures in", [p.name for p in bank.save(work, "labelled", records())])
 
 
 def scenes(data: Path, work: Path) -> None:
+    """The captioned scenes as a bank, in their own files' bytes, and their captions."""
     records = [json.loads(line) for line in (data / "scenes/index.jsonl").read_text().splitlines()]
-    archives = {z.stem: zipfile.ZipFile(z) for z in (data / "scenes").glob("*.zip")}
+    archives = {z.stem: zipfile.ZipFile(z) for z in sorted((data / "scenes").glob("*.zip"))}
     known = {name: set(z.namelist()) for name, z in archives.items()}
     records = [r for r in records if r["image"] in known[r["image"].split("/")[0]]]
-    pixels = np.lib.format.open_memmap(work / "scenes.npy", "w+", np.uint8, (len(records), SIDE, SIDE, 3))
-    for i, record in enumerate(records):
-        raw = archives[record["image"].split("/")[0]].read(record["image"])
-        pixels[i] = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB").resize((SIDE, SIDE), Image.BICUBIC))
-    (work / "scenes.json").write_text(
-        json.dumps([[phrases.clean(c) for c in r["captions"]] or [phrases.class_name(r["cls"])] for r in records])
-    )
-    (work / "scene_sets.json").write_text(json.dumps([r["image"].split("/")[0] for r in records]))
-    (work / "held_scenes.json").write_text(json.dumps([held_scene(r["image"]) for r in records]))
+
+    def pictures() -> Iterator[tuple[str, bytes, bytes]]:
+        for record in records:
+            kind = record["image"].split("/")[0]
+            told = json.dumps({"set": kind, "name": record["image"], "held": held_scene(record["image"])})
+            raw = archives[kind].read(record["image"])
+            yield told, raw if raw[:2] == JPEG else bank.jpeg(bank.decoded(raw)[..., :3]), b""
+
+    print("scenes in", [p.name for p in bank.save(work, "scenes", pictures())])
+    captions = [[phrases.clean(c) for c in r["captions"]] or [phrases.class_name(r["cls"])] for r in records]
+    (work / "scenes.json").write_text(json.dumps(captions))
     (work / "classes.json").write_text(json.dumps([phrases.class_name(r["cls"]) if r["cls"] else "" for r in records]))
 
 
@@ -152,10 +101,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", choices=["texts", "scenes"])
+    parser.add_argument("--only", choices=["texts", "bank"])
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.only != "scenes":
+    if args.only != "bank":
         texts(args.data, args.work)
     if args.only != "texts":
+        labelled(args.data, args.work)
         scenes(args.data, args.work)

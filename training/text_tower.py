@@ -33,7 +33,7 @@ def encode_all(model: nn.Module, everything: list[str]) -> Tensor:
     tokens = tokens_of(everything)
     out = torch.empty(len(tokens), model.text_projection.shape[1])
     for rows in tokens.argmax(1).argsort().split(1024):
-        out[rows] = encode_short(model, tokens[rows])
+        out[rows] = encode_short(model, tokens[rows].to(model.text_projection.device)).cpu()
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -13,15 +14,15 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as TEMPLATES
 from torch import Tensor
 
 from training import phrases
-from training.text_tower import encode_all, encode_short, text_tower, tokens_of
+from training.text_tower import encode_all, text_tower
 
 FAR_OFF = """airplane|ship|snow|runway|stadium|storage tank|swimming pool|beach|harbor|cloud|helicopter|shipping container|train|glacier|
 solar panel|wind turbine|tennis court|cemetery|greenhouse|people""".replace("\n", "").split("|")
 """Things that the pixel-labelled sets hardly show: some stand among the candidates as wrong answers."""
 VEHICLES = ("car", "truck", "bus")
 """They are on roads in every set and cover little of them: a road is to be a road, whatever is said of cars."""
-SHOWS_VEHICLES = {"mosaic"}
-"""Sets whose paved ground is parking lots."""
+SHOWS_VEHICLES = {"mosaic_soil", "mosaic_land", "hand", "fields"}
+"""Sets with vehicles of their own, or whose paved ground is parking lots."""
 
 ASTRAY = 0.4
 """Greatest length of what is added to a class's unit vector."""
@@ -31,10 +32,8 @@ class Texts:
     """The student text tower's vectors; single sentences, and the template ensemble for names as at run time."""
 
     def __init__(self, work: Path) -> None:
-        self.ensemble: dict[str, Tensor] = {}
         self.captions: list[list[str]] = json.loads((work / "scenes.json").read_text())
         self.classes: list[str] = json.loads((work / "classes.json").read_text())
-        model = text_tower(work / "text.pt")
         far_off = phrases.contexts_of([*FAR_OFF, *VEHICLES])
         self.far_off = [far_off[name] for name in FAR_OFF]
         self.vehicles = [far_off[name] for name in VEHICLES]
@@ -43,11 +42,8 @@ class Texts:
         concepts = [*phrases.concepts().values(), *far_off.values()]
         both = {f"{a} and {b}" for c in concepts for a in c["names"] for b in c["names"] if a != b}
         everything = sorted({*named, *phrases.named_descriptions(concepts), *phrases.context_phrases(), *said, *both})
-        self.plain = dict(zip(everything, encode_all(model, everything), strict=True))
-        with torch.no_grad():
-            for phrase in sorted(set(named) | {c for c in self.classes if c}):
-                z = encode_short(model, tokens_of([t(phrase) for t in TEMPLATES]))
-                self.ensemble[phrase] = F.normalize(z.mean(0), dim=0)
+        single = sorted(set(named) | {c for c in self.classes if c})
+        self.plain, self.ensemble = _encoded(work, everything, single)
 
     def astray(self, vectors: Tensor, rng: random.Random) -> Tensor:
         """Each vector led a little toward some caption: nobody's words are exactly the ones that were trained with."""
@@ -58,6 +54,27 @@ class Texts:
         if phrase in self.ensemble and random.random() < 0.6:
             return self.ensemble[phrase]
         return self.plain[phrase]
+
+
+def _encoded(work: Path, everything: list[str], single: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Vectors of phrases as they are, and of names in all templates; kept in `words.pt` beside the text tower.
+
+    They are made anew when the text tower, the phrases or the templates differ from those of the file.
+    """
+    template_text = [t("x") for t in TEMPLATES]
+    told = json.dumps([everything, single, template_text]).encode()
+    key = hashlib.sha256((work / "text.pt").read_bytes() + told).hexdigest()
+    kept = work / "words.pt"
+    if kept.exists() and (found := torch.load(kept, weights_only=True))["key"] == key:
+        plain, ensemble = found["plain"], found["ensemble"]
+    else:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = text_tower(work / "text.pt").to(device)
+        plain = encode_all(model, everything)
+        inside = encode_all(model, [t(phrase) for phrase in single for t in TEMPLATES])
+        ensemble = F.normalize(inside.view(len(single), len(TEMPLATES), -1).mean(1), dim=-1)
+        torch.save({"key": key, "plain": plain, "ensemble": ensemble}, kept)
+    return dict(zip(everything, plain, strict=True)), dict(zip(single, ensemble, strict=True))
 
 
 def draw_phrase(concept: dict[str, list[str]], rng: random.Random) -> str:
@@ -97,6 +114,11 @@ class Named:
                 text = " ; ".join([*said, cls])
                 self.present[i] = torch.tensor([bool(p.search(text)) for p in patterns])
         self.absent = ~(self.present.float() @ same.float()).bool() & self.present.any(1, keepdim=True)
+
+    def to(self, device: torch.device) -> Named:
+        """What captions say, moved to a device; words stay where they are."""
+        self.present, self.absent = self.present.to(device), self.absent.to(device)
+        return self
 
     def vectors(self, texts: Texts, rng: random.Random) -> Tensor:
         """One name or, three in ten, one sentence for each noun."""

@@ -15,7 +15,6 @@ import random
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -23,7 +22,10 @@ from torch import Tensor
 
 from ovrs.model.clip.dense import dense_tokens
 from ovrs.model.clip.jbu import Jbu
-from training.crops import SMALLEST, normalised, scene_crop
+from training import bank
+from training.bank import Pictures
+from training.crops import normalised, scene_boxes
+from training.material import SCENE_SIDE
 from training.model import EMBED_DIM, build
 
 SIDE, CHANNELS, BATCH = 160, 32, 4
@@ -56,7 +58,9 @@ def main() -> None:
     visual = build().visual
     visual.load_state_dict(torch.load(args.work / "vision.pt", weights_only=True)["visual"])
     visual.eval().requires_grad_(False)
-    scenes = np.load(args.work / "scenes.npy", mmap_mode="r")
+    scenes = Pictures(
+        [bank.decoded(p, SCENE_SIDE) for _, p, _ in bank.load(args.work, "scenes")], torch.device("cpu"), 1
+    )
     net = Jbu("jbu_one", EMBED_DIM).train()
     with torch.no_grad():
         net.fixup_proj[1].weight.zero_()
@@ -70,8 +74,8 @@ def main() -> None:
     while (progress := (time.time() - start) / 60 / args.minutes) < 1:
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * (1 - progress)
-        parts = [scene_crop(scenes[rng.randrange(len(scenes))], SIDE, SMALLEST, rng)[0] for _ in range(BATCH)]
-        images = normalised(torch.stack(parts))
+        parts, _, _ = scene_boxes(torch.randint(0, len(scenes.sizes), (BATCH,)), SCENE_SIDE)
+        images = normalised(scenes.crops(parts, SIDE))
         side = rng.randint(64, 144)
         box, mirror = (rng.randint(0, SIDE - side), rng.randint(0, SIDE - side), side), rng.random() < 0.5
         low = features(visual, images)

@@ -1,18 +1,24 @@
 """Train the vision tower toward the text space: captions for whole scenes, names and sentences for patches.
 
-    python -m training.train_vision --data DIR --work DIR --minutes 100 --threads 2
+    python -m training.train_vision --work DIR --minutes 100                      on two cores
+    python -m training.train_vision --work DIR --minutes 8 --device cuda          on one accelerator
 
-The stem begins with ImageNet's weights, the transformer as an identity. Dense features are trained through the
-SegEarth-OV last block, the variant that the bundled model uses at run time.
+The stem begins with ImageNet's weights, the transformer as an identity; with `--resume`, both as they were. Dense features
+are trained through the SegEarth-OV last block, the variant that the bundled model uses at run time. Pictures are on the
+device from the beginning, and crops are cut, turned and photographed anew there. `log.jsonl` in the folder grows as it goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +29,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ovrs.engine.allocator import keep_freed_memory
 from ovrs.model.clip.dense import encode_prelude, last_block
-from training.crops import SMALLEST, dense_crop, looked_up, normalised, photometric, scene_crop
+from training.crops import looked_up, normalised, photometric, scene_boxes
 from training.infrared import colour_infrared
 from training.losses import agreement_loss, caption_loss, class_loss, dense_loss, noun_loss
-from training.material import Material
+from training.material import SCENE_SIDE, Material
 from training.model import build, start
 from training.mosaics import find
 
-SIDE, N_DENSE, N_SCENE = 160, 24, 16
+SIDE = 160
+BATCH = {"cpu": (24, 16), "cuda": (256, 160)}
+"""Crops of labelled pictures and of scenes in a batch, by kind of device."""
 AVERAGE = 0.998
 """Decay of the averaged weights, which are what is kept."""
 INFRARED = 0.12
-"""Share of labelled crops that are shown in colour infrared."""
+"""Share of the sets of a batch that are shown in colour infrared."""
 FROZEN_STAGES = 3  # up to stride 8 a network sees edges and colours, which aerial images share with photographs
 
 
@@ -55,94 +63,79 @@ def groups_of(visual: nn.Module, scales: list[nn.Parameter]) -> list[dict]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=100)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--resume", action="store_true", help="go on from WORK/vision.pt")
-    args = parser.parse_args()
-    keep_freed_memory()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    rng, draw = random.Random(args.seed), np.random.default_rng(args.seed)
-    random.seed(args.seed)
-    m = Material(args.data, args.work)
+@dataclass
+class Student:
+    """The network in training, its running mean, and the two factors of cosines (as logarithms)."""
 
+    visual: nn.Module
+    averaged: nn.Module
+    dense_scale: nn.Parameter
+    image_scale: nn.Parameter
+
+    def save(self, path: Path) -> None:
+        """Write the mean weights."""
+        scales = {k: getattr(self, k).data.cpu() for k in ("dense_scale", "image_scale")}
+        torch.save({"visual": {k: v.cpu() for k, v in self.averaged.state_dict().items()}, **scales}, path)
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the mean toward the weights, and bound the factors."""
+        self.dense_scale.clamp_(max=math.log(50))
+        self.image_scale.clamp_(max=math.log(50))
+        slow, fast = list(self.averaged.parameters()), list(self.visual.parameters())
+        torch._foreach_lerp_(slow, fast, 1 - min(AVERAGE, (1 + step) / (10 + step)))
+
+
+def student(work: Path, device: torch.device, *, resume: bool) -> Student:
+    """The network as training begins or goes on."""
     visual = build().visual.eval()  # batch norms keep ImageNet's statistics
-    start(visual)
-    dense_scale = nn.Parameter(torch.tensor(math.log(15.0)))
-    image_scale = nn.Parameter(torch.tensor(math.log(14.0)))
-    if args.resume:
-        before = torch.load(args.work / "vision.pt", weights_only=True)
+    dense_scale, image_scale = (nn.Parameter(torch.tensor(math.log(v))) for v in (15.0, 14.0))
+    if resume:
+        before = torch.load(work / "vision.pt", weights_only=True)
         visual.load_state_dict(before["visual"])
         dense_scale.data, image_scale.data = before["dense_scale"].clone(), before["image_scale"].clone()
-    averaged = copy.deepcopy(visual).requires_grad_(False)
-    if args.resume:  # a network that knows nothing yet can't say which patches to use
-        scale = dense_scale.exp().item()
-        m.mosaics = find(lambda x: dense(averaged, x), scale, m.texts, m.concepts, m.scenes, m.sets, m.usable)
-    optimiser = torch.optim.AdamW(groups_of(visual, [dense_scale, image_scale]), betas=(0.9, 0.98))
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    elapsed, last, step = 0.0, time.time(), 0
-    while (progress := elapsed / 60 / args.minutes) < 1:
-        rate = args.rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-6
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["factor"]
-        pairs, places = m.draw_pairs(N_DENSE, rng)
-        crops = [dense_crop(p, SIDE, rng, place) for p, place in zip(pairs, places, strict=True)]
-        crops = [
-            (colour_infrared(*crop, pair[3], rng), crop[1]) if rng.random() < INFRARED else crop
-            for crop, pair in zip(crops, pairs, strict=True)
-        ]
-        rows = draw.choice(len(m.scene_share), N_SCENE, p=m.scene_share)
-        parts, wholes, boxes = zip(*(scene_crop(m.scenes[r], SIDE, SMALLEST, rng) for r in rows), strict=True)
-        images = torch.stack([c[0] for c in crops] + list(parts))
-
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            x, grid = encode_prelude(visual, photometric(images))
-            z = F.normalize(last_block(visual, x, grid, "segearth").patches.float(), dim=-1)
-            whole = F.normalize(last_block(visual, x[N_DENSE:], grid, "vanilla").cls.float(), dim=-1)
-            seen = [dense(averaged, images[N_DENSE:]), looked_up(dense(averaged, torch.stack(wholes)), list(boxes))]
-        pooled = F.normalize(z[N_DENSE:].mean(1), dim=-1)
-        losses = {
-            "dense": dense_loss(m, z, crops, pairs, dense_scale, rng),
-            "agreement": 0.3 * agreement_loss(m, z[N_DENSE:], seen, rows, dense_scale, rng),
-            "nouns": 0.5 * noun_loss(m, z[N_DENSE:], rows, dense_scale, rng),
-            "captions": 0.15 * caption_loss(m, [whole, pooled], rows, image_scale, rng),
-            "classes": 0.15 * class_loss(m, [whole, pooled], rows, image_scale),
-        }
-        optimiser.zero_grad()
-        sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        with torch.no_grad():
-            dense_scale.clamp_(max=math.log(50))
-            image_scale.clamp_(max=math.log(50))
-            for slow, fast in zip(averaged.parameters(), visual.parameters(), strict=True):
-                slow.lerp_(fast, 1 - min(AVERAGE, (1 + step) / (10 + step)))
-        step += 1
-        elapsed, last = elapsed + min(time.time() - last, 30), time.time()  # a process that is halted spends no budget
-        if step % 100 == 0:
-            parts = " ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
-            scale = dense_scale.exp().item()
-            print(f"{step} {100 * progress:.0f} % {parts} scale {scale:.1f} {score(averaged, m)}", flush=True)
-            save(args.work / "vision.pt", averaged, dense_scale, image_scale)
-    save(args.work / "vision.pt", averaged, dense_scale, image_scale)
-    print("done", step, flush=True)
+    else:
+        start(visual)
+    visual = visual.to(device)
+    scales = [nn.Parameter(s.data.to(device)) for s in (dense_scale, image_scale)]
+    return Student(visual, copy.deepcopy(visual).requires_grad_(False), *scales)
 
 
-def save(path: Path, visual: nn.Module, dense_scale: Tensor, image_scale: Tensor) -> None:
-    torch.save({"visual": visual.state_dict(), "dense_scale": dense_scale.data, "image_scale": image_scale.data}, path)
+def losses_of(
+    m: Material, own: Student, counts: tuple[int, int], rng: random.Random, draw: np.random.Generator
+) -> dict:
+    """One batch through the network: the losses by name."""
+    device = m.device
+    images, groups = m.draw(counts[0], SIDE, rng)
+    for group in groups:
+        if rng.random() < INFRARED:
+            images[group.rows] = colour_infrared(images[group.rows], group.labels, group.set.concepts)
+    rows = draw.choice(len(m.scene_share), counts[1], p=m.scene_share)
+    parts, wholes, places = scene_boxes(torch.from_numpy(rows).to(device), SCENE_SIDE)
+    parts, wholes = m.scenes.crops(parts, SIDE), m.scenes.crops(wholes, SIDE)
+    with precision(device):
+        x, grid = encode_prelude(own.visual, photometric(torch.cat([images, parts])))
+        z = F.normalize(last_block(own.visual, x, grid, "segearth").patches.float(), dim=-1)
+        whole = F.normalize(last_block(own.visual, x[counts[0] :], grid, "vanilla").cls.float(), dim=-1)
+        seen = [dense(own.averaged, parts), looked_up(dense(own.averaged, wholes), places)]
+    pooled = F.normalize(z[counts[0] :].mean(1), dim=-1)
+    labelled, apart = dense_loss(m, z[: counts[0]], groups, own.dense_scale, rng)
+    return {
+        "dense": labelled,
+        "wordings": 0.3 * apart,
+        "agreement": 0.3 * agreement_loss(m, z[counts[0] :], seen, rows, own.dense_scale, rng),
+        "nouns": 0.5 * noun_loss(m, z[counts[0] :], rows, own.dense_scale, rng),
+        "captions": 0.15 * caption_loss(m, [whole, pooled], rows, own.image_scale, rng),
+        "classes": 0.15 * class_loss(m, [whole, pooled], rows, own.image_scale),
+    }
 
 
-@torch.no_grad()
-def score(visual: nn.Module, m: Material) -> str:
-    """Patch-level IoU on images never trained on, through the last block that the model is used with."""
-
-    return m.held_score(lambda images: dense(visual, images))
+@contextmanager
+def precision(device: torch.device) -> Iterator[None]:
+    """bfloat16 with the attention kernel that is quick on the device."""
+    kernels = [SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(kernels):
+        yield
 
 
 @torch.no_grad()
@@ -152,5 +145,80 @@ def dense(visual: nn.Module, images: Tensor) -> Tensor:
     return F.normalize(last_block(visual, x, grid, "segearth").patches.float(), dim=-1)
 
 
+def scored(own: Student, m: Material) -> dict[str, float]:
+    """Patch-level mIoU of the held-out pictures by set."""
+
+    def encode(images: Tensor) -> Tensor:
+        with precision(m.device):
+            return dense(own.averaged, images)
+
+    return m.score(encode, SIDE)
+
+
+def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Train for the given time; returns the scores of the held-out pictures before and after."""
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    rng, draw = random.Random(args.seed), np.random.default_rng(args.seed)
+    random.seed(args.seed)
+    m = Material(args.work, device, args.hold)
+    own = student(args.work, device, resume=args.resume)
+    first = scored(own, m)
+    print("before", first, flush=True)
+    if args.resume:  # a network that knows nothing yet can't say which patches to use
+        scale = own.dense_scale.exp().item()
+        grounds = find(lambda x: dense(own.averaged, x.to(device)).cpu(), scale, m.texts, m.concepts, m.scene_pixels,
+                       m.scene_sets, m.usable)  # fmt: skip
+        m.add_mosaics(grounds, rng)
+    optimiser = torch.optim.AdamW(groups_of(own.visual, [own.dense_scale, own.image_scale]), betas=(0.9, 0.98))
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    counts = tuple(args.batch or BATCH[device.type])
+    log = (args.out or args.work) / "log.jsonl"
+    elapsed, last, step, scores = 0.0, time.time(), 0, first
+    while (progress := elapsed / 60 / args.minutes) < 1:
+        rate = args.rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-6
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        losses = losses_of(m, own, counts, rng, draw)
+        optimiser.zero_grad()
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        own.follow(step)
+        step += 1
+        elapsed, last = elapsed + min(time.time() - last, 30), time.time()  # a process that is halted spends no budget
+        if step % args.every == 0:
+            scores = scored(own, m)
+            told = {k: round(v.item(), 4) for k, v in losses.items()}
+            with log.open("a") as file:
+                file.write(json.dumps({"step": step, "seconds": round(elapsed), "losses": told, "miou": scores}) + "\n")
+            print(step, f"{100 * progress:.0f} %", told, scores, flush=True)
+            own.save((args.out or args.work) / "vision.pt")
+            last = time.time()
+    own.save((args.out or args.work) / "vision.pt")
+    after = scored(own, m)
+    print("done", step, f"{step * sum(counts) / max(elapsed, 1):.0f} crops/s", after, flush=True)
+    return {"before": first, "after": after}
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command can be told; `training.leave_out` has the same."""
+    told = argparse.ArgumentParser()
+    told.add_argument("--work", type=Path, required=True, help="what `training.prepare` wrote")
+    told.add_argument("--out", type=Path, help="folder of the result and the log; WORK if not given")
+    told.add_argument("--minutes", type=float, default=100)
+    told.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    told.add_argument("--batch", type=int, nargs=2, metavar=("LABELLED", "SCENES"), help="crops of a batch")
+    told.add_argument("--threads", type=int, default=2)
+    told.add_argument("--seed", type=int, default=1)
+    told.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    told.add_argument("--every", type=int, default=100, help="steps between scores")
+    told.add_argument("--hold", nargs="*", default=[], metavar="SET", help="sets of sets.yaml to leave out and score")
+    told.add_argument("--resume", action="store_true", help="go on from WORK/vision.pt")
+    return told
+
+
 if __name__ == "__main__":
-    main()
+    keep_freed_memory()
+    train(parser().parse_args())

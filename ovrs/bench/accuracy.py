@@ -11,7 +11,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -26,7 +26,7 @@ from ovrs.options import RunOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ovrs.bench.cells import Cell
+    from ovrs.bench.cells import Cell, ScoredFacts
     from ovrs.bench.layouts import Sample
 
     Group = tuple[tuple[int, Sample], ...]
@@ -132,7 +132,7 @@ def total(folder: Path, names: Sequence[str], classes: int) -> Confusion:
     return Confusion(matrix)
 
 
-def load_cells(results: Path) -> list[tuple[dict[str, Any], Confusion, int]]:
+def load_cells(results: Path) -> list[tuple[ScoredFacts, Confusion, int]]:
     """Facts, confusion and number of images of every scored cell; the facts also count the images left out.
 
     Raises:

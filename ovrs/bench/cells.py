@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ovrs.bench.corruptions import CORRUPTIONS
 from ovrs.errors import OptionError
@@ -13,6 +13,7 @@ from ovrs.options import build as build_options
 from ovrs.provenance import NUMERICS, canonical
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ovrs.bench.layouts import LabelledSet
@@ -21,6 +22,46 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 """Counted up when the same options would give other numbers."""
 CLEAN = "clean"
+
+
+class _Shown(TypedDict, total=False):
+    """What a published preset brings."""
+
+    preset: str
+    benchmark: str | None
+    words: str
+    sentences: str | None
+    shown: Mapping[str, Any] | None
+    """How images are shown, where it is not as here."""
+
+
+class CellFacts(_Shown):
+    """What decides the numbers of a cell: content of `cell.json`."""
+
+    protocol: int
+    numerics: int
+    dataset: str
+    split: str | None
+    held_out: list[str]
+    shrink: float
+    classes: list[str]
+    vocabulary: str
+    corruption: str
+    severity: int
+    part: int | None
+    row: str
+    tuned_on_labels: bool
+    model: Mapping[str, Any]
+    """`ovrs.options.ModelOptions` as JSON."""
+    method: Mapping[str, object]
+    """`ovrs.options.MethodOptions` as JSON, what was given."""
+
+
+class ScoredFacts(CellFacts, total=False):
+    """The facts of a cell with what is known after scoring."""
+
+    left_out: int
+    """Images without a usable label."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +75,10 @@ class Cell:
     severity: int
     part: int
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> CellFacts:
         """What decides the numbers."""
         method, row = self.options(), self.row
-        shown: dict[str, Any] = {}
+        shown: _Shown = {}
         if row.preset is not None:
             shown = {
                 "preset": row.preset,

@@ -20,6 +20,8 @@ from ovrs.words import vocabulary
 from ovrs.words.vocabulary import BackgroundRule, ClassEntry, Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from ovrs.collection.catalog import DatasetEntry
@@ -164,7 +166,7 @@ class LabelledSet:
 def layouts() -> dict[str, Layout]:
     """All known layouts by name."""
     text = (resources.files("ovrs.bench") / "layouts.yaml").read_text("utf-8")
-    raw: dict[str, dict[str, Any]] = {k: v for part in yaml.safe_load(text).values() for k, v in part.items()}
+    raw: Mapping[str, Any] = {k: v for part in yaml.safe_load(text).values() for k, v in part.items()}
     return {
         name: Layout.model_validate(
             {**raw[e["like"]], **{k: v for k, v in e.items() if k != "like"}} if "like" in e else e

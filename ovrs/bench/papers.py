@@ -12,7 +12,7 @@ from pydantic import BaseModel, model_validator
 from ovrs import yamlfile
 from ovrs.bench import protocols
 from ovrs.bench.accuracy import load_cells
-from ovrs.bench.cells import CLEAN
+from ovrs.bench.cells import CLEAN, ScoredFacts
 from ovrs.bench.corruptions import CORRUPTIONS
 from ovrs.bench.report import headline
 from ovrs.errors import OptionError
@@ -90,7 +90,7 @@ class PaperTable(BaseModel):
 def tables() -> dict[str, PaperTable]:
     """All tables by name."""
     text = (resources.files("ovrs.bench") / "papers.yaml").read_text("utf-8")
-    raw: dict[str, Any] = yamlfile.parse(text, "papers.yaml", OptionError).data
+    raw: Any = yamlfile.parse(text, "papers.yaml", OptionError).data
     return {name: PaperTable.model_validate(entry) for name, entry in raw.items()}
 
 
@@ -124,12 +124,12 @@ def side_by_side(name: str, results: Path | None) -> str:
     )
 
 
-def _ours(results: Path) -> list[tuple[dict[str, Any], float, int]]:
+def _ours(results: Path) -> list[tuple[ScoredFacts, float, int]]:
     return [(facts, headline(facts, score), images) for facts, score, images in load_cells(results)]
 
 
 def _matching(
-    table: PaperTable, row: PaperRow, ours: list[tuple[dict[str, Any], float, int]]
+    table: PaperTable, row: PaperRow, ours: list[tuple[ScoredFacts, float, int]]
 ) -> Iterator[tuple[str, Scores]]:
     """Labels and scores of our rows that belong to one of theirs: presets as published, and what stands in `also`."""
     for wanted in filter(None, (row.run, *row.also)):
@@ -141,7 +141,7 @@ def _matching(
         yield from found.items()
 
 
-def _is(wanted: str, facts: dict[str, Any]) -> bool:
+def _is(wanted: str, facts: ScoredFacts) -> bool:
     """Whether a cell is row `wanted`: a preset alone stands for the entry called after the set."""
     made = facts.get("preset")
     head, *rest = wanted.split("+")
@@ -149,7 +149,7 @@ def _is(wanted: str, facts: dict[str, Any]) -> bool:
     return made is not None and made == "+".join([full, *rest])
 
 
-def _label(wanted: str, facts: dict[str, Any]) -> str:
+def _label(wanted: str, facts: ScoredFacts) -> str:
     model = facts["model"]
     network = " ".join(filter(None, (model["model"], model.get("pretrained"))))
     changed = facts["shown"] is None and protocols.of_preset(facts["preset"].partition("+")[0], facts["benchmark"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ovrs.bench.cells import CLEAN, Cell
+from ovrs.bench.cells import CLEAN, Cell, ScoredFacts
 from ovrs.bench.predict import predict
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def write(cells: list[tuple[dict[str, Any], Confusion, int]], results: Path) -> list[Path]:
+def write(cells: list[tuple[ScoredFacts, Confusion, int]], results: Path) -> list[Path]:
     """All plots of a results folder; none, with a warning, without matplotlib."""
     try:
         import matplotlib as mpl
@@ -39,7 +39,7 @@ def write(cells: list[tuple[dict[str, Any], Confusion, int]], results: Path) -> 
     return written
 
 
-def _bars(cells: list[tuple[dict[str, Any], Confusion, int]], path: Path) -> Path:
+def _bars(cells: list[tuple[ScoredFacts, Confusion, int]], path: Path) -> Path:
     from matplotlib import pyplot as plt
 
     corruptions = list(dict.fromkeys(c[0]["corruption"] for c in cells))
@@ -59,7 +59,7 @@ def _bars(cells: list[tuple[dict[str, Any], Confusion, int]], path: Path) -> Pat
     return path
 
 
-def _confusion(facts: dict[str, Any], score: Confusion, path: Path) -> Path:
+def _confusion(facts: ScoredFacts, score: Confusion, path: Path) -> Path:
     from matplotlib import pyplot as plt
 
     names = facts["classes"]

@@ -13,6 +13,8 @@ from ovrs import yamlfile
 from ovrs.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 
@@ -80,9 +82,9 @@ class Protocol(_Part):
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> Mapping[str, Any]:
     text = (resources.files("ovrs.bench") / "protocols.yaml").read_text("utf-8")
-    raw: dict[str, dict[str, Any]] = yamlfile.parse(text, "protocols.yaml", OptionError).data
+    raw: Mapping[str, Any] = yamlfile.parse(text, "protocols.yaml", OptionError).data
     return {name: {**raw[entry["like"]], **entry} if "like" in entry else entry for name, entry in raw.items()}
 
 

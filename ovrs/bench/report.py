@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ovrs import files
 from ovrs.bench.accuracy import load_cells
-from ovrs.bench.cells import CLEAN
+from ovrs.bench.cells import CLEAN, CellFacts, ScoredFacts
 
 if TYPE_CHECKING:
     from ovrs.bench.evaluate import Confusion
 
-Scored = tuple[dict[str, Any], "Confusion", int]
+Scored = tuple[ScoredFacts, "Confusion", int]
 
 
 def write_report(results: Path) -> list[Path]:
@@ -65,7 +65,7 @@ def write_parquet(cells: list[Scored], path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def headline(facts: dict[str, Any], score: Confusion) -> float:
+def headline(facts: CellFacts, score: Confusion) -> float:
     """mIoU in percent; for single-class tasks the IoU of that class (`docs/methods.md` 8)."""
     if len(facts["classes"]) == 2 and facts["classes"][0] == "background":
         return float(100 * score.iou()[1])
@@ -101,7 +101,7 @@ def markdown(cells: list[Scored]) -> str:
     return "\n".join(lines)
 
 
-def _table(cells: list[Scored], across: str) -> list[str]:
+def _table(cells: list[Scored], across: Literal["dataset", "corruption"]) -> list[str]:
     columns = list(dict.fromkeys(c[0][across] for c in cells))
     rows: dict[str, dict[str, float]] = {}
     counts = {c[0][across]: c[2] for c in cells}
@@ -116,7 +116,7 @@ def _table(cells: list[Scored], across: str) -> list[str]:
     return [*out, "", "In brackets: number of images. Mean over the columns.", "", *told]
 
 
-def _title(facts: dict[str, Any]) -> str:
+def _title(facts: ScoredFacts) -> str:
     model = facts["model"]["model"]
     return facts["row"] if model == "bundled" else f"{facts['row']} ({Path(model).name})"
 

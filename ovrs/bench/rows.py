@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs.bench import protocols
 from ovrs.errors import OptionError
@@ -19,7 +19,7 @@ class Row:
     """One method with its options."""
 
     label: str
-    method: dict[str, Any] = field(hash=False)
+    method: dict[str, object] = field(hash=False)
     tuned_on_labels: bool = False
     preset: str | None = None
     """`file/entry`, with the options that replace some of its own."""

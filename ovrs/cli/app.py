@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ovrs import redact
+from ovrs.cli import assess as cli_assess
 from ovrs.cli import bench as cli_bench
 from ovrs.cli import catalog as cli_catalog
 from ovrs.cli import collection as cli_collection
@@ -18,6 +19,7 @@ from ovrs.cli import models as cli_models
 from ovrs.cli import products as cli_products
 from ovrs.cli import sam3 as cli_sam3
 from ovrs.cli import words as cli_words
+from ovrs.engine import allocator
 from ovrs.errors import EXIT_CODES, OptionError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ app = edge.App(
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 app.add_typer(cli_products.app)
+app.add_typer(cli_assess.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_words.app)  # without a name: their commands stand beside ours
 app.add_typer(cli_bench.app, name="bench")
@@ -144,11 +147,11 @@ def options(
     ] = None,
 ) -> None:
     """List every option as `--set` takes it, with its default and what it means."""
-    from ovrs import options as room
+    from ovrs import options
     from ovrs.methods import registry
 
     own = None if method is None else registry.method(method).fields
-    for key, option in room.listing().items():
+    for key, option in options.listing().items():
         if own is not None and option.methods and key.partition(".")[2] not in own:
             continue
         users = f" [{', '.join(option.methods)}]" if option.methods and own is None else ""
@@ -168,7 +171,7 @@ def _requests(
     catalog: Path | None,
     words: Vocabulary | None,
     preset: str | None,
-    told: dict[str, dict[str, Any]],
+    told: dict[str, dict[str, object]],
 ) -> list[Request]:
     """What was asked for, by name in a catalog or in full."""
     from ovrs import options
@@ -227,9 +230,9 @@ def verify(store: Store) -> None:
 
     Exit code 0: a finished map, all as written. 3: something differs, and is named. 4: not finished, so far as written.
     """
-    from ovrs.run import verify as room
+    from ovrs.run.verify import check
 
-    report = room.check(store)
+    report = check(store)
     if report.problems:
         listed = "\n".join(f"  {problem}" for problem in report.problems)
         way = f"`ovrs repair {store}`" if report.finished else f"`ovrs resume {store}`"
@@ -244,10 +247,10 @@ def verify(store: Store) -> None:
 @app.command()
 def repair(store: Store) -> None:
     """Compute, build or write again what `ovrs verify` finds damaged. Needs the scene."""
-    from ovrs import repair as room
+    from ovrs import repair as repairing
 
     with _progress() as show:
-        found = room.repair(store, progress=show)
+        found = repairing.repair(store, progress=show)
     typer.echo("\n".join([f"repaired {problem.path}" for problem in found] or [f"{store}: nothing was damaged"]))
 
 
@@ -273,7 +276,7 @@ def demo(
     typer.echo("\n".join(lines))
 
 
-def _print_areas(facts: dict[str, Any]) -> None:
+def _print_areas(facts: dict[str, object]) -> None:
     from ovrs.run.report import area_lines
     from ovrs.store.record import RunRecord
 
@@ -288,5 +291,6 @@ def _progress() -> Any:
 
 def main() -> None:
     """Entry point: every error becomes one message and its exit code (`ovrs.errors.EXIT_CODES`)."""
+    allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     with redact.guarded_output():
         sys.exit(edge.run(app))

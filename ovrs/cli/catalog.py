@@ -20,9 +20,9 @@ DEFAULT = Path("data_catalog.yaml")
 @app.command()
 def check(path: Place = DEFAULT) -> None:
     """Check a catalog; every fault is named with its line."""
-    from ovrs.collection import catalog as room
+    from ovrs.collection import catalog as catalogs
 
-    found = room.load(path)
+    found = catalogs.load(path)
     counts = [f"{len(getattr(found, s))} {s}" for s in ("scenes", "collections", "vocabularies", "models", "datasets")]
     typer.echo(f"{path}: {', '.join(counts)}, in order")
 
@@ -32,9 +32,9 @@ def list_command(
     path: Place = DEFAULT, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False
 ) -> None:
     """Everything in a catalog, a line each."""
-    from ovrs.collection import catalog as room
+    from ovrs.collection import catalog as catalogs
 
-    found = room.load(path)
+    found = catalogs.load(path)
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=1))
         return
@@ -55,10 +55,10 @@ def show(
     name: Annotated[str, typer.Argument(help="A scene, collection, model or data set.")], path: File = DEFAULT
 ) -> None:
     """One entry with everything it says, and what a scene's path finds."""
-    from ovrs.collection import catalog as room
+    from ovrs.collection import catalog as catalogs
     from ovrs.errors import CatalogError
 
-    found = room.load(path)
+    found = catalogs.load(path)
     sections = {s: getattr(found, s) for s in ("scenes", "collections", "models", "datasets")}
     mine = {s: e[name].model_dump(mode="json", exclude_unset=True) for s, e in sections.items() if name in e}
     if not mine:
@@ -72,6 +72,6 @@ def show(
 @app.command()
 def schema() -> None:
     """JSON schema of the file, for editors: put `# yaml-language-server: $schema=FILE` on top of the catalog."""
-    from ovrs.collection import catalog as room
+    from ovrs.collection import catalog as catalogs
 
-    typer.echo(json.dumps(room.schema(), indent=1))
+    typer.echo(json.dumps(catalogs.schema(), indent=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +12,16 @@ from ovrs.cli.edge import App
 from ovrs.errors import OptionError
 from ovrs.names import shown
 
+if TYPE_CHECKING:
+    from ovrs.store.map import Map
+
 app = App()
 
 Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
+Calibrated = Annotated[
+    Path | None,
+    typer.Option(help="FILE.json of `ovrs assess`: its temperature turns confidence into how often it is right."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")]
 
 
@@ -36,9 +43,24 @@ def export(
     simplify: Annotated[
         float, typer.Option(min=0, help="Tolerance for polygons, in units of the CRS; shared borders stay shared.")
     ] = 0.0,
+    min_mapping_unit: Annotated[
+        str | None,
+        typer.Option(help="Areas below take the classes around them, in every product: 50m2, 0.5ha."),
+    ] = None,
+    majority: Annotated[
+        int | None, typer.Option(help="Each pixel takes the most frequent class of so many x so many pixels: 3, 5, …")
+    ] = None,
+    regularise: Annotated[
+        str | None, typer.Option(help="Classes whose polygons get right-angled outlines: building.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Metres by which --regularise may move an outline; default: three pixels."),
+    ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Layer of the GeoPackage, whose other layers stay; default: classes.")
     ] = None,
+    calibrated: Calibrated = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write GIS products of a finished map. An older product is replaced; other files only with --overwrite.
@@ -53,10 +75,13 @@ def export(
         )
     if (crs is not None or resolution is not None) and not (cog or confidence):
         raise OptionError("--crs and --resolution are for rasters: name --cog or --confidence too")
-    if (min_area or simplify or layer) and not vectors:
-        raise OptionError("--min-area, --simplify and --layer are for polygons: name --vectors too")
+    if (min_area or simplify or layer or regularise) and not vectors:
+        raise OptionError("--min-area, --simplify, --regularise and --layer are for polygons: name --vectors too")
+    if tolerance is not None and regularise is None:
+        raise OptionError("--tolerance is for --regularise: name the classes")
     if layer is not None and vectors is not None and vectors.suffix.lower() != ".gpkg":
         raise OptionError("--layer names a layer of a GeoPackage: name --vectors FILE.gpkg")
+    from ovrs.clean.cleaning import Cleaning, area_of
     from ovrs.export.run import Request, write_products
     from ovrs.store.map import open_map
 
@@ -66,10 +91,17 @@ def export(
         resolution=resolution,
         min_area=min_area,
         simplify=simplify,
+        regularise=tuple(n.strip() for n in regularise.split(",")) if regularise else (),
+        tolerance=tolerance,
+        cleaning=Cleaning(
+            majority=majority or 0,
+            unit_m2=area_of(min_mapping_unit, "--min-mapping-unit") if min_mapping_unit else 0.0,
+        ),
         layer=layer or "classes",
         overwrite=overwrite,
     )
-    with open_map(store) as mapped:
+    with open_map(store) as stored:
+        mapped = _calibrated(stored, calibrated)
         for line in write_products(mapped, request):
             typer.echo(line)
 
@@ -81,40 +113,64 @@ def stats(
     zone_name: Annotated[str | None, typer.Option(help="Attribute that names a zone.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="FILE.csv or FILE.parquet; default: print.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print for machines.")] = False,
+    calibrated: Calibrated = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Hectares per class, for the map or per zone; true ground areas in any CRS."""
+    """Hectares per class, for the map or per zone; true ground areas in any CRS.
+
+    With --calibrated also the mean confidence: the share of each class that is expected to be right.
+    """
     from ovrs.export.stats import check_table, class_areas, write_table, zone_areas
     from ovrs.store.map import open_map
 
-    with open_map(store) as mapped:
+    with open_map(store) as stored:
+        mapped, sure = _calibrated(stored, calibrated), calibrated is not None
         if out is not None:
             check_table(mapped, out, zones, overwrite=overwrite)
-        rows = class_areas(mapped) if zones is None else zone_areas(mapped, zones, zone_name)
+        rows = class_areas(mapped, sure=sure) if zones is None else zone_areas(mapped, zones, zone_name, sure=sure)
     if out is not None:
         typer.echo(f"statistics: {write_table(rows, out)}")
     elif as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
-        typer.echo(f"{'zone':20} {'class':20} {'hectares':>12} {'percent':>8}")
+        typer.echo(
+            f"{'zone':20} {'class':20} {'hectares':>12} {'percent':>8}" + "  confidence" * (calibrated is not None)
+        )
         for row in rows:
+            certain = "" if row.get("confidence") is None else f"  {row['confidence']:10.3f}"
             typer.echo(
-                f"{shown(row['zone']):20} {shown(row['class']):20} {row['hectares']:12.2f} {row['percent']:8.2f}"
+                f"{shown(row['zone']):20} {shown(row['class']):20} {row['hectares']:12.2f} {row['percent']:8.2f}{certain}"
             )
+
+
+def _calibrated(mapped: Map, findings: Path | None) -> Map:
+    """A map with the temperature of an assessment, where one is given."""
+    if findings is None:
+        return mapped
+    from ovrs.assess.findings import temperature_for
+    from ovrs.clean.calibrated import calibrated
+
+    return calibrated(mapped, temperature_for(mapped, findings))
 
 
 @app.command()
 def report(
     store: Store,
     out: Annotated[Path, typer.Option("-o", "--out", help="FILE.html, complete in itself.")],
+    accuracy: Annotated[
+        Path | None, typer.Option(help="FILE.json of `ovrs assess`: its figures become a part of the page.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """One page about a map: overview, legend with areas, options, warnings, provenance."""
+    from ovrs.assess.findings import load_for
+    from ovrs.assess.pages import section
     from ovrs.store.map import open_map
     from ovrs.view.page import write_report
 
     with open_map(store) as mapped:
-        typer.echo(f"report: {write_report(mapped, out, overwrite=overwrite)}")
+        told = "" if accuracy is None else section(load_for(mapped, accuracy, "--accuracy"))
+        typer.echo(f"report: {write_report(mapped, out, more=told, overwrite=overwrite)}")
 
 
 @app.command()
@@ -141,6 +197,6 @@ def publish(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another map that is there.")] = False,
 ) -> None:
     """Copy a finished map to object storage; readers see all of it or nothing. Cut off? The same command goes on."""
-    from ovrs.run import publish as room
+    from ovrs.run import publish as publishing
 
-    typer.echo(f"sent {room.publish(store, url, overwrite=overwrite)} files to {url}")
+    typer.echo(f"sent {publishing.publish(store, url, overwrite=overwrite)} files to {url}")

@@ -50,11 +50,12 @@ def probe(
     """Does a prior space agree with SAM 3's own masks? Writes the verdict that lets the prior be used."""
     from ovrs.model.sam3 import probe as probing
     from ovrs.model.sam3.build import prior_space
-    from ovrs.words import vocabulary as room
+    from ovrs.words import vocabulary as known_words
 
     segmenter = _segmenter(model, vocabulary, device, settings)
     wanted = [
-        prior_space(s.strip(), segmenter.backend, segmenter.options, room.load(vocabulary)) for s in spaces.split(",")
+        prior_space(s.strip(), segmenter.backend, segmenter.options, known_words.load(vocabulary))
+        for s in spaces.split(",")
     ]
     verdict = probing.probe(segmenter, wanted, _crops(images, segmenter.geometry.crop, crops))
     files.write_text(out, json.dumps(verdict, indent=1) + "\n")
@@ -93,12 +94,12 @@ def _segmenter(model: str, vocabulary: str, device: str, settings: list[str] | N
     from ovrs.methods import preset
     from ovrs.model.sam3.build import build_sam3_segmenter
     from ovrs.model.sam3.segmenter import CocoSegmenter
-    from ovrs.words import vocabulary as room
+    from ovrs.words import vocabulary as known_words
 
     given = preset.parse_settings(settings or [])
     told = {"prior_space": "none", **given, "method": "coco_sam3"}
     chosen = options.build(model={"model": model, "device": device}, method=told)
-    found = build_sam3_segmenter(chosen.model, chosen.method, room.load(vocabulary))
+    found = build_sam3_segmenter(chosen.model, chosen.method, known_words.load(vocabulary))
     assert isinstance(found, CocoSegmenter)
     return found
 

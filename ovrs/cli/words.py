@@ -60,10 +60,10 @@ def prompts(
 ) -> None:
     """Let a language model write context prompts, or check a prompt file. The key comes from OPENAI_API_KEY."""
     from ovrs.cache import cache_directory
-    from ovrs.words import vocabulary as room
+    from ovrs.words import vocabulary as known_words
     from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
 
-    given = room.load(words)
+    given = known_words.load(words)
     if check:
         _check_prompts(given)
         return
@@ -85,10 +85,10 @@ def prompts(
         )
     except PromptError as error:
         if error.partial is not None:
-            files.write_text(out, room.dump(error.partial))
+            files.write_text(out, known_words.dump(error.partial))
             typer.echo(f"{out} holds what was good; the same command asks for the rest", err=True)
         raise
-    files.write_text(out, room.dump(done))
+    files.write_text(out, known_words.dump(done))
     typer.echo(f"prompts: {out}")
 
 
@@ -107,19 +107,19 @@ def _check_prompts(words: Vocabulary) -> None:
 @vocabularies.command("list")
 def vocabulary_list() -> None:
     """The shipped vocabularies."""
-    from ovrs.words import vocabulary as room
+    from ovrs.words import vocabulary as known_words
 
-    for name in room.shipped():
-        found = room.load(name)
+    for name in known_words.shipped():
+        found = known_words.load(name)
         typer.echo(f"{name:14} {len(found.classes):3} classes  {found.title}")
 
 
 @vocabularies.command("show")
 def vocabulary_show(name: Annotated[str, typer.Argument(help="A shipped name or a YAML file.")]) -> None:
     """Classes and prompts of one vocabulary."""
-    from ovrs.words import vocabulary as room
+    from ovrs.words import vocabulary as known_words
 
-    for entry in room.load(name).classes:
+    for entry in known_words.load(name).classes:
         asked = f"asked for: {', '.join(entry.asked)}" if entry.asked else ", ".join(entry.synonyms) or "no synonyms"
         typer.echo(f"{entry.name} ({asked}), {entry.prompt_source}")
         for sentence in entry.descriptions:

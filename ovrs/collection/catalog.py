@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ovrs.words.vocabulary import Vocabulary
 
-    Told = Mapping[str, dict[str, Any]]
+    Told = Mapping[str, dict[str, object]]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _GLOB = re.compile(r"[*?\[]")
@@ -86,7 +86,7 @@ class StacSearch(_Entry):
     """west, south, east, north in degrees."""
     datetime: str | None = None
     """Such as `2026-01-01/..`."""
-    query: dict[str, Any] | None = None
+    query: dict[str, object] | None = None
     asset: str = "visual"
     """The asset of each item that is mapped."""
     max_items: int = Field(default=1000, ge=1)
@@ -202,8 +202,15 @@ class Catalog(_Entry):
 
     def vocabulary(self, name: str) -> Vocabulary:
         """A vocabulary by catalog name, else by shipped name."""
+        return vocabulary.load(self._words(name))
+
+    def words_of(self, entry: SceneEntry | CollectionEntry) -> str:
+        """The classes of an entry as `Request.from_names` takes them: a file, or a shipped name."""
+        return str(self._words(entry.vocabulary))
+
+    def _words(self, name: str) -> str | Path:
         file = self.vocabularies.get(name)
-        return vocabulary.load(name if file is None else self.base / file)
+        return name if file is None else self.base / file
 
     def model(self, name: str | None) -> ModelOptions:
         """A model by catalog name; None is the bundled one. A folder beside the catalog is found from anywhere."""
@@ -236,22 +243,28 @@ class Catalog(_Entry):
         return build(**{section: {**values, **(told or {}).get(section, {})} for section, values in own.items()})
 
     def requests(self, name: str, *, words: Vocabulary | None = None, told: Told | None = None) -> list[Request]:
-        """What the name of a scene asks for: a request for each of its rasters.
+        """What a name asks for: a request for each raster of a scene, or for each image that a collection holds now.
 
         Args:
-            name: A scene.
-            words: Classes instead of the scene's own.
+            name: A scene or a collection.
+            words: Classes instead of the entry's own.
             told: See `options`.
 
         Raises:
-            CatalogError: No such scene, or its pattern finds nothing.
+            CatalogError: No such name, or the pattern of a scene finds nothing.
             OptionError: The options do not fit each other.
         """
-        entry = self.scene(name)
+        entry, found = self._asked(name)
         words, options = words or self.vocabulary(entry.vocabulary), self.options(entry, told=told)
-        return [
-            Request(uri=uri, words=words, options=options, target=self.output(title)) for title, uri in self.uris(name)
-        ]
+        return [Request(uri=uri, words=words, options=options, target=self.output(title)) for title, uri in found]
+
+    def _asked(self, name: str) -> tuple[SceneEntry | CollectionEntry, list[tuple[str, str]]]:
+        """The entry of a name, and (map name, what GDAL opens) for each raster."""
+        if name not in self.collections or name in self.scenes:
+            return self.scene(name), self.uris(name)
+        from ovrs.collection.imagery import images  # which reads catalogs
+
+        return self.collection(name), [(f"{name}/{image.name}", image.uri) for image in images(self, name)]
 
     def output(self, name: str) -> str:
         """Where the map of a scene goes."""
@@ -297,7 +310,7 @@ def load(path: Path) -> Catalog:
     return catalog
 
 
-def schema() -> dict[str, Any]:
+def schema() -> dict[str, object]:
     """JSON schema of the file, for editors."""
     found = Catalog.model_json_schema()
     found["properties"].pop("base", None)

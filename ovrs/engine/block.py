@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovrs.encoding import CONFIDENCE_NODATA, label_dtype, label_nodata
 from ovrs.engine.arrays import Array, as_numpy, empty, on_host
 from ovrs.engine.blend import Blend, Scored
 from ovrs.engine.contract import FrozenSegmenter, ManyTiles, Resident, Segmenter, TileScores
-from ovrs.engine.decide import CONFIDENCE_NODATA, DecisionRule, decided, label_dtype, label_nodata, quantised
+from ovrs.engine.decide import DecisionRule, decided, quantised
 from ovrs.scene.grid import Window
 
 if TYPE_CHECKING:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ovrs.engine.tiling import TileGeometry
     from ovrs.scene.grid import Window
 
+    Learned = Mapping[str, NDArray[Any]]
+    """What a segmenter learned from a scene: plain arrays by name."""
     TileSample = tuple[Array, Array, tuple[Window, ...]]
     """Pixels, validity and crops of one tile, as `Segmenter.segment` takes them."""
     Events = tuple[str, ...] | Callable[[], tuple[str, ...]]
@@ -59,7 +61,7 @@ class Segmenter(Protocol):
         """
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Facts for digest and provenance: model, weights hash, method and settings."""
         ...
 
@@ -89,11 +91,11 @@ class Resident(Protocol):
 class SceneAdaptive(Segmenter, Protocol):
     """A segmenter that adapts once to a scene, from a sample of its tiles."""
 
-    def adapt_scene(self, samples: Iterable[TileSample]) -> dict[str, NDArray[Any]]:
+    def adapt_scene(self, samples: Iterable[TileSample]) -> Learned:
         """What was learned, as plain arrays; `events` holds its log as text."""
         ...
 
-    def with_state(self, state: Mapping[str, NDArray[Any]]) -> Segmenter:
+    def with_state(self, state: Learned) -> Segmenter:
         """The segmenter that applies what was learned."""
         ...
 

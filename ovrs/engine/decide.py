@@ -7,24 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
 from ovrs.engine.arrays import Array, as_numpy, namespace, on_host
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-CONFIDENCE_SCALE = 200
-"""Stored confidence is round(200 · score)."""
-CONFIDENCE_NODATA = 255
-
-
-def label_dtype(classes: int) -> np.dtype[np.unsignedinteger]:
-    """uint8 up to 254 classes, uint16 above."""
-    return np.dtype(np.uint8) if classes <= 254 else np.dtype(np.uint16)
-
-
-def label_nodata(classes: int) -> int:
-    """255, or 65535 above 254 classes."""
-    return 255 if classes <= 254 else 65535
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, islice
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -70,6 +71,35 @@ def run(
     if options.executor == "threads":
         return run_threads(fn, items, options.workers, stop)
     return run_dask(fn, items, options, warm=warm, parts=parts, lost=lost)
+
+
+def is_elsewhere(options: RunOptions) -> bool:
+    """Whether the blocks are computed by the workers of a standing scheduler, perhaps on other machines."""
+    return options.executor == "dask" and options.scheduler is not None
+
+
+def ask(options: RunOptions, question: Callable[[], Result], *, lost: Callable[[Exception], Exception]) -> Result:
+    """The answer of one worker of the scheduler that the options name.
+
+    Args:
+        options: Scheduler and resources.
+        question: Picklable.
+        lost: Gives the error to raise when every worker that was asked died.
+
+    Raises:
+        OptionError: No scheduler answers at the address.
+        SchedulerLostError: It went away and did not come back.
+    """
+
+    def none_answers(_: None, error: Exception) -> Result:
+        raise lost(error) from error
+
+    (answer,) = run_dask(partial(_call, question), [None], options, lost=none_answers)
+    return answer
+
+
+def _call(question: Callable[[], Result], _: None) -> Result:
+    return question()
 
 
 def run_threads(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class ColourSegmenter:
         total, hits = self.evidence(rgb, valid, crops)
         return self.finish(total / hits)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"model": "trivial", "weights": "none", "method": "none", "classes": self.class_count}
 
 
@@ -67,5 +67,5 @@ class TileMeanSegmenter:
         scores = np.exp(-distance / 20).astype(np.float32)
         return TileScores(scores / scores.sum(axis=0), events=("adapted",))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"model": "tile-mean", "weights": "none", "method": "tile", "classes": self.class_count}

@@ -1,0 +1,1 @@
+"""Products of a finished map: rasters, polygons, styles, STAC, statistics, pictures."""

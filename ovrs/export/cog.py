@@ -17,7 +17,7 @@ from rasterio.shutil import copy as raster_copy
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
+from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import OptionError, OutputError
 from ovrs.export import target
 from ovrs.export.product import CLASSES, CONFIDENCE, Kind, Product
@@ -112,7 +112,7 @@ def _export(mapped: Map, band: _Band, out: Path) -> Product:
                 if band.grid is not None:
                     _check_pixels(plain, sent, out)
                     source, sent = warped, _warp(plain, warped, band, mapped.grid)
-                _describe(source, band, mapped.record.version)
+                _describe(source, band, mapped.record.version, mapped.note)
                 _copy_as_cog(source, cog, band)
                 _check_pixels(cog, sent, out)
                 grid = _grid_of(cog)
@@ -199,13 +199,13 @@ def _check_pixels(raster: Path, sent: int, out: Path) -> None:
         raise OutputError(f"{out} cannot be written: not all pixels reached the disk; is it full?")
 
 
-def _describe(source: Path, band: _Band, version: str) -> None:
+def _describe(source: Path, band: _Band, version: str, note: str) -> None:
     with rasterio.open(source, "r+") as raster:
         if band.palette is not None:
             raster.write_colormap(1, band.palette)
         raster.set_band_description(1, band.title)
         raster.update_tags(1, **band.tags)
-        raster.update_tags(SOFTWARE=f"ovrs {version}")
+        raster.update_tags(SOFTWARE=f"ovrs {version}", **({"OVRS_TREATMENT": note} if note else {}))
         if band.kind is CONFIDENCE:
             raster.scales = (1 / CONFIDENCE_SCALE,)
 

@@ -39,7 +39,7 @@ _BODY = re.compile(
 class Footprint:
     """Outline in degrees."""
 
-    geometry: dict[str, Any]
+    geometry: dict[str, object]
     """GeoJSON Polygon or MultiPolygon, outer rings counter-clockwise, longitudes −180..180."""
     bbox: list[float]
     """West, south, east, north; west > east across the 180° meridian."""
@@ -62,7 +62,7 @@ def footprint(geobox: GeoBox) -> Footprint:
     return Footprint(geometry, bbox, body)
 
 
-def _shape_and_box(geobox: GeoBox, to_degrees: Any) -> tuple[dict[str, Any], list[float]]:
+def _shape_and_box(geobox: GeoBox, to_degrees: Any) -> tuple[dict[str, object], list[float]]:
     lon, lat, poles = _outline(geobox, to_degrees)
     lat = lat.clip(-90, 90)  # grids of the whole world may hang half a pixel over
     around = round(float(lon[-1] - lon[0]) / 360)
@@ -164,7 +164,7 @@ def _is_a_point(to_degrees: Any, x: float, y: float, pole: int) -> bool:
 
 def _around_pole(
     lon: NDArray[np.float64], lat: NDArray[np.float64], around: int, poles: set[int], south: float, north: float
-) -> tuple[dict[str, Any], list[float]]:
+) -> tuple[dict[str, object], list[float]]:
     """All longitudes: the outline cut open at 180° and closed along the pole; a rectangle where that is impossible."""
     import shapely
 
@@ -183,7 +183,7 @@ def _around_pole(
 
 def _split(
     lon: NDArray[np.float64], lat: NDArray[np.float64], west: float, south: float, east: float, north: float
-) -> tuple[dict[str, Any], list[float]]:
+) -> tuple[dict[str, object], list[float]]:
     """A ring whose middle lies in −180..180, as one polygon or as one on each side of the 180° meridian."""
     import shapely
 
@@ -197,7 +197,7 @@ def _split(
     return geometry, _rounded((_wrapped(west), south, _wrapped(east), north))
 
 
-def _polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:
+def _polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> dict[str, object]:
     import shapely
 
     shapes = [shapely.geometry.polygon.orient(shapely.Polygon(ring)) for ring in rings]
@@ -207,7 +207,7 @@ def _polygons(rings: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": rounded}
 
 
-def _rectangle(west: float, south: float, east: float, north: float) -> dict[str, Any]:
+def _rectangle(west: float, south: float, east: float, north: float) -> dict[str, object]:
     return _polygons([[(west, south), (east, south), (east, north), (west, north)]])
 
 

@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 XML_MARK = "<!-- written by ovrs -->"
 PARQUET_KEY = b"ovrs"
 TABLE_COLUMNS = ("zone", "class", "pixels", "hectares", "percent")
+SURE_COLUMN = "confidence"
+"""Further column of a table of areas: mean confidence."""
+CHANGE_COLUMNS = ("from", "to", "pixels", "hectares", "percent", "sure_hectares")
+FINDINGS_COLUMNS = ("measure", "class", "value", "low", "high")
 _HEAD = 4096
 
 
@@ -52,14 +56,22 @@ def _png(path: Path, _kind: Kind) -> bool:
         return str(image.info.get("Software", "")).startswith("ovrs ")
 
 
-def _json(path: Path, _kind: Kind) -> bool:
+def _json(path: Path, kind: Kind) -> bool:
     content = json.loads(path.read_text("utf-8"))
+    if kind.name == "accuracy":
+        return isinstance(content, dict) and content.get("ovrs") == kind.name
     return isinstance(content, dict) and "ovrs" in content["properties"]["processing:software"]
 
 
-def _table(path: Path, _kind: Kind) -> bool:
+def _table(path: Path, kind: Kind) -> bool:
+    known = (
+        [FINDINGS_COLUMNS]
+        if kind.name == "accuracy"
+        else [TABLE_COLUMNS, (*TABLE_COLUMNS, SURE_COLUMN), CHANGE_COLUMNS]
+    )
     with path.open(encoding="utf-8") as stream:
-        return stream.readline().replace('"', "").strip() == ",".join(TABLE_COLUMNS)
+        head = stream.readline().replace('"', "").strip()
+    return head in [",".join(columns) for columns in known]
 
 
 def _parquet(path: Path, kind: Kind) -> bool:
@@ -82,4 +94,5 @@ def _style(path: Path, _kind: Kind) -> bool:
 _TESTS: dict[str, Callable[[Path, Kind], bool]] = {
     ".tif": _tiff, ".tiff": _tiff, ".png": _png, ".json": _json, ".geojson": _json, ".csv": _table,
     ".parquet": _parquet, ".geoparquet": _parquet, ".html": _page, ".htm": _page, ".qml": _style, ".sld": _style,
+    ".md": _style,
 }  # fmt: skip

@@ -40,8 +40,15 @@ ITEM = Kind(
 )
 TABLE = Kind(name="areas", suffixes=(".csv", ".parquet"), media_types=("text/csv", _PARQUET), stac_role="metadata")
 PAGE = Kind(name="report", suffixes=(".html", ".htm"), media_types=("text/html",) * 2, stac_role="metadata")
+POINTS = Kind(name="points", suffixes=(".gpkg",), media_types=("application/geopackage+sqlite3",))
+FINDINGS = Kind(
+    name="accuracy",
+    suffixes=(".json", ".md", ".csv"),
+    media_types=("application/json", "text/markdown", "text/csv"),
+    stac_role="metadata",
+)
 STYLE = Kind(name="style", suffixes=(".qml", ".sld"), media_types=("application/xml",) * 2, stac_role="metadata")
-KINDS = (CLASSES, CONFIDENCE, POLYGONS, PICTURE, ITEM, TABLE, PAGE, STYLE)
+KINDS = (CLASSES, CONFIDENCE, POLYGONS, PICTURE, ITEM, TABLE, PAGE, POINTS, FINDINGS, STYLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,8 @@ class Product:
     """Grid of a raster: its CRS, shape and transform, which differ from the map's after reprojection."""
     features: int | None = None
     """Number of polygons of a vector file."""
+    remark: str = ""
+    """What a person should know of the file."""
 
     @property
     def media_type(self) -> str:

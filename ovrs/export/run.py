@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ovrs.clean.cleaning import Cleaning
+from ovrs.clean.stage import cleaned
 from ovrs.export import target
 from ovrs.export.cog import write_cog, write_confidence
 from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, STYLE, Product
@@ -37,6 +39,11 @@ class Request:
     """Square metres."""
     simplify: float = 0.0
     """In units of the map's CRS."""
+    regularise: tuple[str, ...] = ()
+    """Classes whose outlines get right angles."""
+    tolerance: float | None = None
+    """Metres on the ground by which such an outline may move; None: three pixels."""
+    cleaning: Cleaning = field(default_factory=Cleaning)
     layer: str = LAYER
     overwrite: bool = False
 
@@ -50,6 +57,11 @@ def write_products(mapped: Map, request: Request) -> Iterator[str]:
             that were told of before are complete.
     """
     _check(mapped, request)
+    with cleaned(mapped, request.cleaning) as decided:
+        yield from _write(decided, request)
+
+
+def _write(mapped: Map, request: Request) -> Iterator[str]:
     made: list[Product] = []
     paths, again = request.paths, request.overwrite
     if "--cog" in paths:
@@ -67,6 +79,8 @@ def write_products(mapped: Map, request: Request) -> Iterator[str]:
     if "--vectors" in paths:
         made.append(_polygons(mapped, request))
         yield f"vectors: {paths['--vectors']} ({made[-1].features} polygons)"
+        if made[-1].remark:
+            yield f"regularised: {made[-1].remark}"
         yield f"style: {style_vectors(mapped, paths['--vectors'], overwrite=again)}"
     if "--png" in paths:
         from ovrs.export.quicklook import write_quicklook
@@ -83,6 +97,8 @@ def _polygons(mapped: Map, request: Request) -> Product:
         request.paths["--vectors"],
         min_area=request.min_area,
         simplify=request.simplify,
+        regularise=request.regularise,
+        tolerance=request.tolerance,
         layer=request.layer,
         overwrite=request.overwrite,
     )
@@ -102,6 +118,8 @@ def _check(mapped: Map, request: Request) -> None:
             request.paths["--vectors"],
             min_area=request.min_area,
             simplify=request.simplify,
+            regularise=request.regularise,
+            tolerance=request.tolerance,
             layer=request.layer,
             overwrite=request.overwrite,
         )

@@ -10,12 +10,12 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
 
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
+from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import StoreError
 from ovrs.export import target
 from ovrs.export.footprint import footprint, union_of_boxes
@@ -50,7 +50,7 @@ _SOLAR_SYSTEM = "https://stac-extensions.github.io/ssys/v1.1.1/schema.json"
 class _Legend:
     """What an Item says of the classes."""
 
-    classes: list[dict[str, Any]]
+    classes: list[dict[str, object]]
     """Entries of the classification extension."""
     names: list[str]
     dtype: str
@@ -76,7 +76,7 @@ def write_item(mapped: Map, out: Path, products: Sequence[Product] = (), *, over
     return out
 
 
-def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str, Any]:
+def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str, object]:
     """The Item as a dictionary; asset links are relative to `base`."""
     record, geobox = mapped.record, mapped.grid
     outline = footprint(geobox)
@@ -142,10 +142,10 @@ def _legend(mapped: Map) -> _Legend:
     return _Legend(classes=classes, names=names, dtype=str(mapped.label.dtype))
 
 
-def _projection(geobox: GeoBox) -> dict[str, Any]:
+def _projection(geobox: GeoBox) -> dict[str, object]:
     """Fields of the projection extension for one grid."""
     crs = geobox.crs
-    place: dict[str, Any] = {"proj:code": f"EPSG:{crs.epsg}" if crs is not None and crs.epsg else None}
+    place: dict[str, object] = {"proj:code": f"EPSG:{crs.epsg}" if crs is not None and crs.epsg else None}
     if crs is not None and not crs.epsg:
         place["proj:wkt2"] = crs.to_wkt()
     return place | {
@@ -155,7 +155,7 @@ def _projection(geobox: GeoBox) -> dict[str, Any]:
     }
 
 
-def _classes_band(geobox: GeoBox, classes: _Legend) -> dict[str, Any]:
+def _classes_band(geobox: GeoBox, classes: _Legend) -> dict[str, object]:
     return {
         "data_type": classes.dtype,
         "nodata": int(np.iinfo(classes.dtype).max),
@@ -164,7 +164,7 @@ def _classes_band(geobox: GeoBox, classes: _Legend) -> dict[str, Any]:
     }
 
 
-def _confidence_band(geobox: GeoBox) -> dict[str, Any]:
+def _confidence_band(geobox: GeoBox) -> dict[str, object]:
     return {
         "data_type": "uint8",
         "nodata": CONFIDENCE_NODATA,
@@ -179,7 +179,7 @@ def _resolution(geobox: GeoBox) -> float:
     return round(float(np.mean(pixel_size_m(geobox))), 9)
 
 
-def _map_asset(mapped: Map, base: Path, classes: _Legend) -> dict[str, Any]:
+def _map_asset(mapped: Map, base: Path, classes: _Legend) -> dict[str, object]:
     return {
         "href": redacted(mapped.place) if mapped.path is None else _relative(mapped.path, base),
         "type": f"application/vnd.zarr; version={mapped.label.metadata.zarr_format}",
@@ -192,9 +192,9 @@ def _map_asset(mapped: Map, base: Path, classes: _Legend) -> dict[str, Any]:
 _TITLES = {CLASSES.name: "Classes", CONFIDENCE.name: "Confidence of the class", PICTURE.name: "Picture"}
 
 
-def _assets(products: Sequence[Product], base: Path, own: GeoBox, classes: _Legend) -> dict[str, dict[str, Any]]:
+def _assets(products: Sequence[Product], base: Path, own: GeoBox, classes: _Legend) -> dict[str, dict[str, object]]:
     """One asset for each product under its kind's name; `classes-2`, … for a second one of a kind."""
-    assets: dict[str, dict[str, Any]] = {}
+    assets: dict[str, dict[str, object]] = {}
     for product in products:
         key, number = product.kind.name, 2
         while key in assets:
@@ -203,8 +203,8 @@ def _assets(products: Sequence[Product], base: Path, own: GeoBox, classes: _Lege
     return assets
 
 
-def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> dict[str, Any]:
-    asset: dict[str, Any] = {
+def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> dict[str, object]:
+    asset: dict[str, object] = {
         "href": _relative(product.path, base),
         "type": product.media_type,
         "title": _TITLES.get(product.kind.name, product.kind.name.capitalize()),
@@ -220,7 +220,7 @@ def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> dict[
     return asset | (_projection(product.grid) if moved else {})
 
 
-def _mlm(record: RunRecord, classes: _Legend) -> dict[str, Any]:
+def _mlm(record: RunRecord, classes: _Legend) -> dict[str, object]:
     """The model as the MLM extension describes it."""
     crop = record.plan.crop
     return {

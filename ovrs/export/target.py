@@ -111,7 +111,8 @@ def _check_what_is_there(mapped: Map, out: Path, kind: Kind, *, overwrite: bool)
 def input_of(mapped: Map, out: Path) -> Path | None:
     """The file or folder that the map was made from which `out` is, or lies in; None for all other paths."""
     parents = Path(os.path.realpath(out)).parents
-    for path in input_files(mapped.record.uri, mapped.record.options.scene.get("aoi")):
+    area: Any = mapped.record.options.scene.get("aoi")
+    for path in input_files(mapped.record.uri, area):
         if same_file(out, path) or (path.is_dir() and path in parents):
             return path
     return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ovrs.export.vectors import Piece
+    from ovrs.export.pieces import Piece
 
 BATCH = 20_000
 LAYER = "classes"
@@ -50,7 +50,7 @@ class _Batched:
         if len(self.waiting) >= BATCH:
             self.flush()
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, object]:
         """Attributes of what is waiting."""
         labels = [p.label for p in self.waiting]
         return {
@@ -115,7 +115,7 @@ class _GeoParquet(_Batched):
         self.waiting = []
 
     def _metadata(self) -> bytes:
-        column: dict[str, Any] = {
+        column: dict[str, object] = {
             "encoding": "WKB",
             "geometry_types": ["Polygon"],
             "covering": {"bbox": {k: ["bbox", k] for k in ("xmin", "ymin", "xmax", "ymax")}},

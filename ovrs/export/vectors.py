@@ -8,21 +8,22 @@ written as soon as no later block can touch it. Memory holds one block and the c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
+from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import OptionError, OutputError
 from ovrs.export import geopackage, target
+from ovrs.export.pieces import LIMIT, Piece, moved
 from ovrs.export.product import POLYGONS, Product
+from ovrs.export.regular import regularised
 from ovrs.export.sld import categorised_style
 from ovrs.export.vector_files import LAYER, open_sink
 from ovrs.scene.grid import Window, row_areas_m2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,26 +31,6 @@ if TYPE_CHECKING:
     from ovrs.store.map import Map
 
 BLOCK = 2048
-SIMPLIFY_LIMIT = 3_000_000
-"""Polygons; simplifying shared borders needs all of them in memory."""
-
-
-@dataclass
-class Piece:
-    """Part of a component that lies in one block."""
-
-    geometries: list[Any] = field(default_factory=list)
-    label: int = 0
-    pixels: int = 0
-    area_m2: float = 0.0
-    confidence: float = 0.0
-    """Sum over pixels, 0..1 each."""
-
-    def join(self, other: Piece) -> None:
-        self.geometries += other.geometries
-        self.pixels += other.pixels
-        self.area_m2 += other.area_m2
-        self.confidence += other.confidence
 
 
 def check_vectors(
@@ -58,22 +39,40 @@ def check_vectors(
     *,
     min_area: float = 0.0,
     simplify: float = 0.0,
+    regularise: Sequence[str] = (),
+    tolerance: float | None = None,
     layer: str = LAYER,
     overwrite: bool = False,
 ) -> None:
     """Refuse, before anything is written, what `write_vectors` could not write.
 
     Raises:
-        OptionError: Another file type; a number that is not finite; `out` or its layer may not be replaced (see
-            `target.check` and `geopackage.check_layer`).
+        OptionError: Another file type; a number that is not finite; a class that the map has not; `out` or its layer
+            may not be replaced (see `target.check` and `geopackage.check_layer`).
         OutputError: The folder cannot be written, or another program writes the GeoPackage.
     """
     if not (math.isfinite(min_area) and math.isfinite(simplify)):
         raise OptionError("--min-area and --simplify must be finite numbers")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
+        raise OptionError(f"--tolerance takes a positive number of metres, got {tolerance}")
+    if regularise and simplify:
+        raise OptionError("--regularise and --simplify exclude each other: simplified borders lose their right angles")
+    numbers_of(mapped, regularise)
     target.check(mapped, out, POLYGONS, overwrite=overwrite)
     if out.suffix.lower() == ".gpkg":
         geopackage.check_layer_name(layer)
         geopackage.check_layer(out, layer, overwrite=overwrite)
+
+
+def numbers_of(mapped: Map, names: Sequence[str]) -> frozenset[int]:
+    """Numbers of classes by their names.
+
+    Raises:
+        OptionError: The map has no such class.
+    """
+    if unknown := [name for name in names if name not in mapped.names]:
+        raise OptionError(f"--regularise {unknown[0]!r} is no class of the map; it has: {', '.join(mapped.names)}")
+    return frozenset(mapped.names.index(name) for name in names)
 
 
 def write_vectors(
@@ -82,6 +81,8 @@ def write_vectors(
     *,
     min_area: float = 0.0,
     simplify: float = 0.0,
+    regularise: Sequence[str] = (),
+    tolerance: float | None = None,
     block: int = BLOCK,
     layer: str = LAYER,
     overwrite: bool = False,
@@ -93,12 +94,14 @@ def write_vectors(
         out: `*.gpkg` or `*.parquet`; appears when it is complete. Other layers of a GeoPackage stay.
         min_area: Square metres of true ground area; smaller polygons are left out.
         simplify: Tolerance in units of the CRS; borders between neighbours stay shared. Needs all polygons in memory.
+        regularise: Classes whose outlines get right angles (`ovrs.export.regular`). Needs all polygons in memory.
+        tolerance: Metres on the ground by which such an outline may move; None: three pixels.
         block: Side of a block in pixels.
         layer: Name of a GeoPackage's layer.
         overwrite: Replace also a file or layer that `ovrs` did not write.
 
     Returns:
-        The file, with the number of polygons.
+        The file, with the number of polygons and what became of outlines.
 
     Raises:
         OptionError: See `check_vectors`, or too many polygons to simplify.
@@ -106,8 +109,17 @@ def write_vectors(
     """
     from pyogrio.errors import DataLayerError, DataSourceError
 
-    check_vectors(mapped, out, min_area=min_area, simplify=simplify, layer=layer, overwrite=overwrite)
-    geobox, count = mapped.grid, 0
+    check_vectors(
+        mapped,
+        out,
+        min_area=min_area,
+        simplify=simplify,
+        regularise=regularise,
+        tolerance=tolerance,
+        layer=layer,
+        overwrite=overwrite,
+    )
+    geobox, count, remark = mapped.grid, 0, ""
     with target.replaced(out) as temporary:
         in_package = temporary.suffix == ".gpkg"
         before = _state(out)
@@ -118,6 +130,9 @@ def write_vectors(
             found: Iterator[Piece] = (p for p in components(mapped, block) if p.area_m2 >= min_area)
             if simplify > 0:
                 found = iter(_simplified(list(found), simplify, geobox.affine))
+            if regularise:
+                squared = regularised(list(found), numbers_of(mapped, regularise), geobox, tolerance)
+                found, remark = iter(squared.pieces), squared.told
             for piece in found:
                 sink.add(piece)
                 count += 1
@@ -128,7 +143,7 @@ def write_vectors(
             geopackage.add_style(temporary, layer, categorised_style(mapped.names, mapped.colours))
         if _state(out) != before:
             raise OutputError(f"{out} changed while polygons were added; it stays as it is now. Run the command again")
-    return Product(path=out, kind=POLYGONS, features=count)
+    return Product(path=out, kind=POLYGONS, features=count, remark=remark)
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
@@ -234,7 +249,10 @@ def _pieces(
     pixels = np.bincount(flat, minlength=count + 1)
     areas = np.bincount(flat, weight.ravel(), minlength=count + 1)
     sums = np.bincount(flat, certain.ravel(), minlength=count + 1)
-    pieces = [Piece([], v, int(pixels[i]), float(areas[i]), float(sums[i])) for i, v in enumerate(labels, start=1)]
+    pieces = [
+        Piece(label=v, pixels=int(pixels[i]), area_m2=float(areas[i]), confidence=float(sums[i]))
+        for i, v in enumerate(labels, start=1)
+    ]
     place = geobox.affine @ type(geobox.affine).translation(window.col_off, window.row_off)
     for geometry, value in shapes(ids, mask=ids > 0, connectivity=4, transform=place):
         pieces[int(value) - 1].geometries.append(shape(geometry))
@@ -268,25 +286,20 @@ def _simplified(pieces: list[Piece], tolerance: float, affine: Any) -> list[Piec
     """Simplify a coverage: in whole pixels with a vertex at every pixel corner, so that neighbours share all vertices."""
     import shapely
 
-    if len(pieces) > SIMPLIFY_LIMIT:
+    if len(pieces) > LIMIT:
         raise OptionError(
-            f"--simplify needs all polygons in memory and there are {len(pieces)} (limit {SIMPLIFY_LIMIT}); raise --min-area"
+            f"--simplify needs all polygons in memory and there are {len(pieces)} (limit {LIMIT}); raise --min-area"
         )
     back, size = ~affine, (abs(affine.a) + abs(affine.e)) / 2
 
     def to_pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.rint(_moved(back, points))
+        return np.rint(moved(back, points))
 
     whole = shapely.segmentize([shapely.transform(p.geometries[0], to_pixels) for p in pieces], 1.0)
     simple = shapely.coverage_simplify(shapely.transform(whole, np.rint), tolerance / size)
     kept = []
     for piece, geometry in zip(pieces, simple, strict=True):
         if not geometry.is_empty:
-            piece.geometries = [shapely.transform(geometry, lambda points: _moved(affine, points))]
+            piece.geometries = [shapely.transform(geometry, lambda points: moved(affine, points))]
             kept.append(piece)
     return kept
-
-
-def _moved(affine: Any, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    x, y = points[:, 0], points[:, 1]
-    return np.stack([affine.a * x + affine.b * y + affine.c, affine.d * x + affine.e * y + affine.f], 1)

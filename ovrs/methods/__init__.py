@@ -1,0 +1,1 @@
+"""What methods there are, their settings, and the papers' presets. No torch."""

@@ -25,7 +25,7 @@ class Fields(BaseModel):
     def _numbers(cls, data: object) -> object:
         return numbers_are_numbers(cls, data)
 
-    def decisive(self) -> dict[str, Any]:
+    def decisive(self) -> dict[str, object]:
         """The fields that enter a run's digest, as plain data: another value is another run."""
         return self.model_dump(mode="json", exclude=set(self.APART))
 
@@ -61,7 +61,7 @@ class Settings(Fields):
     """Probability below which a pixel becomes background. Default: the vocabulary's rule."""
 
     @classmethod
-    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, object]:  # noqa: ARG003
         """Values that follow from others: they win over `recommended` and yield to `told`."""
         return {}
 

@@ -90,7 +90,7 @@ class Head(Settings):
     (crops then show as boxes)."""
 
     @classmethod
-    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
+    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, object]:
         """CASS's features bring the paper's weight of the global token."""
         if {**recommended, **told}.get("dense") != "cass":
             return {}

@@ -45,13 +45,13 @@ class Recommendations(BaseModel):
 
     model_config = STRICT
 
-    text: dict[str, Any] = {}
+    text: dict[str, object] = {}
     """Options of words, for every method that has them."""
-    head: dict[str, Any] = {}
+    head: dict[str, object] = {}
     """Options of features and scores, for every method that has them."""
-    methods: dict[str, dict[str, Any]] = {}
+    methods: dict[str, dict[str, object]] = {}
     """Options of one method, by its name."""
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, object] = {}
     """All of them in one flat list, for every method that has them; the sections above win."""
     windows: Windows = Windows()
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
@@ -60,7 +60,7 @@ class Recommendations(BaseModel):
     licence: Any = None
     description: Any = None
 
-    def of(self, name: str) -> dict[str, Any]:
+    def of(self, name: str) -> dict[str, object]:
         """What is recommended for one method of CLIP; the learning rate of a flat list is TMPA's."""
         flat = {k: v for k, v in self.defaults.items() if k != "lr" or name in _OF_TMPA}
         own = {**flat, **self.text, **self.head, **self.methods.get(name, {})}
@@ -73,7 +73,7 @@ def _kinds() -> dict[str, type[Settings]]:
     return {name: kind for kind in reversed(kinds) for name in kind.model_fields if name not in _OF_USERS}
 
 
-def _checked(where: str, told: dict[str, Any], kinds: Mapping[str, type[Settings]]) -> dict[str, Any]:
+def _checked(where: str, told: dict[str, object], kinds: Mapping[str, type[Settings]]) -> dict[str, object]:
     """The values of one section, with their types.
 
     Raises:

@@ -152,7 +152,7 @@ def _require_free(found: Method, told: Mapping[str, Any]) -> None:
             raise OptionError(f"method {found.name} {fix.why}; leave {option} out")
 
 
-def require_free(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+def require_free(name: str, told: Mapping[str, Any]) -> dict[str, object]:
     """What a method imposes on options of other sections, such as the model's windows.
 
     Raises:

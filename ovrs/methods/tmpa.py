@@ -47,7 +47,7 @@ class Tmpa(Descent):
     α, by descent. The default is learned for `adaptation` tile and where options of the descent are given."""
 
     @classmethod
-    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
+    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, object]:
         """Tiles, and options of the descent, ask for the learned bias."""
         descent = any(_DESCENT in cls.model_fields[name].metadata for name in told)
         learned = descent or told.get("adaptation") == "tile"
@@ -76,7 +76,7 @@ class TmpaCompat(Clip):
     """Learning rate of α and δ; the released code has a value per data set."""
 
     @classmethod
-    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:
+    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, object]:
         """Start and words are the released ones, whatever a model recommends."""
         return {**super().implied(told, recommended), "alpha_init": 0.02, "split_names": False}
 

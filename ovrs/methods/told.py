@@ -18,7 +18,7 @@ SECTION_OF_SAM3 = "sam3"
 """Options of SAM 3's methods may stand in a section of this name."""
 
 
-def flat(told: Mapping[str, Any]) -> dict[str, Any]:
+def flat(told: Mapping[str, Any]) -> dict[str, object]:
     """`told` without the section `sam3`, whose options take its place."""
     section = told.get(SECTION_OF_SAM3)
     if isinstance(section, Mapping):
@@ -26,7 +26,7 @@ def flat(told: Mapping[str, Any]) -> dict[str, Any]:
     return dict(told)
 
 
-def checked(told: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
+def checked(told: Mapping[str, Any], context: Any = None) -> dict[str, object]:
     """`told` with the types of the method's settings, in the order of their names; None is left out.
 
     Args:
@@ -45,9 +45,9 @@ def checked(told: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
     return {"method": name, **_typed(registry.method(str(name)).settings, said, context)}
 
 
-def _of_any(said: dict[str, Any], context: Any) -> dict[str, Any]:
+def _of_any(said: dict[str, object], context: Any) -> dict[str, object]:
     """Options whose method is not chosen yet: each must fit a method that reads it."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in sorted(said.items()):
         users = registry.readers(name) or list(registry.METHODS)
         kinds = [registry.METHODS[user].settings for user in users]
@@ -64,7 +64,7 @@ def _of_any(said: dict[str, Any], context: Any) -> dict[str, Any]:
     return found
 
 
-def _typed(kind: type[Settings], said: dict[str, Any], context: Any) -> dict[str, Any]:
+def _typed(kind: type[Settings], said: dict[str, object], context: Any) -> dict[str, object]:
     own = kind.model_validate(said, context=context)
     return {name: getattr(own, name) for name in sorted(own.model_fields_set - {"method"})}
 
@@ -79,7 +79,7 @@ def schema(description: str) -> JsonSchemaValue:
     }
 
 
-def _alternative(name: str) -> dict[str, Any]:
+def _alternative(name: str) -> dict[str, object]:
     found = registry.METHODS[name]
     own = found.settings.model_json_schema()
     properties = own["properties"]

@@ -24,7 +24,7 @@ class Tpt(Clip):
     """Learning rate of the context."""
 
     @classmethod
-    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+    def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, object]:  # noqa: ARG003
         """The weight that a model recommends is meant for methods with a global term."""
         return {"cls_weight": 0.0}
 

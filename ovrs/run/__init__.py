@@ -1,0 +1,1 @@
+"""One run: begun, described, computed block by block, finished, verified, published."""

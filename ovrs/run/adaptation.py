@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,12 +18,10 @@ from ovrs import files
 from ovrs.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from ovrs.engine.contract import SceneAdaptive, TileSample
+    from ovrs.engine.contract import Learned, TileSample
     from ovrs.engine.tiling import Plan
     from ovrs.scene.raster import SceneSource
 
@@ -63,28 +61,14 @@ def spread(rows: int, cols: int, count: int) -> list[tuple[int, int]]:
     return [*cells.values(), *(tile for tile in order if tile not in first)]
 
 
-def learn(
-    segmenter: SceneAdaptive,
-    scene: SceneSource,
-    plan: Plan,
-    count: int,
-    file: Path,
-    check: Callable[[], None] = lambda: None,
-) -> None:
-    """Adapt to a sample of the scene and write the result, unless an earlier attempt did.
-
-    `check` is called before anything is written; it raises if the scene changed meanwhile.
-    """
-    if file.exists():
-        return
-    state = segmenter.adapt_scene(sample_tiles(scene, plan, count))
-    check()
+def keep(state: Learned, file: Path) -> None:
+    """Write what was learned from a scene."""
     log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
     with files.atomic(file) as temporary:
         np.savez(temporary, allow_pickle=False, **state)
 
 
-def read(file: Path) -> dict[str, NDArray[Any]]:
+def read(file: Path) -> Learned:
     """What was learned, by name.
 
     Raises:
@@ -115,7 +99,7 @@ def digest_of(file: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def facts_of(file: Path) -> dict[str, Any]:
+def facts_of(file: Path) -> dict[str, object]:
     """What a map's provenance says of the adaptation to its scene.
 
     Raises:

@@ -6,20 +6,17 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from ovrs import files
-from ovrs.engine import allocator
-from ovrs.engine.contract import SceneAdaptive
 from ovrs.engine.decide import DecisionRule
 from ovrs.engine.tiling import Plan, check_blocks
 from ovrs.errors import DigestMismatchError, OptionError, StoreError
-from ovrs.methods.base import SceneSettings
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
-from ovrs.run import adaptation, segmenters, verify
+from ovrs.run import adaptation, network, verify
 from ovrs.run import overwrite as clearing
 from ovrs.run.job import Job
 from ovrs.run.record import describe
@@ -31,14 +28,17 @@ from ovrs.scene.opening import open_scene, require_whole
 from ovrs.store import layout as store
 from ovrs.words.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from ovrs.store.record import RunDescription
+
 log = logging.getLogger(__name__)
 
 
-def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions) -> tuple[Job, dict[str, Any]]:
-    """Open scene and model, plan, and describe the run; writes nothing.
+def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions) -> tuple[Job, RunDescription]:
+    """Open the scene, plan, and describe the run; writes nothing. The network is described where blocks are computed.
 
     Returns:
-        The job and the content of its `run.json`.
+        The job and what its `run.json` says.
     """
     if out.suffix != ".zarr":
         raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
@@ -49,18 +49,26 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     scene = open_scene(uri, options.scene)
     known = None if scene.geobox.crs is None else max(nominal_size_m(scene.geobox))
     spec = SegmenterSpec.of(options.model.told(known), options.method, vocabulary)
-    segmenter = segmenters.build(spec)
-    if spec.adapts_to_scene and not isinstance(segmenter, SceneAdaptive):
+    found = network.describe(spec, options.run)
+    if spec.adapts_to_scene and not found.adapts:
         raise OptionError(f"method {options.method.method} does not adapt to a whole scene; use --set adaptation=tile")
     plan = Plan(
         height=scene.geobox.height,
         width=scene.geobox.width,
-        geometry=segmenter.geometry,
+        geometry=found.geometry,
         block_pitches=options.run.block_pitches,
     )
     check_blocks(plan)
-    job = Job(scene, spec, plan, _rule(options, spec), out, options)
-    return job, describe(job, uri, segmenter.describe())
+    job = Job(
+        scene=scene,
+        spec=spec,
+        plan=plan,
+        rule=_rule(options, spec),
+        out=out,
+        options=options,
+        facts=found.facts,
+    )
+    return job, describe(job, uri)
 
 
 def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions, *, overwrite: bool = False) -> Job:
@@ -70,8 +78,6 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
         DigestMismatchError: `out` holds a run with other inputs or options.
         StoreError: `out` exists and no run of ours made it.
     """
-    if options.run.executor != "dask":
-        allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     clearing.require_apart(uri, out)
     job, description = build_job(uri, vocabulary, out, options)
     run, out = job.run_dir, job.out
@@ -81,9 +87,10 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
         with Lock(run):  # refuses while another process writes there
             discard(out)
     if run.exists:
-        _require_readable(run.description(), out)
-        require_same(run.description()["digest"], description["digest"], str(out))
-        identity.warn_if_sampled(run.description()["scene"], description["scene"])
+        begun = run.description()
+        _require_readable(begun, out)
+        require_same(begun.digest, description.digest, str(out))
+        identity.warn_if_sampled(begun.scene.version, job.scene.source)
     elif out.exists():
         clearing.require_ours(out)
         raise StoreError(
@@ -103,16 +110,15 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
 def _adapted_to_scene(job: Job) -> Job:
     """The job with what its segmenter learns from the scene as a whole; learned once per run."""
     file = job.run_dir.path / adaptation.STATE_FILE
-    segmenter = cast("SceneAdaptive", segmenters.build(job.spec))  # build_job has looked
     if not file.exists():
         with Lock(job.run_dir):
-            assert isinstance(job.spec.method, SceneSettings)  # it adapts to a scene
-            count = job.spec.method.scene_tiles
-            adaptation.learn(segmenter, job.scene, job.plan, count, file, job.scene.require_unchanged)
+            learned = network.learn(job)
+            job.scene.require_unchanged()  # before anything is written
+            adaptation.keep(learned, file)
     return replace(job, spec=replace(job.spec, state=file))
 
 
-def _begin(job: Job, description: dict[str, Any]) -> None:
+def _begin(job: Job, description: RunDescription) -> None:
     """Create store and run directory; `run.json` comes last, so a beginning that is cut off is begun anew."""
     partial = store.partial_path(job.out)
     for leftover in (partial, job.run_dir.blocks):
@@ -120,7 +126,7 @@ def _begin(job: Job, description: dict[str, Any]) -> None:
     for name in (adaptation.STATE_FILE, verify.MANIFEST):
         (job.run_dir.path / name).unlink(missing_ok=True)
     with files.atomic_folder(partial) as temporary:
-        store.create(temporary, job.scene.geobox, **job.schema)
+        store.create(temporary, job.scene.geobox, job.schema)
     try:
         job.run_dir.begin(description)
     except BaseException:
@@ -131,7 +137,7 @@ def _begin(job: Job, description: dict[str, Any]) -> None:
 def put_back_schema(job: Job) -> None:
     """Put the schema of an unfinished store back to what it is at the beginning."""
     partial = store.partial_path(job.out)
-    for name in store.refresh(partial, job.scene.geobox, **job.schema):
+    for name in store.refresh(partial, job.scene.geobox, job.schema):
         if name not in store.ROOT_FILES:  # those differ, too, after a finish that was cut off
             log.warning("%s: %s is damaged and written anew", partial, name)
 
@@ -146,21 +152,22 @@ def resume(out: Path) -> Job:
     description = RunDir(out).description()
     _require_readable(description, out)
     try:
-        options = MapOptions.model_validate(description["options"])
-        vocabulary = Vocabulary.model_validate(description["vocabulary"])
+        options = MapOptions.model_validate(description.options.dump())
+        vocabulary = Vocabulary.model_validate(description.vocabulary.dump())
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise StoreError(
             f"{RunDir(out).path / 'run.json'} is damaged ({where}: {error.errors()[0]['msg']}); "
             "put back a copy of it, or begin anew with --overwrite"
         ) from error
-    require_whole(description["uri"], options.run.scheduler)
-    return prepare(description["uri"], vocabulary, out, options)
+    require_whole(description.uri, options.run.scheduler)
+    return prepare(description.uri, vocabulary, out, options)
 
 
-def _require_readable(description: dict[str, Any], out: Path) -> None:
+def _require_readable(description: RunDescription, out: Path) -> None:
     """Refuse a run whose record lists the options of all methods, as earlier versions wrote it."""
-    if "sam3" in description["options"].get("method", {}):
+    method: Any = description.options.dump().get("method", {})
+    if "sam3" in method:
         raise DigestMismatchError(
             f"{out} was begun by an earlier version of ovrs, and its record of options is of another form; a finished map "
             "can be read and exported as it is. To go on, choose another output, or pass --overwrite to begin anew"

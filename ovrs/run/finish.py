@@ -26,7 +26,8 @@ def holes_to_fill(job: Job) -> list[str]:
     """Names of the blocks without which the map was finished, where this run allows none to be missing."""
     if not job.out.exists() or job.options.run.allow_holes:
         return []
-    return list(store.facts(store.open_complete(job.out)).get("holes", []))
+    found: Any = store.facts(store.open_complete(job.out)).get("holes")
+    return list(found or ())
 
 
 def reopen(job: Job) -> None:
@@ -37,7 +38,7 @@ def reopen(job: Job) -> None:
         job.out.rename(store.partial_path(job.out))
 
 
-def finish(job: Job) -> dict[str, Any]:
+def finish(job: Job) -> dict[str, object]:
     """Sum the markers, build overviews, and give the store its final name.
 
     Returns:
@@ -68,9 +69,10 @@ def finish(job: Job) -> dict[str, Any]:
         pyramid.build(
             partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk
         )
-    attributes = settled(summarise(job, records, holes), verify.read_manifest(run).get("facts", {}))
+    attributes = settled(summarise(job, records, holes), verify.read_manifest(run).facts)
     group = zarr.open_group(partial, mode="r+", use_consolidated=False)
-    group.attrs["ovrs"] = attributes
+    plain: Any = attributes  # JSON, which Zarr has a narrower name for
+    group.attrs["ovrs"] = plain
     if job.options.run.zarr_format == 2:
         zarr.consolidate_metadata(partial, zarr_format=2)
     verify.write_manifest(run, partial, attributes)

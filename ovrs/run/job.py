@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs.run.rundir import RunDir
+from ovrs.store.layout import Schema
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ovrs.engine.decide import DecisionRule
     from ovrs.engine.tiling import Block, Plan
     from ovrs.options import MapOptions
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One run. Picklable: scene and segmenter are opened where the work happens."""
 
@@ -29,6 +32,8 @@ class Job:
     rule: DecisionRule
     out: Path
     options: MapOptions
+    facts: Mapping[str, object]
+    """What `ovrs.run.network` says of the network that the run was begun with."""
 
     def __repr__(self) -> str:
         return f"Job({self.out.name!r})"
@@ -38,16 +43,16 @@ class Job:
         return RunDir(self.out)
 
     @property
-    def schema(self) -> dict[str, Any]:
-        """Keywords of `store.create` and `store.refresh`."""
+    def schema(self) -> Schema:
+        """The arrays of the job's store."""
         vocabulary, run = self.spec.vocabulary, self.options.run
-        return {
-            "classes": vocabulary.class_names,
-            "colours": vocabulary.colours,
-            "chunk": self.plan.chunk,
-            "zarr_format": run.zarr_format,
-            "keep_scores": run.store_scores,
-        }
+        return Schema(
+            classes=vocabulary.class_names,
+            colours=vocabulary.colours,
+            chunk=self.plan.chunk,
+            zarr_format=run.zarr_format,
+            keep_scores=run.store_scores,
+        )
 
     def allowing_holes(self) -> Job:
         """The same job, finished although blocks fail."""

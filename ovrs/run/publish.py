@@ -11,7 +11,7 @@ import json
 import logging
 import posixpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs.errors import OutputError, OvrsError, StoreError, told
 from ovrs.provenance import canonical
@@ -88,7 +88,7 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
 
 def _require_whole(source: Path) -> None:
     """Refuse a map that differs from its run's manifest; a map without a run directory cannot be compared."""
-    wanted = verify.read_manifest(RunDir(source)).get("files")
+    wanted = verify.read_manifest(RunDir(source)).files
     damaged = [str(problem) for problem in verify.differences(source, wanted)] if wanted else []
     if damaged:
         raise StoreError(
@@ -101,7 +101,7 @@ def short(digest: dict[str, str]) -> str:
     return hashlib.sha256(canonical(digest).encode()).hexdigest()[:16]
 
 
-def published_facts(url: str) -> dict[str, Any] | None:
+def published_facts(url: str) -> dict[str, object] | None:
     """The `ovrs` attribute of the whole map at `url`; None when there is none or only a part.
 
     Raises:
@@ -114,7 +114,7 @@ def published_facts(url: str) -> dict[str, Any] | None:
             if files.exists(file):
                 content = json.loads(files.cat_file(file))
                 attributes = content.get("attributes", content)
-                facts: dict[str, Any] | None = attributes.get("ovrs")
+                facts: dict[str, object] | None = attributes.get("ovrs")
                 return facts
     except (OSError, ValueError, AttributeError) as error:
         raise StoreError(f"{url} cannot be read: {error}") from error

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ovrs import __version__
+from ovrs.encoding import CONFIDENCE_SCALE
 from ovrs.provenance import NUMERICS, canonical, digest, versions
 from ovrs.redact import cleaned
 from ovrs.run.adaptation import facts_of
@@ -13,6 +14,7 @@ from ovrs.scene.grid import has_ground, pixel_size_m
 from ovrs.store.record import ClassArea, RunDescription, RunRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ovrs.run.job import Job
@@ -23,7 +25,7 @@ _HINTS = ("name", "version")
 """Facts about the file that do not make another scene of it: what it is called, and its time of change or tag."""
 
 
-def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]:
+def describe(job: Job, uri: str | Path) -> RunDescription:
     """Content of `run.json`: inputs, options, versions, and the digest that decides whether a run may be continued."""
     box, scene, vocabulary = job.scene.geobox, job.scene, job.spec.vocabulary
     grid = {
@@ -49,12 +51,12 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "grid": grid,
         "radiometry": {**radiometry, **job.options.scene.decisive()},
         "vocabulary": vocabulary.digest(),
-        "model": {k: v for k, v in model.items() if k != "threads"},
+        "model": dict(job.facts),
         "rule": vars(job.rule),
         "plan": {**plan, **job.options.run.decisive()},
         "code": NUMERICS,
     }
-    own = scene.source["transform"]
+    own: Any = scene.source["transform"]
     note = "pixels resampled onto a north-up grid" if scene.warp else "the source's own pixels"
     description = {
         "version": __version__,
@@ -69,7 +71,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "source_rotated": bool(own[1] or own[3]),
         "radiometry": radiometry,
         "plan": plan,
-        "model": {k: v for k, v in model.items() if k != "threads"},
+        "model": dict(job.facts),
         "rule": vars(job.rule),
         "composed_prompts": list(vocabulary.composed_classes),
         "asked_by_name": list(vocabulary.unknown_classes),
@@ -79,7 +81,7 @@ def describe(job: Job, uri: str | Path, model: dict[str, Any]) -> dict[str, Any]
         "numerics": NUMERICS,
         "digest": digest(parts),
     }
-    return RunDescription.model_validate(cleaned(description)).dump()
+    return RunDescription.model_validate(cleaned(description))
 
 
 def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> RunRecord:
@@ -96,7 +98,7 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
     total, ground = sum(pixels), sum(areas)
     confidence = sum(r.confidence_sum for r in records.values())
     found = {
-        **job.run_dir.description(),
+        **job.run_dir.description().dump(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(r.seconds for r in records.values()), 1),
         "blocks": job.plan.block_count,
@@ -104,7 +106,7 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
         "tile_events": events,
         "scene_adaptation": None if job.spec.state is None else facts_of(job.spec.state),
         "valid_pixels": total,
-        "mean_confidence": round(confidence / (200 * total), 4) if total else None,
+        "mean_confidence": round(confidence / (CONFIDENCE_SCALE * total), 4) if total else None,
         "classes": [
             ClassArea(
                 name=name,
@@ -118,8 +120,8 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
     return RunRecord.model_validate(found)
 
 
-def settled(record: RunRecord, before: dict[str, Any]) -> dict[str, Any]:
+def settled(record: RunRecord, before: Mapping[str, object]) -> dict[str, object]:
     """The attribute `ovrs` of a map. The facts of an earlier finish stay, with their times, where nothing but times would change."""
     clock, now = ("finished", "seconds"), record.dump()
     same = canonical({**now, **dict.fromkeys(clock)}) == canonical({**before, **dict.fromkeys(clock)})
-    return before if same else now
+    return dict(before) if same else now

@@ -23,9 +23,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from ovrs import files
 from ovrs.errors import StoreError, StoreLockedError
 from ovrs.provenance import canonical
+from ovrs.store.record import RunDescription
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,12 +75,12 @@ class RunDir:
         self.path = store.with_name(store.name.removesuffix(".zarr") + ".run")
         self.blocks = self.path / "blocks"
 
-    def begin(self, description: dict[str, Any]) -> None:
+    def begin(self, description: RunDescription) -> None:
         """Create the directory and `run.json`."""
         self.folder(self.blocks)
-        write_sealed(self.path / "run.json", description)
+        write_sealed(self.path / "run.json", description.dump())
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> RunDescription:
         """Content of `run.json`.
 
         Raises:
@@ -88,10 +91,14 @@ class RunDir:
             raise StoreError(f"no run at {self.path}: nothing was begun for {self.store}, or {file.name} is lost")
         content, fault = read_sealed(file)
         fault = fault or _description_fault(content)
-        if fault:
-            way = f"`ovrs repair {self.store}` restores it" if self.store.exists() else "--overwrite begins anew"
-            raise StoreError(f"{file} is damaged ({fault}); put back a copy of it, or {way}")
-        return content
+        if not fault:
+            try:
+                return RunDescription.model_validate(content)
+            except ValidationError as error:
+                first = error.errors()[0]
+                fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        way = f"`ovrs repair {self.store}` restores it" if self.store.exists() else "--overwrite begins anew"
+        raise StoreError(f"{file} is damaged ({fault}); put back a copy of it, or {way}")
 
     @property
     def exists(self) -> bool:
@@ -155,14 +162,15 @@ class RunDir:
 
 
 def _marker(file: Path) -> BlockRecord | None:
-    content, fault = read_sealed(file)
+    found, fault = read_sealed(file)
+    content: Any = found  # of any form, until the names are known
     known = {f.name for f in fields(BlockRecord)}
     if fault or content.get("name") != file.stem or not {"status"} <= content.keys() <= known:
         return None
     return BlockRecord(**content)
 
 
-def _description_fault(content: dict[str, Any]) -> str:
+def _description_fault(content: Any) -> str:
     """What keeps `content` from describing a run; empty when nothing does."""
     for key in ("digest", "grid", "plan", "options", "vocabulary"):
         if not isinstance(content.get(key), dict):
@@ -175,13 +183,13 @@ def _description_fault(content: dict[str, Any]) -> str:
     return "" if all(type(n) is int and n > 0 for n in numbers) else "no plan"
 
 
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
+def write_sealed(path: Path, content: dict[str, object]) -> None:
     """Write a JSON object with a checksum of its content, atomically."""
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    plain: dict[str, object] = json.loads(json.dumps(content, default=str))
     write_json(path, {**plain, "check": _check(plain)})
 
 
-def read_sealed(path: Path) -> tuple[dict[str, Any], str]:
+def read_sealed(path: Path) -> tuple[dict[str, object], str]:
     """Read what `write_sealed` wrote.
 
     Returns:
@@ -198,11 +206,11 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], str]:
     return content, ""
 
 
-def _check(content: dict[str, Any]) -> str:
+def _check(content: dict[str, object]) -> str:
     return f"{zlib.crc32(canonical(content).encode()):08x}"
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, object]) -> None:
     """Write atomically: readers see the old file or the new one, never a part."""
     files.write_text(path, json.dumps(content, indent=1, default=str), sweep=False)
 
@@ -283,7 +291,7 @@ class Lock:
                 return
 
 
-def _content(file: Path) -> dict[str, Any]:
+def _content(file: Path) -> dict[str, object]:
     try:
         content: Any = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):  # gone, or killed while writing it
@@ -291,7 +299,7 @@ def _content(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _expired(file: Path, holder: dict[str, Any]) -> bool:
+def _expired(file: Path, holder: dict[str, object]) -> bool:
     try:
         silent = time.time() - file.stat().st_mtime
         if silent < -HEARTBEAT_SECONDS:  # the clocks differ, so only a change tells that the owner lives

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,14 @@ from ovrs.run.rundir import RunDir, read_sealed, write_sealed
 from ovrs.store import layout as store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import zarr
     from numpy.typing import NDArray
 
     from ovrs.engine.tiling import Block
     from ovrs.run.rundir import BlockRecord
+    from ovrs.store.record import RunDescription
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,37 @@ MANIFEST = "manifest.json"
 FOREIGN = "foreign, not written by this run"
 FOLDER = "a folder in place of a file"
 _READ = 1 << 20
+
+
+Checksum = list[int | str]
+"""Size of a file in bytes, and SHA-256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished run knows of its map: content of `manifest.json`."""
+
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """The map's own record as JSON. Empty: unknown."""
+    files: Mapping[str, Checksum] = field(default_factory=dict)
+    """Checksum of every file by its path in the store. Empty: unknown."""
+
+    @property
+    def holes(self) -> list[str]:
+        """Names of the blocks that the map lacks."""
+        found: Any = self.facts.get("holes")
+        return list(found or ())
+
+    @property
+    def learned(self) -> str:
+        """Digest of what was learned from the scene; empty for nothing."""
+        return learned_of(self.facts)
+
+
+def learned_of(facts: Mapping[str, object]) -> str:
+    """Digest of what a map's segmenter learned from its scene, from the map's record; empty for nothing."""
+    found: Any = facts.get("scene_adaptation")
+    return str(found["learned"]) if found else ""
 
 
 @dataclass(frozen=True)
@@ -89,8 +121,8 @@ def check(out: Path) -> Report:
 
 def _finished(out: Path, run: RunDir, plan: Plan) -> Report:
     manifest = read_manifest(run)
-    problems = list(_markers(run, plan, manifest.get("facts", {})))
-    if not manifest.get("files"):
+    problems = list(_markers(run, plan, manifest))
+    if not manifest.files:
         way = "its files cannot be compared one by one"
         problems.insert(0, Problem(f"{run.path.name}/{MANIFEST}", f"missing or damaged, {way}"))
         records = {n: r for n, r in run.records().items() if r.finished}
@@ -99,20 +131,20 @@ def _finished(out: Path, run: RunDir, plan: Plan) -> Report:
         except StoreError as error:
             problems.append(Problem(out.name, str(error)))
     else:
-        problems += differences(out, manifest["files"])
-    compared = len(manifest.get("files", {}))
+        problems += differences(out, manifest.files)
+    compared = len(manifest.files)
     return Report(finished=True, compared=compared, blocks=plan.block_count, problems=tuple(problems))
 
 
-def _markers(run: RunDir, plan: Plan, facts: dict[str, Any]) -> Iterator[Problem]:
-    records, holes = run.records(), set(facts.get("holes", []))
+def _markers(run: RunDir, plan: Plan, manifest: Manifest) -> Iterator[Problem]:
+    records, holes = run.records(), set(manifest.holes)
     for name in plan.block_names():
         if name not in holes and not (name in records and records[name].finished):
             yield Problem(_marker(run, name), "missing or damaged")
-    learned, state = facts.get("scene_adaptation"), run.path / adaptation.STATE_FILE
-    if learned:
+    state = run.path / adaptation.STATE_FILE
+    if manifest.learned:
         try:
-            same = adaptation.digest_of(state) == learned["learned"]
+            same = adaptation.digest_of(state) == manifest.learned
         except StoreError:
             same = False
         if not same:
@@ -123,7 +155,7 @@ def _marker(run: RunDir, name: str) -> str:
     return f"{run.path.name}/{run.blocks.name}/{name}.json"
 
 
-def differences(root: Path, wanted: dict[str, list[Any]]) -> Iterator[Problem]:
+def differences(root: Path, wanted: Mapping[str, Checksum]) -> Iterator[Problem]:
     """Files of a store that differ from the manifest's, lack, or are not in it."""
     for name, entry in wanted.items():
         file = root / name
@@ -139,7 +171,7 @@ def differences(root: Path, wanted: dict[str, list[Any]]) -> Iterator[Problem]:
             yield Problem(name, FOREIGN)
 
 
-def checksum(file: Path) -> list[Any]:
+def checksum(file: Path) -> Checksum:
     """Size in bytes and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with file.open("rb") as stream:
@@ -149,15 +181,18 @@ def checksum(file: Path) -> list[Any]:
     return [size, digest.hexdigest()]
 
 
-def write_manifest(run: RunDir, root: Path, facts: dict[str, Any]) -> None:
+def write_manifest(run: RunDir, root: Path, facts: Mapping[str, object]) -> None:
     """Record the checksums of all files of a store that is about to get its final name."""
     write_sealed(run.path / MANIFEST, {"facts": facts, "files": {name: checksum(root / name) for name in _names(root)}})
 
 
-def read_manifest(run: RunDir) -> dict[str, Any]:
-    """`facts` and `files` of the run's manifest; empty when there is none or it is damaged."""
+def read_manifest(run: RunDir) -> Manifest:
+    """The run's manifest; empty when there is none or it is damaged."""
     content, fault = read_sealed(run.path / MANIFEST)
-    return {} if fault or not isinstance(content.get("files"), dict) else content
+    facts, listed = content.get("facts"), content.get("files")
+    if fault or not isinstance(listed, dict):
+        return Manifest()
+    return Manifest(facts=facts if isinstance(facts, dict) else {}, files=listed)
 
 
 def _names(root: Path) -> list[str]:
@@ -240,8 +275,10 @@ def _unreadable(layers: dict[str, store.Layer], block: Block) -> str | None:
     return None
 
 
-def plan_of(description: dict[str, Any]) -> Plan:
-    """The plan of a run from its `run.json`."""
-    plan, shape = description["plan"], description["grid"]["shape"]
-    geometry = TileGeometry(crop=plan["crop"], stride=plan["stride"], crops_per_tile=plan["crops_per_tile"])
-    return Plan(height=shape[0], width=shape[1], geometry=geometry, block_pitches=plan["block_pitches"])
+def plan_of(description: RunDescription) -> Plan:
+    """The plan of a run."""
+    plan, (height, width) = description.plan, description.grid.shape
+    assert plan.crops_per_tile is not None  # every `run.json` holds both
+    assert plan.block_pitches is not None
+    geometry = TileGeometry(crop=plan.crop, stride=plan.stride, crops_per_tile=plan.crops_per_tile)
+    return Plan(height=height, width=width, geometry=geometry, block_pitches=plan.block_pitches)

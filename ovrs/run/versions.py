@@ -10,7 +10,7 @@ import contextlib
 import posixpath
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import fsspec
 
@@ -46,7 +46,7 @@ def is_free(out: str) -> bool:
 
 def content_at(out: str) -> str:
     """Hash of the scene that the finished map at `out` was made of; empty when there is none or it does not tell."""
-    facts: dict[str, Any] | None = None
+    facts: dict[str, object] | None = None
     if is_remote(out):
         facts = published_facts(out)
     elif Path(out).exists():

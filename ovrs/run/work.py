@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ovrs.encoding import CONFIDENCE_NODATA
+from ovrs.engine import allocator
 from ovrs.engine.block import BlockMap, Overhang, map_block
-from ovrs.engine.decide import CONFIDENCE_NODATA
 from ovrs.errors import SceneChangedError, told
 from ovrs.redact import guard_logs, redacted
-from ovrs.run import segmenters, verify
+from ovrs.run import network, segmenters, verify
 from ovrs.run.rundir import BlockRecord
 from ovrs.scene import identity
 from ovrs.scene.grid import row_areas_m2
@@ -53,8 +54,9 @@ class Worker:
         return [[name] for name in names]
 
     def warm(self) -> None:
-        """Make this process, a worker, ready: no secret in its logs, the model loaded."""
+        """Make this process, a worker, ready: no secret in its logs, freed memory kept, the model loaded."""
         guard_logs()
+        allocator.keep_freed_memory()
         segmenters.build(self.job.spec)
 
     def lost(self, names: list[str], error: Exception) -> list[BlockRecord]:
@@ -117,6 +119,7 @@ def _computed(
 ) -> BlockMap | Exception:
     """The block's map, or why there is none."""
     try:
+        network.require_same(job)
         segmenter, block = segmenters.build(job.spec), job.block(name)
         keep = job.options.run.store_scores
         ready = pixels() if pixels else None

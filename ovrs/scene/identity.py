@@ -20,7 +20,7 @@ from ovrs.scene import vsi
 from ovrs.scene.contents import contents_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _accepted: dict[str, set[Version]] = {}
 _lock = threading.Lock()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """A scene as it was when it was opened. Small and picklable: workers compare with it."""
 
@@ -49,7 +49,7 @@ class Origin:
     """Whether pieces stand for the whole."""
     version: Version = field(repr=False)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What a run's record keeps: `bytes`, `sha256`, `sampled`, and `version`, which is no part of the digest."""
         version = hashlib.sha256(repr(self.version).encode()).hexdigest()[:16]
         return {"bytes": self.size, "sha256": self.sha256, "sampled": self.sampled, "version": version}
@@ -94,7 +94,7 @@ def origin_of(uri: str) -> Origin:
         found = contents_of(files)
     if not files:
         log.warning("%s is no file: whether it is the same scene in another run cannot be told", redacted(uri))
-    return Origin(uri, files, found.sha256, found.size, found.sampled, version)
+    return Origin(uri=uri, files=files, sha256=found.sha256, size=found.size, sampled=found.sampled, version=version)
 
 
 def refuse_changed(origin: Origin | None) -> None:
@@ -110,9 +110,9 @@ def refuse_changed(origin: Origin | None) -> None:
         log.warning("the scene cannot be compared: %s", error)
 
 
-def warn_if_sampled(begun: dict[str, Any], now: dict[str, Any]) -> None:
+def warn_if_sampled(begun: str | None, now: Mapping[str, object]) -> None:
     """Say that a large scene, compared by pieces, has another time or tag than at the beginning of the run."""
-    if now["sampled"] and begun["version"] != now["version"]:
+    if now["sampled"] and begun != now["version"]:
         log.warning(
             "%s has another time of change or tag than when the run was begun; the compared pieces are the same",
             now["name"],

@@ -221,7 +221,7 @@ def _restrict(geobox: GeoBox, options: SceneOptions) -> tuple[GeoBox, str | None
     return area.geobox, area.wkt, area.note
 
 
-def _facts(source: Any, uri: str | Path) -> dict[str, Any]:
+def _facts(source: Any, uri: str | Path) -> dict[str, object]:
     return {
         "name": redacted(Path(str(uri)).name.partition("?")[0] or str(uri)),
         "driver": source.driver,

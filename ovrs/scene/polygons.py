@@ -25,7 +25,7 @@ _BATCH = 20_000
 """Features read at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """One layer of a vector file. `option` is how messages call it."""
 
@@ -134,7 +134,7 @@ def open_layer(source: str | Path, option: str, error: type[OvrsError] = OptionE
     except (OSError, ValueError, RuntimeError) as fault:
         raise error(f"{option} {source!s} cannot be read as vectors: {_reason(fault)}") from fault
     columns: list[str] | None = None if info["driver"] == "OGR_VRT" else []
-    return Layer(file, name, crs, option, note, error, columns)
+    return Layer(file=file, name=name, crs=crs, option=option, note=note, error=error, columns=columns)
 
 
 class _Unusable(Exception):  # noqa: N818  (a reason, said by whoever catches it)

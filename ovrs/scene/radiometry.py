@@ -23,7 +23,7 @@ _HUGE = 1e30
 """Numbers beyond it are stretched in 64 bits."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stretch:
     """Linear stretch of each band to 0..255; a band whose `high` lies below its `low` comes out inverted."""
 
@@ -58,7 +58,10 @@ def fixed_stretch(bits: int, inverted: tuple[bool, ...]) -> Stretch | None:
         return None
     top = float(2**bits - 1)
     return Stretch(
-        tuple(top if i else 0.0 for i in inverted), tuple(0.0 if i else top for i in inverted), (0.0, 100.0), (0, 0)
+        low=tuple(top if i else 0.0 for i in inverted),
+        high=tuple(0.0 if i else top for i in inverted),
+        percentiles=(0.0, 100.0),
+        sample_shape=(0, 0),
     )
 
 
@@ -100,7 +103,10 @@ def measure_stretch(
             high = low + (1.0 if abs(low) < 1e15 else abs(low))
         limits.append((high, low) if inverted is not None and inverted[k % len(inverted)] else (low, high))
     return Stretch(
-        tuple(v[0] for v in limits), tuple(v[1] for v in limits), percentiles, (bands.shape[1], bands.shape[2])
+        low=tuple(v[0] for v in limits),
+        high=tuple(v[1] for v in limits),
+        percentiles=percentiles,
+        sample_shape=(bands.shape[1], bands.shape[2]),
     )
 
 

@@ -46,7 +46,7 @@ class SceneSource(Protocol):
     def read(self, window: Window) -> Pixels: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RasterScene:
     """Any raster GDAL can read. Thread-safe: each thread opens its own handle. Pickles as its fields."""
 
@@ -60,7 +60,7 @@ class RasterScene:
     stretch: Stretch | None
     aoi: str | None
     """The area of interest as WKT in the CRS of the grid."""
-    source: dict[str, Any]
+    source: dict[str, object]
     """Facts about the file for provenance and digest."""
     aoi_note: str = ""
     """Layer taken, geometries mended or left out; empty where there is nothing to say."""
@@ -90,7 +90,7 @@ class RasterScene:
     def _local(self) -> threading.local:
         return threading.local()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
 
     def read(self, window: Window) -> Pixels:

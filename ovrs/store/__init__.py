@@ -1,0 +1,1 @@
+"""The map on disk: Zarr arrays with georeferencing, overviews and the run's record."""

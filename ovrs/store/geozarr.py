@@ -6,7 +6,7 @@ the UUIDs there. The published forms are the tags v0.1 of https://github.com/zar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyproj.enums import WktVersion
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from odc.geo.geobox import GeoBox
+    from zarr.core.common import JSON
 
 _CONVENTIONS = {
     "multiscales": ("d35379db-88df-4056-af3a-620245f8e347", "Multiscale layout of zarr datasets"),
@@ -36,9 +37,9 @@ def registrations(names: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
-def placed(geobox: GeoBox) -> dict[str, Any]:
+def placed(geobox: GeoBox) -> dict[str, JSON]:
     """Attributes of a group whose arrays lie on `geobox`: `spatial:*`, and `proj:*` where the grid has a CRS."""
-    spatial: dict[str, Any] = {
+    spatial: dict[str, JSON] = {
         "spatial:dimensions": ["y", "x"],
         **_extent(geobox),
         "spatial:bbox": [float(v) for v in geobox.boundingbox],
@@ -51,17 +52,17 @@ def placed(geobox: GeoBox) -> dict[str, Any]:
     return {"zarr_conventions": registrations(["proj", "spatial"]), **spatial, **crs}
 
 
-def pyramid(boxes: dict[str, GeoBox], crs: bool) -> dict[str, Any]:
+def pyramid(boxes: dict[str, GeoBox], crs: bool) -> dict[str, JSON]:
     """Attributes of a root group with overviews.
 
     Args:
         boxes: Grid of each level by the path of its group, from fine to coarse. The root itself is `.`.
         crs: Whether the grids have a CRS.
     """
-    layout: list[dict[str, Any]] = []
+    layout: list[dict[str, JSON]] = []
     for asset, box in boxes.items():
         step = 2.0 if layout else 1.0
-        item: dict[str, Any] = {"asset": asset, "transform": {"scale": [step, step], "translation": [0.0, 0.0]}}
+        item: dict[str, JSON] = {"asset": asset, "transform": {"scale": [step, step], "translation": [0.0, 0.0]}}
         if layout:
             item |= {"derived_from": layout[-1]["asset"], "resampling_method": "mode"}
         layout.append({**item, **_extent(box)})
@@ -72,7 +73,7 @@ def pyramid(boxes: dict[str, GeoBox], crs: bool) -> dict[str, Any]:
     }
 
 
-def _extent(geobox: GeoBox) -> dict[str, Any]:
+def _extent(geobox: GeoBox) -> dict[str, JSON]:
     a = geobox.affine
     return {
         "spatial:shape": [geobox.height, geobox.width],

@@ -18,7 +18,7 @@ _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeErro
 def fault_of(group: zarr.Group) -> str:
     """What is wrong with the metadata of a finished store's root group; empty when nothing is."""
     try:
-        attributes: dict[str, Any] = dict(group.attrs)
+        attributes: Any = group.attrs
         record = RunRecord.model_validate(attributes["ovrs"])
         if "score" in group and not isinstance(group["score"], zarr.Array):
             return "score is no array"
@@ -41,7 +41,7 @@ def fault_of(group: zarr.Group) -> str:
 def _level_fault(level: Any, name: str) -> str:
     if not isinstance(level, zarr.Group):
         return f"level {name} is no group"
-    attributes: dict[str, Any] = dict(level.attrs)
+    attributes: Any = level.attrs
     shape = tuple(attributes["spatial:shape"])
     _GRID.validate_python(attributes["spatial:transform"])
     for layer in ("label", "confidence"):
@@ -50,7 +50,7 @@ def _level_fault(level: Any, name: str) -> str:
             return f"level {name}: {layer} does not fit the grid {shape}"
     if not isinstance(level["spatial_ref"], zarr.Array):
         return f"level {name}: spatial_ref is no array"
-    marks: dict[str, Any] = dict(level["label"].attrs)
+    marks: Any = level["label"].attrs
     names, colours = marks["class_names"], marks["flag_colors"].split()
     if not all(isinstance(n, str) for n in names) or len(names) != len(colours):
         return f"level {name}: class names and colours do not fit"

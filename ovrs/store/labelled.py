@@ -61,5 +61,5 @@ def _lazy(dims: tuple[str, ...], layer: Layer) -> xarray.Variable:
     return xarray.Variable(dims, indexing.LazilyIndexedArray(_Lazy(layer)), _attributes(layer))
 
 
-def _attributes(layer: Layer) -> dict[str, Any]:
+def _attributes(layer: Layer) -> dict[str, object]:
     return {k: v for k, v in layer.attrs.asdict().items() if k not in _ABSENT}

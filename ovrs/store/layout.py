@@ -17,6 +17,7 @@ import logging
 import shutil
 import uuid
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,17 +26,18 @@ import zarr
 from pyproj.enums import WktVersion
 
 from ovrs import files
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
+from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
 from ovrs.errors import GridMismatchError, StoreError
 from ovrs.names import cf_words
 from ovrs.store import codec, geozarr, intact
 from ovrs.store.place import UNREADABLE, is_fault_of_reading
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
+    from zarr.core.common import JSON
 
     from ovrs.scene.grid import Window
 
@@ -53,17 +55,22 @@ PYRAMID_FLOOR = 256
 """Overview levels are added until both sides are at most this many pixels."""
 
 
-def create(
-    path: Path,
-    geobox: GeoBox,
-    *,
-    classes: Sequence[str],
-    colours: Sequence[tuple[int, int, int]],
-    chunk: int,
-    zarr_format: Literal[2, 3] = 3,
-    keep_scores: bool = False,
-    attributes: dict[str, Any] | None = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """The arrays of a store, apart from its grid."""
+
+    classes: Sequence[str]
+    """Names, in the order of the class numbers."""
+    colours: Sequence[tuple[int, int, int]]
+    """Red, green, blue of each class, 0..255."""
+    chunk: int
+    """Side of a chunk in pixels."""
+    zarr_format: Literal[2, 3] = 3
+    keep_scores: bool = False
+    """Whether every class's score is stored, too."""
+
+
+def create(path: Path, geobox: GeoBox, schema: Schema, *, attributes: Mapping[str, JSON] | None = None) -> None:
     """Create the schema of a store at `path`; every pixel is no data.
 
     Raises:
@@ -71,29 +78,22 @@ def create(
     """
     if path.exists():
         raise StoreError(f"{path} exists already")
-    group = zarr.create_group(path, zarr_format=zarr_format)
-    level(group, geobox, classes=classes, colours=colours, chunk=chunk, keep_scores=keep_scores)
+    group = zarr.create_group(path, zarr_format=schema.zarr_format)
+    level(group, geobox, schema)
     group.attrs.update({"Conventions": "CF-1.11", **(attributes or {})})
 
 
-def level(
-    group: zarr.Group,
-    geobox: GeoBox,
-    *,
-    classes: Sequence[str],
-    colours: Sequence[tuple[int, int, int]],
-    chunk: int,
-    keep_scores: bool,
-) -> None:
+def level(group: zarr.Group, geobox: GeoBox, schema: Schema) -> None:
     """Create the arrays of one resolution level and its georeferencing in `group`."""
+    classes, colours, chunk = schema.classes, schema.colours, schema.chunk
     nodata = label_nodata(len(classes))
     shape = (geobox.height, geobox.width)
     # `coordinates` makes xarray treat the grid mapping as a coordinate without being told, as rioxarray's own files do
-    common: dict[str, Any] = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
+    common: dict[str, JSON] = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
     if geobox.crs is not None:
         common["_CRS"] = _crs_object(geobox)
     # CF gives classes exactly this way; `flag_colors` follows GDAL's and rioxarray's reading of it
-    flags = {
+    flags: dict[str, JSON] = {
         "flag_values": list(range(len(classes))),
         "flag_meanings": " ".join(cf_words(classes)),
         "class_names": list(classes),
@@ -109,7 +109,7 @@ def level(
         ("y", "x"),
         {"long_name": "class", "nodata": nodata, **flags, **common},
     )
-    meaning = {
+    meaning: dict[str, JSON] = {
         "_FillValue": CONFIDENCE_NODATA,
         "long_name": "confidence of the class",
         "scale_factor": 1 / CONFIDENCE_SCALE,
@@ -125,7 +125,7 @@ def level(
         ("y", "x"),
         {**meaning, **common},
     )
-    if keep_scores:
+    if schema.keep_scores:
         _array(
             group,
             "score",
@@ -147,13 +147,13 @@ def _array(
     dtype: np.dtype[Any],
     fill: float | int | None,
     dims: tuple[str, ...],
-    attributes: dict[str, Any],
+    attributes: Mapping[str, JSON],
     *,
     compress: bool = True,
 ) -> zarr.Array[Any]:
     v3 = group.metadata.zarr_format == 3
-    extra: dict[str, Any] = {"dimension_names": dims} if v3 else {}
-    attributes = attributes if v3 else {"_ARRAY_DIMENSIONS": list(dims), **attributes}
+    extra: Any = {"dimension_names": dims} if v3 else {}
+    named = dict(attributes) if v3 else {"_ARRAY_DIMENSIONS": list(dims), **attributes}
     if compress:  # gzip: some GDAL builds lack zstd and blosc
         extra["compressors"] = codec.FastGzip(level=1) if v3 else codec.TimelessGzip(level=1)
     else:
@@ -164,17 +164,17 @@ def _array(
         chunks=tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)),
         dtype=dtype,
         fill_value=fill,
-        attributes=attributes,
+        attributes=named,
         **extra,
     )
 
 
-def _crs_object(geobox: GeoBox) -> dict[str, Any]:
+def _crs_object(geobox: GeoBox) -> dict[str, JSON]:
     assert geobox.crs is not None  # the caller has looked
     return {"wkt": geobox.crs.to_wkt(version=WktVersion.WKT2_2019), "projjson": geobox.crs.proj.to_json_dict()}
 
 
-def _cf_parameters(crs: Any) -> dict[str, Any]:
+def _cf_parameters(crs: Any) -> dict[str, JSON]:
     with warnings.catch_warnings():  # some projections have no complete CF form; `crs_wkt` beside it is complete
         warnings.filterwarnings("ignore", message=".*lost in conversion to CF")
         return dict(crs.proj.to_cf())
@@ -198,7 +198,7 @@ def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
             group, name, values.shape, values.shape, np.dtype(np.float64), None, (name,), attributes, compress=False
         )[:] = values
     transform = " ".join(repr(float(v)) for v in (affine.c, affine.a, affine.b, affine.f, affine.d, affine.e))
-    mapping: dict[str, Any] = {"GeoTransform": transform}
+    mapping: dict[str, JSON] = {"GeoTransform": transform}
     if crs is not None:
         mapping = {
             **_cf_parameters(crs),
@@ -283,16 +283,7 @@ def array(group: zarr.Group, name: str) -> Layer:
     return Layer(member.async_array)
 
 
-def refresh(
-    path: Path,
-    geobox: GeoBox,
-    *,
-    classes: Sequence[str],
-    colours: Sequence[tuple[int, int, int]],
-    chunk: int,
-    zarr_format: Literal[2, 3] = 3,
-    keep_scores: bool = False,
-) -> list[str]:
+def refresh(path: Path, geobox: GeoBox, schema: Schema) -> list[str]:
     """Put back the schema of an unfinished store: metadata and coordinates that differ from what `create` writes.
 
     Returns:
@@ -303,15 +294,7 @@ def refresh(
     """
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        create(
-            fresh,
-            geobox,
-            classes=classes,
-            colours=colours,
-            chunk=chunk,
-            zarr_format=zarr_format,
-            keep_scores=keep_scores,
-        )
+        create(fresh, geobox, schema)
         changed = []
         for file in sorted(p for p in fresh.rglob("*") if p.is_file()):
             name = file.relative_to(fresh)
@@ -382,7 +365,7 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def facts(group: zarr.Group) -> dict[str, Any]:
+def facts(group: zarr.Group) -> dict[str, object]:
     """The `ovrs` attribute: provenance and results of the run."""
     found: Any = group.attrs["ovrs"]
     return dict(found)
@@ -393,7 +376,7 @@ def geobox_of(group: zarr.Group) -> GeoBox:
     from affine import Affine
     from odc.geo.geobox import GeoBox as Box
 
-    attributes: dict[str, Any] = dict(group.attrs)
+    attributes: Any = group.attrs
     height, width = attributes["spatial:shape"]
     crs: Any = dict(array(group, "spatial_ref").attrs).get("crs_wkt")
     return Box((int(height), int(width)), Affine(*attributes["spatial:transform"]), crs)

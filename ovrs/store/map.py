@@ -18,7 +18,7 @@ from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from pydantic import ValidationError
 from zarr.storage import FsspecStore
 
-from ovrs.engine.decide import label_nodata
+from ovrs.encoding import label_nodata
 from ovrs.errors import StoreError, told
 from ovrs.names import shown_names
 from ovrs.options import SceneOptions
@@ -77,6 +77,8 @@ class Map:
     """Class numbers `(y, x)`, uint8 or uint16."""
     confidence: Layer
     """`(y, x)`, uint8: 0..200 stand for 0..1, 255 is no data."""
+    note: str = ""
+    """What was done to the pixels of the store; empty for the map as it is stored."""
 
     def __init__(self, place: str | Path, group: zarr.Group) -> None:
         """Take a group that `ovrs.store.layout.require_finished` accepted."""
@@ -224,7 +226,7 @@ def _begun(files: Any, root: str) -> bool:
 
 
 def _classes(label: Layer, record: RunRecord) -> tuple[MapClass, ...]:
-    attributes: dict[str, Any] = label.attrs.asdict()
+    attributes: Any = label.attrs.asdict()
     names, colours = shown_names(attributes["class_names"]), attributes["flag_colors"].split()
     return tuple(
         MapClass(

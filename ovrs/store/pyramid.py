@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from ovrs.engine.decide import CONFIDENCE_NODATA, label_nodata
+from ovrs.encoding import CONFIDENCE_NODATA, label_nodata
 from ovrs.scene.grid import Window
 from ovrs.store import geozarr
 from ovrs.store import layout as store
@@ -35,7 +35,7 @@ def build(
         factor *= 2
         box = _halved(source, geobox, factor)
         target = root.create_group(str(factor), overwrite=True)
-        store.level(target, box, classes=classes, colours=colours, chunk=chunk, keep_scores=False)
+        store.level(target, box, store.Schema(classes=classes, colours=colours, chunk=chunk))
         _reduce(source, target, len(classes), chunk)
         factors.append(factor)
         boxes[str(factor)] = box

@@ -6,17 +6,32 @@ record and in its dump, so maps of other versions open and lose nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ovrs.errors import StoreError
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, object]:
         """The value as JSON knows it, with every key that it was made from."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @classmethod
+    def read(cls, content: object, where: object) -> Self:
+        """The value that `content`, JSON from `where`, stands for.
+
+        Raises:
+            StoreError: Names the first key that lacks or is damaged.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise StoreError(f"{where} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
 
 
 class SceneFacts(_Part):
@@ -145,7 +160,7 @@ class VocabularyFacts(_Part):
 class OptionFacts(_Part):
     """What the run was told."""
 
-    scene: dict[str, Any]
+    scene: dict[str, object]
     """Content of `ovrs.options.SceneOptions`."""
 
 

@@ -31,12 +31,13 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:#f6f6f4;padding:10px;overflow-x:auto;font-size:13px}"""
 
 
-def write_report(mapped: Map, out: Path, *, overwrite: bool = False) -> Path:
+def write_report(mapped: Map, out: Path, *, more: str = "", overwrite: bool = False) -> Path:
     """Write the report of a map.
 
     Args:
         mapped: The map.
         out: `NAME.html`; appears when it is complete.
+        more: HTML between the areas and what made the map, such as `ovrs.assess.pages.section`.
         overwrite: Replace also a file that `ovrs` did not write.
 
     Raises:
@@ -44,7 +45,7 @@ def write_report(mapped: Map, out: Path, *, overwrite: bool = False) -> Path:
         StoreError: The map is damaged, or `out` cannot be written.
     """
     target.check(mapped, out, PAGE, overwrite=overwrite)
-    target.write_text(out, _page(mapped.name, mapped.record, mapped.classes, _picture(mapped)))
+    target.write_text(out, _page(mapped.name, mapped.record, mapped.classes, _picture(mapped), more))
     return out
 
 
@@ -73,7 +74,7 @@ def warnings_of(record: RunRecord) -> list[str]:
     return found
 
 
-def _page(name: str, record: RunRecord, classes: Sequence[MapClass], picture: str) -> str:
+def _page(name: str, record: RunRecord, classes: Sequence[MapClass], picture: str, more: str) -> str:
     rows = "".join(
         f'<tr><td><span class="c" style="background:{c.hex}"></span><bdi>{_text(c.name)}</bdi></td>'
         f'<td class="n">{c.hectares:,.2f}</td><td class="n">{c.percent:.2f}</td><td><div class="bar">'
@@ -103,7 +104,7 @@ def _page(name: str, record: RunRecord, classes: Sequence[MapClass], picture: st
         + (f'<div class="warn"><strong>Before you use this map</strong><ul>{warned}</ul></div>\n' if warned else "")
         + f'<p><img alt="scene and map" src="data:image/jpeg;base64,{picture}"></p>\n'
         f"<h2>Areas</h2><table><tr><th>Class</th><th>Hectares</th><th>Percent</th><th></th></tr>{rows}</table>\n"
-        f"<h2>About</h2><table>{table}</table>\n"
+        f"{more}<h2>About</h2><table>{table}</table>\n"
         f"<details><summary>Everything that made this map</summary><pre>{_text(details)}</pre></details>\n</body></html>\n"
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ovrs.engine.decide import CONFIDENCE_NODATA, CONFIDENCE_SCALE
+from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import OvrsError
 from ovrs.scene.grid import Window
 
@@ -38,7 +38,7 @@ class MapTiles:
         except OvrsError as error:
             log.warning("the viewer shows the map alone: %s", error)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What the page needs to know."""
         grid, record = self.map.grid, self.map.record
         return {
@@ -77,7 +77,7 @@ class MapTiles:
         alpha = np.where(part == CONFIDENCE_NODATA, 0, 255).astype(np.uint8)
         return _png(np.dstack([shade, shade, shade, alpha]))
 
-    def at(self, row: int, col: int) -> dict[str, Any] | None:
+    def at(self, row: int, col: int) -> dict[str, object] | None:
         """Class, confidence and, where stored, all scores of one pixel."""
         if not (0 <= row < self.map.grid.height and 0 <= col < self.map.grid.width):
             return None
@@ -85,7 +85,7 @@ class MapTiles:
         if label >= len(self.map.names):
             return {"class": None}
         sure = int(np.asarray(self._array("confidence", 0)[row, col])) / CONFIDENCE_SCALE
-        found: dict[str, Any] = {"class": self.map.names[label], "confidence": round(sure, 3)}
+        found: dict[str, object] = {"class": self.map.names[label], "confidence": round(sure, 3)}
         if self.map.scores is not None:
             scores = np.asarray(self.map.scores[:, row, col]) / CONFIDENCE_SCALE
             found["scores"] = {n: round(float(s), 3) for n, s in zip(self.map.names, scores, strict=True)}

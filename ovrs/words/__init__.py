@@ -1,0 +1,1 @@
+"""Classes and their prompts: vocabularies, prompt writers and their checks."""

@@ -1,0 +1,1 @@
+"""Adaptation of text or network to a tile or a scene, one file per method."""

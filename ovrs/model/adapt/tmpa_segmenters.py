@@ -60,7 +60,7 @@ class _SceneSegmenter(Episodic[S]):
         found = self._calibrated(tiles)
         return {"tiles": _array(len(tiles)), **{name: _array(value) for name, value in found.items()}}
 
-    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, Any]:
+    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, object]:
         raise NotImplementedError
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> ClipSegmenter:
@@ -78,7 +78,7 @@ class _SceneSegmenter(Episodic[S]):
 class SceneTmpaSegmenter(_SceneSegmenter[Tmpa]):
     """The entropy rule: nothing is learned by descent (`ovrs.model.adapt.scene_text`)."""
 
-    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, Any]:
+    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, object]:
         bank = self.frozen.bank
         patches = [t.patches[t.patch_valid] for t in tiles] or [bank.vectors[:0]]
         ground = sum(float(t.valid.sum()) for t in tiles) / self.geometry.crop**2
@@ -100,7 +100,7 @@ class SceneTmpaSegmenter(_SceneSegmenter[Tmpa]):
 class SceneLearnedSegmenter(_SceneSegmenter[Descent]):
     """TMPA's own descent on α, over the patches of the sample."""
 
-    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, Any]:
+    def _calibrated(self, tiles: list[TileFeatures]) -> dict[str, object]:
         bank = self.frozen.bank
         if tiles:
             pool = _Pool(*(torch.cat([getattr(t, part) for t in tiles]) for part in _Pool._fields))

@@ -1,0 +1,1 @@
+"""CLIP: loading, dense features, windows, text, head and upsampling."""

@@ -42,7 +42,7 @@ _LARGEST = {
 _SMALL_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 
 
-def checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked(config: Mapping[str, Any], where: str) -> dict[str, object]:
     """Check open_clip's `model_cfg`: known keys, right types, sizes that a network can have.
 
     Returns:
@@ -82,7 +82,7 @@ def _checked_plain(given: dict[str, Any], where: str) -> dict[str, Any]:
     return given
 
 
-def _types(kind: Any) -> dict[str, Any]:
+def _types(kind: Any) -> dict[str, object]:
     plain = ("embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
     annotated = inspect.signature(kind).parameters
     return {**{name: annotated[name].annotation for name in plain}, "custom_text": bool}
@@ -97,7 +97,7 @@ def _value(value: Any, expected: Any, where: str) -> Any:
         raise WeightsError(f"{where}: {error.errors()[0]['msg']} (got {shown(value)})") from error
 
 
-def _tower(values: Any, kind: Any, where: str) -> dict[str, Any]:
+def _tower(values: Any, kind: Any, where: str) -> dict[str, object]:
     """The keys of a tower's description, as open_clip's dataclass types them."""
     if not isinstance(values, dict):
         raise WeightsError(f"{where} must be an object, {{…}}, got {shown(values)}")
@@ -151,7 +151,7 @@ def _kind(given: dict[str, Any]) -> Any:
     return open_clip.CustomTextCLIP if given.pop("custom_text", False) else open_clip.CLIP
 
 
-def checked_stem(stem: Any, config: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+def checked_stem(stem: Any, config: Mapping[str, Any], where: str) -> dict[str, object] | None:
     """Check the arguments of a convolutional stem.
 
     Raises:

@@ -17,6 +17,7 @@ from ovrs.model.clip.singles import COLOUR_MEAN, COLOUR_STD
 from ovrs.yamlfile import STRICT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ovrs.methods.recommended import Recommendations
@@ -40,7 +41,7 @@ class Source:
     std: tuple[float, ...]
     tokenizer: str
     """Name of the tokenizer, or the SHA-256 of its files."""
-    description: dict[str, Any]
+    description: Mapping[str, Any]
     """What decides the network's numbers beside its weights: open_clip's `model_cfg`."""
     own: Recommendations
 
@@ -95,7 +96,7 @@ def read(directory: Path) -> Source:
     )
 
 
-def described(config: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def described(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Check the content of `open_clip_config.json`.
 
     Returns:
@@ -115,7 +116,7 @@ def described(config: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[
     return model, preprocess.model_dump(include={"mean", "std"}, exclude_none=True)
 
 
-def describe(model: dict[str, Any], stem: dict[str, Any] | None = None) -> dict[str, Any]:
+def describe(model: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     """What decides a network's numbers beside its weights, with open_clip's defaults filled in."""
     filled = dict(model)
     if tower.is_plain(model):
@@ -129,7 +130,7 @@ def describe(model: dict[str, Any], stem: dict[str, Any] | None = None) -> dict[
     return filled if stem is None else {**filled, "stem": stem}
 
 
-def _object(file: Path, directory: Path) -> dict[str, Any]:
+def _object(file: Path, directory: Path) -> Mapping[str, Any]:
     if not os.path.lexists(file):
         raise WeightsError(
             f"{directory} is no model directory in open_clip's format: {file.name} is missing{_hint(directory)}"

@@ -39,7 +39,7 @@ from ovrs.model.clip.loading import load
 from ovrs.options import ModelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -84,11 +84,11 @@ class _Draft:
     files: tuple[Path, ...]
     layout: str
     tensors: dict[str, Tensor]
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     reference: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     licence: str | None
     activation: str
-    colours: dict[str, Any] = field(default_factory=dict)
+    colours: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: tuple[Path, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -111,7 +111,8 @@ def import_model(source: Path, out: Path, choices: Choices | None = None, *, ove
     _require_free(out, source, overwrite)
     draft = _of_folder(source, chosen) if is_directory(source) else _of_file(source, chosen)
     given = {"mean": chosen.mean, "std": chosen.std}
-    draft.colours |= {key: list(value) for key, value in given.items() if value is not None}
+    told = {key: list(value) for key, value in given.items() if value is not None}
+    draft.colours = {**draft.colours, **told}
     draft.config = architecture.checked(draft.config, str(source))
     checkpoint.require_same(architecture.sketch(draft.config), dict(draft.tensors), draft.files[0])
     aside = files.temporary_path(out, keep_suffix=False)
@@ -146,7 +147,7 @@ def _of_file(source: Path, chosen: Choices) -> _Draft:
         )
     plain = layouts.bare(state.tensors, source, chosen.network)
     tensors = layouts.open_clip_names(plain, source)
-    config = shapes.model_cfg(tensors, source, chosen.heads)
+    config: Any = shapes.model_cfg(tensors, source, chosen.heads)
     quick, why = _activation(source, config, chosen)
     config["quick_gelu"] = quick
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -197,7 +198,7 @@ def _of_folder(source: Path, chosen: Choices) -> _Draft:
     )
 
 
-def _activation(source: Path, config: dict[str, Any], chosen: Choices) -> tuple[bool, str]:
+def _activation(source: Path, config: Mapping[str, Any], chosen: Choices) -> tuple[bool, str]:
     """Whether the towers have QuickGELU, and who says so."""
     entry = known.of_file(source.name)
     told = entry[1] if entry and entry[1].architecture == shapes.name_of(config) else None

@@ -19,7 +19,7 @@ from ovrs.model.clip.stem import ConvStem
 from ovrs.provenance import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
@@ -41,11 +41,11 @@ class LoadedModel:
     """SHA-256 over all tensors: names, shapes and float32 bytes."""
     device: torch.device
     dtype: torch.dtype
-    windows: dict[str, Any] = field(default_factory=dict)
+    windows: Mapping[str, Any] = field(default_factory=dict)
     """As the model's makers recommend (`ovrs.model.clip.windows`); empty for the papers' rule."""
     directory: Path | None = None
     """Where it was loaded from, if from a directory: an upsampler of its own may lie there."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     """What decides the numbers beside the weights: `architecture` (SHA-256 of open_clip's description), `activation` of
     both towers, `tokenizer`, and `mean` and `std` of the colours."""
 
@@ -90,7 +90,7 @@ def load(options: ModelOptions) -> LoadedModel:
     )
 
 
-def _facts(source: Source) -> dict[str, Any]:
+def _facts(source: Source) -> Mapping[str, Any]:
     return {
         "architecture": hashlib.sha256(canonical(source.description).encode()).hexdigest(),
         "activation": architecture.activations(source.clip),

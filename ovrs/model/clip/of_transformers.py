@@ -63,9 +63,9 @@ class Folder:
     """transformers' CLIPModel, in evaluation mode on the CPU."""
     tensors: dict[str, Tensor]
     """float32, by open_clip's names."""
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     """open_clip's `model_cfg`."""
-    colours: dict[str, Any]
+    colours: Mapping[str, Any]
     """`mean` and `std`, or neither where the directory does not say."""
     tokenizer: tuple[Path, ...]
     """Files of a tokenizer that is not CLIP's own."""
@@ -86,7 +86,7 @@ def read(folder: Path) -> Folder:
             f"{folder / CONFIG_FILE}: model_type is {shown(content.get('model_type'))}; ovrs imports transformers' CLIPModel, 'clip'"
         )
     theirs = _config(content, folder)
-    config = architecture.checked(_model_cfg(theirs, folder), str(folder / CONFIG_FILE))
+    config: Any = architecture.checked(_model_cfg(theirs, folder), str(folder / CONFIG_FILE))
     state, weights = read_folder(folder)
     tensors = converted(state.tensors, folder)
     checkpoint.require_same(architecture.sketch(config), dict(tensors), weights[0])
@@ -137,7 +137,7 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _config(content: dict[str, Any], folder: Path) -> Any:
+def _config(content: Mapping[str, Any], folder: Path) -> Any:
     """transformers' configuration, its defaults filled in."""
     try:
         from huggingface_hub.errors import StrictDataclassError
@@ -148,7 +148,7 @@ def _config(content: dict[str, Any], folder: Path) -> Any:
         ) from error
     try:
         with _quiet():
-            return CLIPConfig.from_dict(content)
+            return CLIPConfig.from_dict(dict(content))
     except (*FAULTS, StrictDataclassError) as error:
         raise WeightsError(f"{folder / CONFIG_FILE} is no configuration of a CLIPModel: {one_line(error)}") from error
 
@@ -179,7 +179,7 @@ def _quiet() -> Iterator[None]:
         theirs.set_verbosity(before)
 
 
-def _model_cfg(config: Any, folder: Path) -> dict[str, Any]:
+def _model_cfg(config: Any, folder: Path) -> Mapping[str, Any]:
     """open_clip's description of the same; sizes are checked by `architecture.checked`."""
     vision, text = config.vision_config, config.text_config
     acts = {tower.hidden_act for tower in (vision, text)}
@@ -217,11 +217,11 @@ def _ratio(tower: Any) -> float:
     return ratio if exact else (tower.intermediate_size + 0.5) / tower.hidden_size
 
 
-def _eps(tower: Any) -> dict[str, Any]:
+def _eps(tower: Any) -> Mapping[str, Any]:
     return {} if tower.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": float(tower.layer_norm_eps)}}
 
 
-def _end(text: Any) -> dict[str, Any]:
+def _end(text: Any) -> Mapping[str, Any]:
     """Where the text tower is read: at the highest token, or at a token by its number."""
     end = text.eos_token_id
     if not isinstance(end, int):
@@ -231,7 +231,7 @@ def _end(text: Any) -> dict[str, Any]:
     return {"pool_type": "eos", "eos_id": end}
 
 
-def _colours(folder: Path) -> dict[str, Any]:
+def _colours(folder: Path) -> Mapping[str, Any]:
     if not is_file(folder / _COLOURS_FILE):
         return {}
     content = _object(folder / _COLOURS_FILE)
@@ -263,7 +263,7 @@ def _tokenizer(folder: Path, words: int) -> tuple[Path, ...]:
     return files
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _object(file: Path) -> Mapping[str, Any]:
     try:
         return read_object(file)
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Generic
 
 import torch
 
@@ -70,7 +70,7 @@ class Parts(Generic[S]):
         encoder = Encoder(model, own.dense, external, self.views, tiles_at_once=count)
         return ClipSegmenter(encoder, upsampler, bank, own, self.views.geometry, facts)
 
-    def _described(self) -> dict[str, Any]:
+    def _described(self) -> dict[str, object]:
         """What decides the numbers, for digest and provenance: all settings, and what they led to."""
         model, views = self.model, self.views
         return {

@@ -9,7 +9,7 @@ import logging
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ovrs import foreign
 from ovrs.errors import OptionError, WeightsError
@@ -19,6 +19,9 @@ from ovrs.model.clip import architecture, checkpoint, directory, tokenizer
 from ovrs.model.clip.directory import CONFIG_FILE, Source
 from ovrs.model.clip.foreign import FAULTS, one_line, shown
 from ovrs.model.clip.known import commands, table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
@@ -104,16 +107,16 @@ def _from_hub(name: str) -> Source:
     return _source(clip, tokenize, model, preprocess)
 
 
-def _sketch(config: dict[str, Any]) -> tuple[Any, str]:
+def _sketch(config: Mapping[str, Any]) -> tuple[Any, str]:
     """The network on the meta device, and which of its towers it describes; other libraries' text towers are left out."""
     plain_text = not config["text_cfg"].get("hf_model_name") and "multimodal_cfg" not in config
     return architecture.sketch(config, text=plain_text), "" if plain_text else "visual."
 
 
-def _source(clip: Any, tokenize: Any, config: dict[str, Any], colours: dict[str, Any]) -> Source:
+def _source(clip: Any, tokenize: Any, config: Mapping[str, Any], colours: Mapping[str, Any]) -> Source:
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-    merged = merge_preprocess_dict(asdict(PreprocessCfg()), colours)
+    merged = merge_preprocess_dict(asdict(PreprocessCfg()), dict(colours))
     return Source(
         clip=clip,
         tokenize=tokenize,
@@ -125,7 +128,7 @@ def _source(clip: Any, tokenize: Any, config: dict[str, Any], colours: dict[str,
     )
 
 
-def _quick_gelu(name: str, config: dict[str, Any], published: dict[str, Any]) -> bool:
+def _quick_gelu(name: str, config: Mapping[str, Any], published: Mapping[str, Any]) -> bool:
     """Whether the weights want QuickGELU: as their tag says, whatever the model's name says.
 
     A tag that says nothing wants GELU, unless the architecture was described with QuickGELU for it (`roberta-ViT-B-32`).

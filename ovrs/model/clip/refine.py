@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from ovrs.engine.arrays import as_numpy
 from ovrs.engine.contract import SceneAdaptive, Segmenter, TileScores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from ovrs.engine.arrays import Array
-    from ovrs.engine.contract import TileSample
+    from ovrs.engine.contract import Learned, TileSample
     from ovrs.engine.tiling import TileGeometry
     from ovrs.methods.clip import Head
     from ovrs.scene.grid import Window
@@ -53,7 +53,7 @@ class Refined:
             scores = drop_small(scores, valid, self.settings.area_threshold, self.background)
         return TileScores(scores.numpy(), found.background_evidence, found.events)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         own = self.settings
         facts = {"pamr": own.pamr, "pamr_dilations": list(DILATIONS), "area_threshold": own.area_threshold}
         return {**self.inner.describe(), **facts}
@@ -83,11 +83,11 @@ class SceneRefined(Refined):
 
     inner: SceneAdaptive
 
-    def adapt_scene(self, samples: Iterable[TileSample]) -> dict[str, NDArray[Any]]:
+    def adapt_scene(self, samples: Iterable[TileSample]) -> Learned:
         """What the inner segmenter learns."""
         return self.inner.adapt_scene(samples)
 
-    def with_state(self, state: Mapping[str, NDArray[Any]]) -> Refined:
+    def with_state(self, state: Learned) -> Refined:
         """The refined segmenter that applies it."""
         return Refined(self.inner.with_state(state), self.settings, self.background)
 

@@ -46,7 +46,7 @@ class ClipSegmenter:
         bank: TextBank,
         settings: Clip,
         geometry: TileGeometry,
-        facts: dict[str, Any],
+        facts: dict[str, object],
     ) -> None:
         self.encoder, self.upsampler, self.bank, self.settings = encoder, upsampler, bank, settings
         self.geometry, self.facts = geometry, facts
@@ -162,7 +162,7 @@ class ClipSegmenter:
         total, hits = self.evidence(rgb, valid, crops)
         return self.finish(total / hits)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return self.facts
 
     def with_text(self, text: Tensor, base_text: Tensor, offsets: Tensor | None) -> ClipSegmenter:
@@ -188,7 +188,7 @@ class Episodic(Generic[S]):
     def place(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> tuple[Array, Array]:
         return self.frozen.place(rgb, valid)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return self.frozen.facts
 
 
@@ -208,7 +208,8 @@ class EpisodicTiles(Episodic[S]):
         raise NotImplementedError
 
     def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
-        return self.scores([(rgb, valid, crops)])[0]
+        (found,) = self.scores([(rgb, valid, crops)])
+        return replace(found, events=found.events() if callable(found.events) else found.events)
 
 
 def alike(tiles: Sequence[TileFeatures | CropInputs]) -> list[list[int]]:

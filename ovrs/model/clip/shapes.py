@@ -20,7 +20,7 @@ _HEAD_WIDTH = 64
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
 
 
-def model_cfg(tensors: Mapping[str, Tensor], file: Path, heads: tuple[int, int] | None = None) -> dict[str, Any]:
+def model_cfg(tensors: Mapping[str, Tensor], file: Path, heads: tuple[int, int] | None = None) -> dict[str, object]:
     """open_clip's `model_cfg` without the activation, which no shape tells.
 
     Args:

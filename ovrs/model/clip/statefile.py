@@ -103,7 +103,8 @@ def read_folder(folder: Path) -> tuple[State, tuple[Path, ...]]:
     if file.suffix != ".json":
         return read(file), (file,)
     try:
-        names = sorted(set(read_object(file).get("weight_map", {}).values()))
+        index: Any = read_object(file)
+        names = sorted(set(index.get("weight_map", {}).values()))
     except (ValueError, AttributeError, TypeError) as error:
         raise WeightsError(f"{file} is no index of shards: {one_line(error)}") from error
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):

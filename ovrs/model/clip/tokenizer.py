@@ -67,7 +67,7 @@ def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, st
     return tokenizer, _digest(files)
 
 
-def checked_extra(where: str, text: Mapping[str, Any]) -> dict[str, Any]:
+def checked_extra(where: str, text: Mapping[str, Any]) -> dict[str, object]:
     """`tokenizer_kwargs`, if they change words only and name no file, place or code.
 
     Raises:
@@ -89,11 +89,11 @@ def clip_bpe(length: int = 77) -> Any:
     return part("tokenizer").SimpleTokenizer(context_length=length)
 
 
-def _other_bpe(length: int, extra: dict[str, Any]) -> Any:
+def _other_bpe(length: int, extra: dict[str, object]) -> Any:
     return part("tokenizer").SimpleTokenizer(context_length=length, **extra)
 
 
-def _clip_bpe(directory: Path, length: int, words: int, extra: dict[str, Any]) -> Any:
+def _clip_bpe(directory: Path, length: int, words: int, extra: dict[str, object]) -> Any:
     try:
         tokenizer = clip_bpe(length) if not extra else _other_bpe(length, extra)
     except FAULTS as error:
@@ -106,7 +106,7 @@ def _clip_bpe(directory: Path, length: int, words: int, extra: dict[str, Any]) -
     return tokenizer
 
 
-def _hugging_face(directory: Path, length: int, mode: str | None, extra: dict[str, Any]) -> Any:
+def _hugging_face(directory: Path, length: int, mode: str | None, extra: dict[str, object]) -> Any:
     from open_clip.tokenizer import HFTokenizer
 
     try:

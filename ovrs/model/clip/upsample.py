@@ -9,7 +9,7 @@ rank, close at a lower one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +133,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
     try:
         if path.suffix == ".safetensors":
-            state: dict[str, Any] = load_file(path)
+            state: dict[str, Tensor] = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
             state = content.get("state_dict", content)

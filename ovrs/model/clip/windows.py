@@ -18,6 +18,8 @@ from ovrs.model.clip.dense import native_size, patch_size
 from ovrs.scene.grid import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ovrs.model.clip.loading import LoadedModel
     from ovrs.options import ModelOptions
 
@@ -128,7 +130,7 @@ def choose(options: ModelOptions, model: LoadedModel) -> Views:
     return Views(views.geometry, views.zoom, tuple(wide), turned and bool(wide))
 
 
-def _stride(own: dict[str, Any], crop: int, usual_crop: int, asked: bool) -> int:
+def _stride(own: Mapping[str, Any], crop: int, usual_crop: int, asked: bool) -> int:
     """As the model recommends for its usual crop, in proportion for another; half the crop for windows asked for."""
     if asked or "stride" not in own:
         return crop // 2

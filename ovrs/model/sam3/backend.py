@@ -148,7 +148,7 @@ class Sam3Backend:
             return PhraseBank(tokens.to(self.dtype), mask, vectors)
         bank = self._encode_text(list(phrases))
         parts = {"tokens": bank.tokens.float(), "mask": bank.mask, "vectors": bank.vectors}
-        arrays: dict[str, Any] = {name: part.cpu().numpy() for name, part in parts.items()}
+        arrays: Any = {name: part.cpu().numpy() for name, part in parts.items()}
         files.keep(file, lambda temporary: np.savez(temporary, **arrays))
         return bank
 

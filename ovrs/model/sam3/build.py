@@ -41,7 +41,7 @@ class Parts:
     settings: Masks
     """Of the method, complete."""
     geometry: TileGeometry
-    facts: dict[str, Any]
+    facts: dict[str, object]
     vocabulary: Vocabulary
 
 

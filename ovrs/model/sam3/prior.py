@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class PriorSpace(Protocol):
         """Cosines of every phrase of every class with the pixels of a view."""
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What decides its numbers beside SAM 3 and the options, for the digest."""
         ...
 
@@ -87,7 +87,7 @@ class Sam3Space:
     def cosines(self, view: View, bank: PhraseBank, groups: Sequence[Sequence[int]]) -> list[Tensor]:
         return self._compare(view.state.layer, bank.vectors, groups)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"space": self.name}
 
     def _compare(self, features: Tensor, vectors: Tensor, groups: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -128,7 +128,7 @@ class PrototypeSpace:
         u = torch.where(found[:, None, None], u, u[found].mean(dim=0)) if found.any() else torch.zeros_like(u)
         return [row[None] for row in u]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"space": self.name}
 
 
@@ -145,7 +145,7 @@ class AlignedSpace:
         features = F.layer_norm(view.state.layer, view.state.layer.shape[-1:]) - self.vision_mean
         return _cosines(features, (bank.vectors - self.text_mean) @ self.matrix.T, groups)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         digest = hashlib.sha256()
         for array in (self.matrix, self.text_mean, self.vision_mean):
             digest.update(array.cpu().contiguous().numpy().tobytes())
@@ -167,7 +167,7 @@ class ClipSpace:
         u = F.adaptive_avg_pool2d(mean[None], size)[0] if mean.shape[-1] >= size[1] else resize(mean, size)
         return [u[list(g)] for g in groups]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"space": self.name, "clip": {k: v for k, v in self.clip.describe().items() if k != "threads"}}
 
 

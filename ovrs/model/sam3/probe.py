@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ovrs.model.sam3.prior import PriorSpace, View
     from ovrs.model.sam3.segmenter import CocoSegmenter
+    from ovrs.model.sam3.verdict import Identity, Judged, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def auc(values: Tensor, inside: Tensor) -> float:
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * (truth.size - positives)))
 
 
-def probe(segmenter: CocoSegmenter, spaces: Sequence[PriorSpace], images: Iterable[Image]) -> dict[str, Any]:
+def probe(segmenter: CocoSegmenter, spaces: Sequence[PriorSpace], images: Iterable[Image]) -> Verdict:
     """Compare each space with SAM 3's confident masks on unlabelled images.
 
     Returns:
@@ -88,19 +89,29 @@ def probe(segmenter: CocoSegmenter, spaces: Sequence[PriorSpace], images: Iterab
     return _verdict(segmenter, reports, count)
 
 
-def _verdict(segmenter: CocoSegmenter, reports: list[SpaceReport], images: int) -> dict[str, Any]:
+def _verdict(segmenter: CocoSegmenter, reports: list[SpaceReport], images: int) -> Verdict:
     passed = sorted((r for r in reports if r.passed), key=lambda r: -r.auc)
     return {
         "what": "agreement of prior spaces with SAM 3's own masks on unlabelled images; not accuracy",
         **identity(segmenter),
         "images": images,
         "limits": {"auc": MIN_AUC, "pairs": MIN_PAIRS, "collapse": MAX_COLLAPSE},
-        "spaces": [{**asdict(r), "passed": r.passed} for r in reports],
+        "spaces": [_judged(r) for r in reports],
         "accepted": passed[0].space if passed else None,
     }
 
 
-def identity(segmenter: CocoSegmenter) -> dict[str, Any]:
+def _judged(report: SpaceReport) -> Judged:
+    return {
+        "space": report.space,
+        "auc": report.auc,
+        "pairs": report.pairs,
+        "collapse": report.collapse,
+        "passed": report.passed,
+    }
+
+
+def identity(segmenter: CocoSegmenter) -> Identity:
     """What a verdict holds for."""
     backend, options = segmenter.backend, segmenter.options
     return {
@@ -112,7 +123,7 @@ def identity(segmenter: CocoSegmenter) -> dict[str, Any]:
     }
 
 
-def allowed_weight(segmenter: CocoSegmenter, verdict: dict[str, Any] | None) -> tuple[float, str]:
+def allowed_weight(segmenter: CocoSegmenter, verdict: Verdict | None) -> tuple[float, str]:
     """λ that may be used, and why: the wanted one only when the verdict accepts this very space."""
     options = segmenter.options
     space, wanted = options.prior_space, options.prior_weight
@@ -140,7 +151,7 @@ def allowed_weight(segmenter: CocoSegmenter, verdict: dict[str, Any] | None) -> 
     return 0.0, reason
 
 
-def read_verdict(path: Path) -> dict[str, Any]:
+def read_verdict(path: Path) -> Verdict:
     """A stored verdict.
 
     Raises:
@@ -148,7 +159,7 @@ def read_verdict(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise OptionError(f"no probe verdict at {path}; `ovrs sam3 probe IMAGES … -o {path.name}` writes one")
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    content: Verdict = json.loads(path.read_text("utf-8"))
     if "spaces" not in content:
         raise OptionError(f"{path} is no probe verdict: it has no 'spaces'")
     return content

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ovrs.engine.tiling import TileGeometry
     from ovrs.model.sam3.backend import Detection, PhraseBank, Sam3Backend
     from ovrs.model.sam3.prior import PriorSpace
+    from ovrs.model.sam3.verdict import Verdict
     from ovrs.scene.grid import Window
 
 
@@ -60,7 +61,7 @@ class _Sam3Segmenter(Generic[S]):
         phrases: Phrases,
         options: S,
         geometry: TileGeometry,
-        facts: dict[str, Any],
+        facts: dict[str, object],
     ) -> None:
         self.backend, self.phrases, self.options = backend, phrases, options
         self.bank, self.groups, self.prompted = phrases.bank, phrases.groups, phrases.prompted
@@ -94,7 +95,7 @@ class _Sam3Segmenter(Generic[S]):
         total, weights = self.evidence(rgb, valid, crops)
         return self.finish(total / weights)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return self.facts
 
     def rows(self) -> tuple[list[int], Tensor]:
@@ -126,13 +127,13 @@ class MaskSegmenter(_Sam3Segmenter[Plain | SegearthOv3]):
 class CocoSegmenter(_Sam3Segmenter[CocoSam3]):
     """`coco_sam3`: calibrated evidence. Adapting to a scene means probing the prior's space on it, nothing else."""
 
-    def __init__(self, *parts: Any, space: PriorSpace | None, verdict: dict[str, Any] | None) -> None:
+    def __init__(self, *parts: Any, space: PriorSpace | None, verdict: Verdict | None) -> None:
         super().__init__(*parts)
         self.space = space
         self.channels = 2 * len(self.groups)
         self._judge(verdict)
 
-    def _judge(self, verdict: dict[str, Any] | None) -> None:
+    def _judge(self, verdict: Verdict | None) -> None:
         self.prior_weight, self.prior_reason = probe.allowed_weight(self, verdict)
         self.facts = {**self.facts, "prior_weight_used": self.prior_weight, "prior_reason": self.prior_reason}
 
