@@ -50,7 +50,8 @@ def decided(scores: Array, rule: DecisionRule, background_evidence: Array | None
         low = best < rule.threshold
         if background_evidence is not None:
             low |= background_evidence > best
-        labels[low] = rule.background
+        # not by a mask: a device would have to be waited for
+        labels = xp.where(low, xp.full_like(labels, rule.background), labels)
     return labels, quantised(best)
 
 

@@ -117,8 +117,7 @@ def find_prototypes(stack: Stack, bank: TextBank, settings: Descent) -> Prototyp
     uncertainty = entropy(probabilities) / math.log(max(2, len(probabilities)))
     best, winner = join_queries(probabilities, bank, settings.max_share).max(dim=0)
     # the mean over queries dilutes a class of several, so its floor is diluted alike
-    queries = torch.bincount(bank.class_of, minlength=bank.class_count)
-    floor = (settings.max_share + (1 - settings.max_share) / queries[winner]) / bank.class_count
+    floor = (settings.max_share + (1 - settings.max_share) / bank.sizes[winner]) / bank.class_count
     candidate = stack.valid & (uncertainty < stack.mean(uncertainty)[:, None]) & (best >= floor)
     wanted = (settings.anchors * stack.real / 196).round().clamp(min=3)
     order = torch.where(candidate, uncertainty, torch.inf).argsort(dim=1, stable=True)

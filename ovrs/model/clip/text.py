@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -42,9 +43,20 @@ class TextBank:
     """float32 `(M,)`, added to the scaled logits: minus the logarithm of the class's number of queries, because a class of
     many has more chances to hold the maximum; None adds nothing."""
 
+    @cached_property
+    def sizes(self) -> Tensor:
+        """int64 `(C,)`: queries of each class."""
+        return torch.bincount(self.class_of, minlength=self.class_count)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """The same on the host, asked for once: a device would have to be waited for."""
+        found: list[int] = self.sizes.tolist()
+        return found
+
     def balanced(self) -> TextBank:
         """The same queries with the offsets that make up for unequal numbers."""
-        count = torch.bincount(self.class_of, minlength=self.class_count)[self.class_of]
+        count = self.sizes[self.class_of]
         return replace(self, offsets=-count.float().log())
 
 
