@@ -135,7 +135,7 @@ class ConvSegmenter:
         return self.finish(values / weight)
 
     def describe(self):
-        return {"model": "convolution"}
+        return {"model": "convolution", "weights": "none", "method": "none"}
 
 
 def ours(source: Path, out: Path, executor: str = "serial") -> None:

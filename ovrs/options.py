@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from ovrs.errors import OptionError
 from ovrs.foreign import is_file, read_object
@@ -53,6 +63,11 @@ class SceneOptions(Fields):
     """Replaces the source's nodata values; its masks and alpha band still count."""
     allow_ungeoreferenced: bool = False
     """Map a raster without CRS or transform on its pixel grid."""
+
+    @field_serializer("nodata", when_used="json")
+    def _as_text(self, value: float | None) -> float | str | None:
+        """NaN and infinity as text: JSON has no number for them."""
+        return value if value is None or math.isfinite(value) else repr(value)
 
 
 class ModelOptions(Fields):

@@ -77,7 +77,7 @@ def command(made, monkeypatch, capsys):
         }
         argv = ["ovrs", name, *own.get(name, []), out, *more]
         if name == "map":
-            argv += ["--block", "1", "--scores", "--crop", "80"]
+            argv += ["--set", "run.block_pitches=1", "--set", "run.store_scores=true", "--set", "model.crop=80"]
         monkeypatch.setattr("sys.argv", [str(a) for a in argv])
         try:
             main()

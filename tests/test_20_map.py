@@ -18,7 +18,7 @@ from ovrs import pipeline
 from ovrs.errors import OptionError, StoreError
 from ovrs.run import begin, publish, work
 from ovrs.store import layout
-from ovrs.store.picture import CARD_CLASSES
+from ovrs.store.picture import CARD_CLASSES, thumbnail
 from ovrs.store.record import RESULTS, RunDescription, RunRecord
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
@@ -310,3 +310,17 @@ def test_ovrs_shows_ten_public_names():
         "Map", "MapOptions", "OvrsError", "Segmenter", "TileScores", "Vocabulary", "load_vocabulary", "map_scene", "open", "resume",
     ]  # fmt: skip
     assert ovrs.open.__module__ == ovrs.Map.__module__ == "ovrs.store.map"
+
+
+def test_a_thumbnail_reads_a_small_level_at_once_and_a_large_one_by_rows(path, monkeypatch):
+    reads = []
+    with ovrs.open(path) as mapped:
+        level = mapped.layer("label", mapped.factors[-1])
+        kind, read = type(level), type(level).__getitem__
+        monkeypatch.setattr(kind, "__getitem__", lambda self, key: reads.append(key) or read(self, key))
+        longest = max(level.shape)
+        for side, whole in ((longest // 2, True), (longest // 4, True), (longest // 8, False)):
+            reads.clear()
+            small = thumbnail(mapped, side)
+            assert max(small.shape[:2]) == side
+            assert len(reads) == (1 if whole else small.shape[0])

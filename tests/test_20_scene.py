@@ -6,6 +6,7 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from conftest import rotated, smooth
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
@@ -208,3 +209,10 @@ def test_scenes_pickle_without_their_handles(write_raster):
     scene = open_scene(write_raster(rgb), SceneOptions())
     whole(scene)
     np.testing.assert_array_equal(whole(pickle.loads(pickle.dumps(scene))).rgb, rgb)
+
+
+@pytest.mark.parametrize(("gsd", "how"), [(1.1, "bilinear"), (1.5, "average")])
+def test_pixels_of_unequal_sides_are_averaged_from_their_mean_size_on(write_raster, gsd, how):
+    """Sides of 0.5 m and 2 m have a mean of 1 m; averaging begins at 1.2 times that."""
+    path = write_raster(np.maximum(smooth(60, 120), 1), transform=Affine(0.5, 0, 500000, 0, -2.0, 5600000))
+    assert open_scene(path, SceneOptions(gsd=gsd)).resampling == how

@@ -148,7 +148,7 @@ def kept(folder):
 def test_no_product_of_a_signed_scene_holds_its_secret(web, ovrs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     signed, renewed = (f"{web.url}?se=2026-0{i}-01&sig={S}%2Fabc{i}" for i in (1, 2))
-    plain = ("--classes", "building, road, water", "--model", "trivial", "--block", 1, "-o", "m.zarr")
+    plain = ("--classes", "building, road, water", "--model", "trivial", "--set", "run.block_pitches=1", "-o", "m.zarr")
     products = ("--cog", "m.tif", "--vectors", "m.gpkg", "--png", "m.png", "--stac", "m.json")
     said = [ovrs("map", signed, *plain), ovrs("map", renewed, *plain), ovrs("export", "m.zarr", *products)]
     said.append(ovrs("info", "m.zarr", "--json"))

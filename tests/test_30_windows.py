@@ -244,7 +244,7 @@ def test_the_command_line_tells_and_overrides_them(directory, noise_scene, tmp_p
         app, ["map", str(scene), "--classes", "a,b", "--wide", "two", "-o", str(tmp_path / "o.zarr")]
     )
     assert result.exit_code != 0
-    assert "model.wide.0: Input should be a valid integer" in str(result.exception) + result.output
+    assert "model.wide takes numbers" in str(result.exception) + result.output
 
 
 def test_pixels_of_unknown_size_are_not_guessed(directory, noise_scene, tmp_path):

@@ -191,7 +191,7 @@ def test_a_key_means_the_same_with_and_without_its_section():
         (["scene.colour=1"], "no such option; choose one of scene.bands"),
         (["lr=1", "method.lr=2"], "given twice"),
         (["model.crop=1", "model.crop=2"], "given twice"),
-        (["scene.bbox=1,2"], "takes 4 values"),
+        (["scene.bbox=1,2"], "takes 4 numbers"),
         (["run.workers="], "has no value"),
     ):
         with pytest.raises(OptionError, match=why):
@@ -229,6 +229,13 @@ def test_a_flag_that_has_gone_is_answered_with_its_spelling(write_raster, tmp_pa
         result = CliRunner().invoke(app, ["map", str(scene), "--classes", "a,b", "-o", str(out), *words])
         assert result.exit_code == 2
         assert why in result.output
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -9999.0, None])
+def test_a_record_keeps_every_value_of_no_data(value):
+    chosen = options.build(scene={"nodata": value})
+    kept = json.loads(json.dumps(chosen.model_dump(mode="json"), allow_nan=False))
+    assert repr(MapOptions.model_validate(kept).scene.nodata) == repr(value)
 
 
 def test_a_run_recorded_in_the_earlier_form_is_refused_by_name(write_raster, trivial, words, tmp_path):

@@ -194,8 +194,8 @@ def test_kill_at_any_moment_and_go_on_gives_the_same_bytes(noise_scene, tmp_path
         "demo",
         "--model",
         "trivial",
-        "--block",
-        "1",
+        "--set",
+        "run.block_pitches=1",
         "-o",
     ]
     env = environment(tmp_path)

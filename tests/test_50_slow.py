@@ -107,7 +107,7 @@ def test_a_hundred_kills_change_nothing(tmp_path):
         "--model",
         "trivial",
     ]
-    command += ["--block", "1", "-o"]
+    command += ["--set", "run.block_pitches=1", "-o"]
     env = environment(tmp_path)
     begun = time.perf_counter()
     subprocess.run([*command, str(tmp_path / "calm.zarr")], check=True, env=env, capture_output=True)

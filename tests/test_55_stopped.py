@@ -93,7 +93,15 @@ def test_a_disk_that_is_full_keeps_the_finished_blocks(noise_scene, tmp_path, ca
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        command = ["map", str(noise_scene(1100, 1100)), *WORDS, "--block", "1", "-o", str(disk / "m.zarr")]
+        command = [
+            "map",
+            str(noise_scene(1100, 1100)),
+            *WORDS,
+            "--set",
+            "run.block_pitches=1",
+            "-o",
+            str(disk / "m.zarr"),
+        ]
         assert edge.run(app, command) == 4
         shown = capsys.readouterr().err
         assert "No space left on device" in shown
@@ -152,8 +160,8 @@ def test_impossible_outputs_are_one_line_and_leave_nothing(name, code, words, no
 
 def stopped(tmp_path, number, *, group=False, executor="serial", after=3, twice=False):
     out = tmp_path / "m.zarr"
-    command = [sys.executable, "-m", "ovrs", "map", str(tmp_path / "scene.tif"), *WORDS, "--block", "1"]
-    command += ["--crop", "64", "--stride", "16", "--executor", executor, "-o", str(out)]
+    command = [sys.executable, "-m", "ovrs", "map", str(tmp_path / "scene.tif"), *WORDS, "--set", "run.block_pitches=1"]
+    command += ["--set", "model.crop=64", "--set", "model.stride=16", "--executor", executor, "-o", str(out)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True, start_new_session=True
     )

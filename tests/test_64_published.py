@@ -111,7 +111,16 @@ def test_lists_of_another_length_are_refused():
 
 
 def run_map(scene, out, *arguments):
-    options = ["--model", "trivial", "--crop", "64", "--allow-ungeoreferenced", "-o", str(out)]
+    options = [
+        "--model",
+        "trivial",
+        "--set",
+        "model.crop=64",
+        "--set",
+        "scene.allow_ungeoreferenced=true",
+        "-o",
+        str(out),
+    ]
     done = CliRunner().invoke(app, ["map", str(scene), *options, *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     record = CliRunner().invoke(app, ["info", str(out), "--json"]).output

@@ -150,7 +150,7 @@ def test_a_map_that_is_there_is_not_computed_again_whoever_asks(
     flow = importlib.import_module("ovrs.flows.map_scene").map_scene
 
     def command(*words):
-        assert CliRunner().invoke(app, ["map", *words, "--block", "1", "-o", target]).exit_code == 0
+        assert CliRunner().invoke(app, ["map", *words, "--set", "run.block_pitches=1", "-o", target]).exit_code == 0
 
     ways = {
         "python": lambda: pipeline.map(Request.from_names(scene, target, vocabulary="demo", options=trivial())),

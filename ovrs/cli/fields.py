@@ -26,7 +26,7 @@ def flag(key: str, panel: str | None = None) -> Any:
     return typer.Option(f"--{name.replace('_', '-')}", help=key, rich_help_panel=panel or section.capitalize())
 
 
-def told(flags: Mapping[str, str | None], pairs: list[str]) -> dict[str, dict[str, object]]:
+def told(flags: Mapping[str, str | None], pairs: list[str]) -> dict[str, dict[str, Any]]:
     """What flags (`SECTION.KEY` to text) and `--set` pairs say, as sections of `ovrs.options.build`.
 
     Raises:
@@ -71,8 +71,8 @@ class Spelled(Strict):
         """Write the flags in groups, in the order in which the groups come up."""
         groups: dict[str, list[tuple[str, str]]] = {}
         known = _listing()
-        params: Any = self.get_params(ctx)  # options, whose help is written anew
-        for param in params:
+        param: Any
+        for param in self.get_params(ctx):
             if (field := known.get(getattr(param, "help", None) or "")) is not None:
                 param.help, param.metavar = field.help, "|".join(field.choices) or "VALUE"
             record = param.get_help_record(ctx)

@@ -117,15 +117,25 @@ def listed(kind: type[Fields], name: str, text: str, where: str) -> Any:
     """`text` for an option; for one that takes several values, its parts between commas (`none` has no part).
 
     Raises:
-        OptionError: Another number of parts than the option takes.
+        OptionError: Another number of parts than the option takes, or a part that is no number.
     """
     shape = _parts_of(kind.model_fields[name].annotation)
     if shape is None:
         return text
     parts = () if text == "none" else tuple(part.strip() for part in text.split(","))
     if Ellipsis not in shape and len(parts) != len(shape):
-        raise OptionError(f"{where} takes {len(shape)} values, separated by commas, got {text!r}")
+        raise OptionError(f"{where} takes {len(shape)} numbers separated by commas, got {text!r}")
+    if not all(_is_number(part) for part in parts):
+        raise OptionError(f"{where} takes numbers separated by commas, got {text!r}")
     return parts
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def choices(annotation: Any) -> tuple[str, ...]:

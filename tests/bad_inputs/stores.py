@@ -44,7 +44,18 @@ WRITERS = [
     ["export", "map.zarr", "--png", "x.png"],
     ["export", "map.zarr", "--stac", "x.json"],
     ["report", "map.zarr", "-o", "x.html"],
-    ["map", "scene.tif", "--classes", "water, road", "--model", "trivial", "-o", "map.zarr", "--block", "1"],
+    [
+        "map",
+        "scene.tif",
+        "--classes",
+        "water, road",
+        "--model",
+        "trivial",
+        "-o",
+        "map.zarr",
+        "--set",
+        "run.block_pitches=1",
+    ],
 ]
 
 
