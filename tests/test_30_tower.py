@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import write_clip_directory
 
-from ovrs.model.clip import architecture, directory, loading, parts, tower
+from ovrs.model.clip import architecture, directory, loading, singles, tower
 from ovrs.model.clip.lite import SCALES, LiteFeatures
 from ovrs.options import ModelOptions
 
@@ -52,7 +52,7 @@ def test_defaults_are_those_of_open_clip():
         (open_clip.CLIPTextCfg, tower.TEXT_DEFAULTS, tower.TEXT_REST),
     ):
         assert {f.name: f.default for f in dataclasses.fields(kind)} == {**sizes, **rest}
-    assert (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD) == (parts.COLOUR_MEAN, parts.COLOUR_STD)
+    assert (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD) == (singles.COLOUR_MEAN, singles.COLOUR_STD)
     assert directory.describe(PLAIN)["vision_cfg"] == dataclasses.asdict(open_clip.CLIPVisionCfg(**PLAIN["vision_cfg"]))
 
 
@@ -96,9 +96,9 @@ def test_parts_of_open_clip_are_the_packages():
     import open_clip
     from open_clip import tokenizer
 
-    parts.part.cache_clear()
-    assert parts.part("tokenizer") is tokenizer
-    assert [t("x") for t in parts.part("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES] == [
+    singles.part.cache_clear()
+    assert singles.part("tokenizer") is tokenizer
+    assert [t("x") for t in singles.part("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES] == [
         t("x") for t in open_clip.OPENAI_IMAGENET_TEMPLATES
     ]
 
