@@ -86,8 +86,8 @@ class ModelOptions(Fields):
     }
 
     model: str = "bundled"
-    """`bundled`, an open_clip name such as `ViT-B-16`, a local directory in open_clip's format, `hf-hub:ORG/NAME` for a
-    repository in that format; `sam3`, a directory with SAM 3's weights, or `sam3-tiny`."""
+    """`bundled`, a name that `ovrs models` lists, an open_clip name such as `ViT-B-16`, a local directory in open_clip's format,
+    `hf-hub:ORG/NAME` for a repository in that format; `sam3`, a directory with SAM 3's weights, or `sam3-tiny`."""
     pretrained: str | None = None
     """open_clip's tag of the weights, or a file that holds them, for a model named by open_clip's name."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d{1,3})?)$")

@@ -246,7 +246,7 @@ class _Planted:
         self.options = CocoSam3(prior_space="sam3")
         self.backend = type("Backend", (), {"weights_hash": "x", "layer": 1})()
 
-    def look(self, rgb, valid):
+    def observe(self, rgb, valid):
         return self.view
 
 
@@ -281,7 +281,7 @@ def test_alignment_recovers_a_planted_linear_map(tmp_path):
         prompted = tuple(map(str, range(12)))
         backend = type("Backend", (), {"weights_hash": "w", "layer": 1})()
 
-        def look(self, rgb, valid):
+        def observe(self, rgb, valid):
             features = (true @ vectors[int(rgb)])[None, None].expand(6, 6, -1)
             evidence = torch.full((12, 6, 6), -9.0)
             evidence[int(rgb)] = 9.0
@@ -367,7 +367,7 @@ def test_wrong_combinations_are_named(model, method, message):
 def test_clip_methods_refuse_sam3_options():
     from ovrs.model.clip.build import build_clip_segmenter
 
-    with pytest.raises(OptionError, match="synonyms belongs to segearth_ov3, coco_sam3"):
+    with pytest.raises(OptionError, match="synonyms belongs to segearth_ov3, proc_sam3, coco_sam3"):
         build_clip_segmenter(ModelOptions(), MethodOptions(synonyms=1), vocabulary.load("demo"))
     with pytest.raises(OptionError, match="add --model sam3"):
         build_clip_segmenter(ModelOptions(), MethodOptions(method="coco_sam3"), vocabulary.load("demo"))

@@ -29,6 +29,7 @@ METHODS: dict[str, Method] = {
         cass.CASS,
         sam3.SAM3,
         sam3.SEGEARTH_OV3,
+        sam3.PROC_SAM3,
         sam3.COCO_SAM3,
     )
 }

@@ -25,6 +25,10 @@ _HINTS = ("name", "version")
 """Facts about the file that do not make another scene of it: what it is called, and its time of change or tag."""
 
 
+_TOLD = ("licence", "deviations")
+"""Facts about the model that change no number: they stand in the record and do not enter the digest."""
+
+
 def describe(job: Job, uri: str | Path) -> RunDescription:
     """Content of `run.json`: inputs, options, versions, and the digest that decides whether a run may be continued."""
     box, scene, vocabulary = job.scene.geobox, job.scene, job.spec.vocabulary
@@ -51,7 +55,7 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
         "grid": grid,
         "radiometry": {**radiometry, **job.options.scene.decisive()},
         "vocabulary": vocabulary.digest(),
-        "model": dict(job.facts),
+        "model": {k: v for k, v in job.facts.items() if k not in _TOLD},
         "rule": vars(job.rule),
         "plan": {**plan, **job.options.run.decisive()},
         "code": NUMERICS,

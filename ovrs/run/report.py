@@ -102,6 +102,10 @@ def _whose(provenance: dict[str, str]) -> str:
     return f"; preset {provenance['preset']}; words: {provenance['words']}{sentences}"
 
 
+_APART = ("model", "weights", "licence", "deviations")
+"""Facts about the model with lines of their own."""
+
+
 def info_of(mapped: Map, *, as_json: bool = False) -> str:
     """Provenance and content of a map as text or JSON."""
     record = mapped.record
@@ -115,8 +119,9 @@ def info_of(mapped: Map, *, as_json: bool = False) -> str:
         f"scene      {record.uri}  {scene.width}x{scene.height}, {scene.count} bands {scene.dtypes[0]}",
         f"grid       {grid.shape[1]}x{grid.shape[0]} px, {size[0]:.4g} x {size[1]:.4g} m, EPSG:{grid.epsg}; {record.grid_note}",
         f"bands      {','.join(map(str, record.radiometry.bands))}; stretch {'none' if stretch is None else stretch.dump()}",
-        f"model      {model.model}  weights sha256 {str(model.weights)[:16]}…",
-        "method     " + ", ".join(f"{k}={v}" for k, v in told.items() if k not in ("model", "weights")),
+        f"model      {model.model}  weights sha256 {str(model.weights)[:16]}…, licence {model.licence or 'not told'}",
+        "method     " + ", ".join(f"{k}={v}" for k, v in told.items() if k not in _APART),
+        *(f"deviates   {line}" for line in model.deviations or ()),
         f"rule       background {record.rule.background}, threshold {record.rule.threshold}",
         f"run        {record.begun} to {record.finished}, {record.blocks} blocks, {record.seconds} s, ovrs {record.version}",
         f"tiles      {', '.join(f'{k} {v}' for k, v in sorted(record.tile_events.items())) or '-'}",

@@ -122,10 +122,14 @@ class ModelFacts(_Part):
     method: str
     weights: str | None = None
     """SHA-256, or `none`."""
+    licence: str | None = None
+    """Of the weights, where it is told."""
     prior_weight_used: float | None = None
     """SAM 3: weight of the semantic prior."""
     prior_reason: str | None = None
     """SAM 3: why the prior has this weight."""
+    deviations: list[str] | None = None
+    """SAM 3: where the run departs from its paper's equations, one sentence each."""
 
 
 class RuleFacts(_Part):

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ovrs.errors import WeightsError
-from ovrs.model.clip import tower
+from ovrs.model.clip import tower, towers
 from ovrs.model.clip.dense import check_vit, patch_size
 from ovrs.model.clip.foreign import FAULTS, one_line, place, shown
 from ovrs.model.clip.lite import SCALES
@@ -102,6 +102,8 @@ def _tower(values: Any, kind: Any, where: str) -> dict[str, object]:
     if not isinstance(values, dict):
         raise WeightsError(f"{where} must be an object, {{…}}, got {shown(values)}")
     given = {str(key): value for key, value in values.items() if value is not None}
+    if "timm_proj" in values and values["timm_proj"] is None:
+        given["timm_proj"] = ""  # null says: no projection beside the trunk's own head; open_clip's default is another
     typed: Any = checked_dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     try:
         values_of = asdict(TypeAdapter(typed).validate_json(json.dumps(given), strict=True))
@@ -132,7 +134,10 @@ def build(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> A
     Raises:
         WeightsError: The description makes no network.
     """
-    given = dict(config)
+    plain = tower.is_plain(config)
+    given = (
+        dict(config) if plain else {**config, "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False}}
+    )
     try:
         clip = _kind(given)(**given)
         if stem is not None:
@@ -185,21 +190,24 @@ def sketch(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None, *, 
     `text=False` puts a small text tower in the place of the described one.
 
     Raises:
-        WeightsError: The description makes no network, or its vision tower is no ViT that dense features fit.
+        WeightsError: The description makes no network, or its vision tower is none that dense features fit.
     """
     vision = config["vision_cfg"]
-    if vision.get("timm_model_name"):
-        raise _unsupported(f"this one is timm's {vision['timm_model_name']}")
     if isinstance(vision.get("layers"), (list, tuple)):
-        raise _unsupported("this one is a ResNet")
+        raise towers.unsupported("this one is a ResNet")
+    if vision.get("timm_model_name"):
+        _require_timm(vision)
     given = {key: value for key, value in config.items() if text or key not in ("custom_text", "multimodal_cfg")}
     if not text:
         given["text_cfg"] = _SMALL_TEXT
     clip = unfilled(given, stem)
+    if vision.get("timm_model_name"):
+        towers.require_supported(clip.visual)
+        return clip
     check_vit(clip.visual)
     rows, cols = clip.visual.grid_size
     if rows != cols or rows < 1 or patch_size(clip.visual) < 1:
-        raise _unsupported(f"this one sees {rows} x {cols} patches, not a square of at least one")
+        raise towers.unsupported(f"this one sees {rows} x {cols} patches, not a square of at least one")
     return clip
 
 
@@ -213,16 +221,25 @@ def unfilled(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -
         return build(config, stem)
 
 
-def _unsupported(found: str) -> WeightsError:
-    return WeightsError(
-        f"Dense features need an open_clip ViT with a class token; {found}. Choose a ViT such as 'ViT-B-16'"
-    )
+def _require_timm(vision: Mapping[str, Any]) -> None:
+    """Refuse timm's networks that are known by name not to fit, before one of a billion parameters is described."""
+    import timm
+
+    name = vision["timm_model_name"]
+    if ":" in name or not timm.is_model(name):
+        raise towers.unsupported(f"this one is {shown(name)}, which timm does not know")
+    if vision.get("timm_pool") != "map" or vision.get("timm_proj", "linear") not in (None, "", "none"):
+        raise towers.unsupported(f"this one is timm's {name}")
 
 
 def activations(clip: Any) -> dict[str, str]:
     """Names of the activation in the vision tower and in the text tower, for provenance."""
     text = getattr(clip, "text", clip)
-    return {"vision": _activation(clip.visual.transformer), "text": _activation(getattr(text, "transformer", None))}
+    if hasattr(clip, "activations"):
+        return dict(clip.activations)
+    visual = clip.visual
+    seen = visual.activation if isinstance(visual, towers.DenseTower) else _activation(visual.transformer)
+    return {"vision": seen, "text": _activation(getattr(text, "transformer", None))}
 
 
 def _activation(transformer: nn.Module | None) -> str:

@@ -79,6 +79,7 @@ class Parts(Generic[S]):
             "model": model.name,
             "weights": model.weights_hash,
             **model.facts,
+            "licence": model.licence,
             "device": model.device.type,
             "crop": views.geometry.crop,
             "stride": views.geometry.stride,

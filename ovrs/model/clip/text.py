@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ovrs.model.clip.loading import LoadedModel
     from ovrs.words.vocabulary import Vocabulary
 
-_BATCH = 256
+BATCH = 256
+"""Sentences that the text tower is given at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,7 @@ def encode_sentences(
         stable=True
     )  # sentences of like length together: the tail behind the end token is not computed
     out: Tensor | None = None
-    for rows in order.split(_BATCH):
+    for rows in order.split(BATCH):
         z = F.normalize(_encode(clip, unique[rows]).float(), dim=-1)
         if out is None:
             out = torch.empty(len(unique), z.shape[1])

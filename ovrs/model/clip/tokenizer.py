@@ -64,7 +64,7 @@ def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, st
             f"{directory}: the tokenizer has {len(tokenizer.tokenizer)} tokens and the text tower only {words}; "
             f"take the files of {shown(wanted)}"
         )
-    return tokenizer, _digest(files)
+    return tokenizer, digest(files)
 
 
 def checked_extra(where: str, text: Mapping[str, Any]) -> dict[str, object]:
@@ -128,7 +128,7 @@ def _hugging_face(directory: Path, length: int, mode: str | None, extra: dict[st
         raise WeightsError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}") from error
 
 
-def _digest(files: list[Path]) -> str:
+def digest(files: list[Path]) -> str:
     """Names and contents of the tokenizer's files, as SHA-256."""
     digest = hashlib.sha256()
     for file in files:
