@@ -94,6 +94,8 @@ class ModelOptions(Fields):
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the vision tower; everything after it is float32."""
+    tiles_at_once: int | None = Field(default=None, ge=1, le=256)
+    """Tiles that are looked at in one batch. Default: 1 on a CPU; on a GPU as many as its memory holds, at most 16."""
     compile: bool = False
     """Compile the tower's blocks with torch.compile; needs a C++ compiler (CPU) or Triton (CUDA), and a minute at start."""
     crop: int | None = Field(default=None, ge=16)

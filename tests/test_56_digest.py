@@ -56,6 +56,7 @@ OTHER = {
         "pretrained": ({"model": {"model": "ViT-B-16"}, "method": {"method": "none"}}, "one", "another"),
         "dtype": (CLIP_NONE, "float32", "bfloat16"),
         "compile": (CLIP_NONE, False, True),
+        "tiles_at_once": (CLIP_NONE, 1, 2),
         "crop": (CLIP_NONE, 64, 96),
         "stride": (CLIP_NONE, 32, 48),
         "zoom": (CLIP_NONE, None, 2),

@@ -93,8 +93,9 @@ class Job:
         return list(found or ())
 
     def missing(self) -> list[str]:
-        """Names of the blocks without a finished marker, in plan order."""
-        for name in self.run_dir.damaged():
+        """Names of the blocks without a finished marker, in plan order. Reads each marker once."""
+        records = self.run_dir.markers()
+        for name in (n for n, record in records.items() if record is None):
             log.warning("the marker of block %s is damaged; the block is computed again", name)
-        records = self.run_dir.records()
-        return [name for name in self.plan.block_names() if name not in records or not records[name].finished]
+        finished = {name for name, record in records.items() if record is not None and record.finished}
+        return [name for name in self.plan.block_names() if name not in finished]

@@ -165,17 +165,24 @@ class RunDir:
         Raises:
             StoreError: `blocks` is not a folder.
         """
-        return {record.name: record for record in self._all().values() if record is not None}
+        return {name: record for name, record in self.markers().items() if record is not None}
 
     def damaged(self) -> list[str]:
         """Names of the markers that cannot be read; their blocks count as not computed."""
-        return [key.rpartition("/")[2].removesuffix(".json") for key, record in self._all().items() if record is None]
+        return [name for name, record in self.markers().items() if record is None]
 
-    def _all(self) -> dict[str, BlockRecord | None]:
+
+    def markers(self) -> dict[str, BlockRecord | None]:
+        """Every marker by block name, each read once; None where one cannot be read.
+
+        Raises:
+            StoreError: `blocks` is not a folder.
+        """
         if isinstance(self.blocks, Path) and self.blocks.exists() and not self.blocks.is_dir():
             raise StoreError(f"{self.blocks} is not a folder; remove it, its blocks are then computed again")
         keys = [f"{_BLOCKS}/{name}" for name in self._names() if name.endswith(".json") and name[0].isdigit()]
-        return dict(each(self.objects, keys, self._marker))
+        found = each(self.objects, keys, self._marker)
+        return {key.rpartition("/")[2].removesuffix(".json"): record for key, record in found}
 
     def _names(self) -> list[str]:
         if isinstance(self.blocks, Path):

@@ -60,7 +60,7 @@ class Adapted(NamedTuple):
 
 
 def adapt(
-    visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, settings: Mlmp, *, joint: bool = False
+    visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, settings: Mlmp, *, sets: int | None = None
 ) -> Adapted:
     """Adapt B images, each for itself, and return their fused patch features.
 
@@ -70,10 +70,11 @@ def adapt(
         prompts: `(T, M, D)`, unit rows: the queries in each template.
         mean_prompt: `(M, D)`, the renormalised mean over templates; weighs the layers at inference.
         settings: See there.
-        joint: Adapt one set of parameters to all images together, as the authors do with their batches of two.
+        sets: So many sets of consecutive images, each with one set of parameters: 1 for all together, as the authors do
+            with their batches of two. None: every image has its own.
     """
     groups = prompts.split(1) if settings.templates == "weights" else (prompts,)
-    tuned = [tune(visual, images, group, settings, joint=joint) for group in groups]
+    tuned = [tune(visual, images, group, settings, sets=sets) for group in groups]
     depths = settings.depths(len(visual.transformer.resblocks))
     with torch.no_grad():
         frozen = mean_norms([norms for norms, _ in tuned])
@@ -86,10 +87,10 @@ def adapt(
 
 
 def tune(
-    visual: Visual, images: Tensor, prompts: Tensor, settings: Mlmp, *, joint: bool = False
+    visual: Visual, images: Tensor, prompts: Tensor, settings: Mlmp, *, sets: int | None = None
 ) -> tuple[NormState, Tensor]:
     """Adapt the loaded parameters to the prompts `(T, M, D)`; returns them and the losses `(steps, B)` before each step."""
-    norms = initial_norms(visual, 1 if joint else len(images), dtype=images.dtype)
+    norms = initial_norms(visual, sets or len(images), dtype=images.dtype)
     depths = settings.depths(len(visual.transformer.resblocks))
     optimiser = torch.optim.Adam(norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
     losses = []
@@ -99,8 +100,8 @@ def tune(
                 visual, forward(visual, images, norms, settings.dense, depths), norms, prompts, settings
             )
             optimiser.zero_grad()
-            # a sum, not a mean: every image gets the gradient it would get alone
-            (each.mean() if joint else each.sum()).backward()
+            # a sum, not a mean: every set of images gets the gradient it would get alone
+            each.view(sets or len(images), -1).mean(dim=1).sum().backward()
             optimiser.step()
             losses.append(each.detach())
     return norms.detached(), torch.stack(losses) if losses else images.new_zeros(0, len(images))
@@ -141,5 +142,5 @@ def segmenter(parts: Parts[Mlmp | Tent]) -> NormSegmenter:
     return NormSegmenter(
         parts.frozen(bank),
         settings,
-        lambda images: adapt(visual, images, prompts, bank.vectors, settings, joint=True),
+        lambda images, sets: adapt(visual, images, prompts, bank.vectors, settings, sets=sets),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 
 from ovrs import files
 from ovrs.cache import cache_directory
+from ovrs.model.clip.singles import part
 from ovrs.model.clip.tokenizer import clip_bpe
+from ovrs.model.clip.tower import is_clip
 from ovrs.provenance import NUMERICS, canonical
 
 if TYPE_CHECKING:
@@ -41,9 +44,20 @@ class TextBank:
     """float32 `(M,)`, added to the scaled logits: minus the logarithm of the class's number of queries, because a class of
     many has more chances to hold the maximum; None adds nothing."""
 
+    @cached_property
+    def sizes(self) -> Tensor:
+        """int64 `(C,)`: queries of each class."""
+        return torch.bincount(self.class_of, minlength=self.class_count)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """The same on the host, asked for once: a device would have to be waited for."""
+        found: list[int] = self.sizes.tolist()
+        return found
+
     def balanced(self) -> TextBank:
         """The same queries with the offsets that make up for unequal numbers."""
-        count = torch.bincount(self.class_of, minlength=self.class_count)[self.class_of]
+        count = self.sizes[self.class_of]
         return replace(self, offsets=-count.float().log())
 
 
@@ -111,9 +125,7 @@ def build_prompt_stack(
 
 def imagenet_templates() -> list[Callable[[str], str]]:
     """The 80 prompt templates that came with CLIP, as shipped by open_clip."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    return list(OPENAI_IMAGENET_TEMPLATES)
+    return list(part("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES)
 
 
 def longest_template() -> str:
@@ -169,9 +181,7 @@ def encode_sentences(
 
 
 def _encode(clip: Any, tokens: Tensor) -> Tensor:
-    import open_clip
-
-    if type(clip) is not open_clip.CLIP or not _ends_at_argmax(clip):
+    if not is_clip(clip) or not _ends_at_argmax(clip):
         return clip.encode_text(tokens)
     # CLIP's text attention is causal, so positions behind the end token cannot change the result
     length = int(tokens.argmax(dim=1).max()) + 1

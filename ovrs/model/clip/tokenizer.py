@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file
 from ovrs.model.clip.foreign import FAULTS, one_line, shown
+from ovrs.model.clip.singles import part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,15 +86,11 @@ def checked_extra(where: str, text: Mapping[str, Any]) -> dict[str, object]:
 @functools.cache
 def clip_bpe(length: int = 77) -> Any:
     """CLIP's tokenizer for a context length; reading its merges takes a while, so it is kept."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer(context_length=length)
+    return part("tokenizer").SimpleTokenizer(context_length=length)
 
 
 def _other_bpe(length: int, extra: dict[str, object]) -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer(context_length=length, **extra)
+    return part("tokenizer").SimpleTokenizer(context_length=length, **extra)
 
 
 def _clip_bpe(directory: Path, length: int, words: int, extra: dict[str, object]) -> Any:

@@ -10,6 +10,7 @@ None has a global term: nothing of the pooled vector is taken off the patches.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -120,9 +121,8 @@ def adapted(visual: Any) -> Any:
 
 
 def _is_timm(visual: Any) -> bool:
-    from open_clip.timm_model import TimmModel
-
-    return isinstance(visual, TimmModel)
+    module = sys.modules.get("open_clip.timm_model")  # where it was not imported, it made no tower
+    return module is not None and isinstance(visual, module.TimmModel)
 
 
 def require_supported(visual: Any) -> None:

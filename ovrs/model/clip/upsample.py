@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ovrs.errors import WeightsError
 from ovrs.foreign import is_file
 from ovrs.model.clip.checkpoint import require_finite
-from ovrs.model.clip.features import TileFeatures, cosines
+from ovrs.model.clip.features import TileFeatures, cosines, of_whole
 from ovrs.model.clip.foreign import FAULTS, one_line
 from ovrs.model.clip.jbu import STAGES, Jbu
 
@@ -65,7 +65,7 @@ class JointBilateral:
         maps = [self._crop(features, index, words) for index, words in enumerate(per_crop)]  # one crop bounds memory
         full = torch.stack(maps)
         if cls_weight:
-            full = full + cls_weight * (features.cls @ base_text.T)[:, :, None, None]
+            full = full + cls_weight * of_whole(features, base_text)[:, :, None, None]
         return _inside(features, full)
 
     def _crop(self, features: TileFeatures, index: int, text: Tensor) -> Tensor:
