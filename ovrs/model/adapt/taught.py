@@ -8,8 +8,8 @@ the scene leaves room, and none where it does not.
 *Weights.* Examples are no random sample. All examples of a class together weigh like the share of the scene that the
 calibration gives this class, over the whole sample; where examples of a class are missing, the others share its weight.
 
-*Strength.* λ is chosen by leaving out regions: each region's examples are judged by what the others teach. "No change" is
-among the choices, and the strongest λ within one standard error of the best is taken: doubt keeps the calibration.
+*Strength.* λ is chosen by leaving out regions: each region's examples are judged by what the others teach. The mean
+intersection over union of these judgements, weighted as above, decides. "No change" is among the choices and wins a tie.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 class TeachSettings:
     """Constants; figures behind them: `python -m benchmarks.teach`."""
 
-    strengths: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003)
+    strengths: tuple[float, ...] = (0.1, 0.03, 0.01, 0.003)
     """λ, from little change to much."""
-    shrinkage: float = 0.3
+    shrinkage: float = 1.0
     """Share of the isotropic part in the metric's covariance."""
     least_share: float = 0.02
     """Weight of a class with examples is at least this."""
-    caution: float = 1.0
-    """Standard errors within which the smaller change is taken."""
+    margin: float = 0.0
+    """Gain in the judged mean intersection over union, 0..1, below which nothing changes."""
     folds: int = 10
     """Regions are joined to at most so many parts."""
 
@@ -62,8 +62,8 @@ class Taught(NamedTuple):
     """`(M,)`."""
     strength: float
     """λ; infinite for no change."""
-    losses: Tensor
-    """`(1 + strengths,)`: mean surprise of examples left out; the first without change."""
+    judged: Tensor
+    """`(1 + strengths,)`: mean intersection over union of examples left out, 0..1; the first without change."""
     event: str
     """`taught`, or why nothing changed."""
 
@@ -99,17 +99,17 @@ def teach(
     if len(folds) < 2:
         return same._replace(event="one_region")
     problem = _Problem(z, base, examples.labels, bank.class_of, bank.class_count)
-    losses = torch.zeros(1 + len(settings.strengths), len(examples.labels))
-    losses[0] = problem.surprise(torch.zeros(bank.class_count, z.shape[1] + 1))
+    guesses = torch.zeros(1 + len(settings.strengths), len(examples.labels), dtype=torch.long)
+    guesses[0] = problem.base.argmax(dim=1)
     for own in folds:
         found = torch.zeros(bank.class_count, z.shape[1] + 1)
         for index, strength in enumerate(settings.strengths, start=1):
             found = problem.fitted(weights * ~own, strength, found)
-            losses[index, own] = problem.surprise(found)[own]
-    chosen = _cautious(losses, weights, folds, settings.caution)
-    told = (losses * weights).sum(dim=1) / weights.sum()
-    if chosen == 0:
-        return same._replace(losses=told, event="no_gain")
+            guesses[index, own] = problem.guesses(found)[own]
+    judged = torch.stack([_overlap(guess, examples.labels, weights, bank.class_count) for guess in guesses])
+    chosen = int(judged.argmax())  # the first of equal ones
+    if chosen == 0 or float(judged[chosen] - judged[0]) < settings.margin:
+        return same._replace(judged=judged, event="no_gain")
     found = torch.zeros(bank.class_count, z.shape[1] + 1)
     for strength in settings.strengths[:chosen]:
         found = problem.fitted(weights, strength, found)
@@ -118,7 +118,7 @@ def teach(
         text + shift[bank.class_of] / scale,
         offsets + constant[bank.class_of],
         settings.strengths[chosen - 1],
-        told,
+        judged,
         "taught",
     )
 
@@ -166,11 +166,15 @@ class _Problem:
     def __init__(self, z: Tensor, base: Tensor, labels: Tensor, class_of: Tensor, classes: int) -> None:
         self.z = torch.cat([z, torch.ones(len(z), 1)], dim=1)
         self.base = _joined(base, class_of, classes)
-        self.labels, self.hot = labels, F.one_hot(labels, classes).to(z)
+        self.labels = labels
 
     def surprise(self, found: Tensor) -> Tensor:
         """Of each example, `(E,)`."""
         return F.cross_entropy(self.base + self.z @ found.T, self.labels, reduction="none")
+
+    def guesses(self, found: Tensor) -> Tensor:
+        """Class of each example, int64 `(E,)`."""
+        return (self.base + self.z @ found.T).argmax(dim=1)
 
     def fitted(self, weights: Tensor, strength: float, start: Tensor) -> Tensor:
         """The minimum, `(C, D + 1)`, by L-BFGS from `start`."""
@@ -211,13 +215,8 @@ def _folds(regions: Tensor, most: int) -> list[Tensor]:
     return [of == number for number in range(min(most, len(names)))]
 
 
-def _cautious(losses: Tensor, weights: Tensor, folds: list[Tensor], caution: float) -> int:
-    """Number of the smallest change that is within `caution` standard errors of the best, over folds."""
-    per = torch.stack([(losses[:, own] * weights[own]).sum(dim=1) for own in folds], dim=1)  # (choices, folds)
-    best = int(per.sum(dim=1).argmin())
-    for index in range(best):
-        worse = per[index] - per[best]
-        error = worse.std() * len(folds) ** 0.5
-        if float(worse.sum()) <= caution * float(error):
-            return index
-    return best
+def _overlap(guess: Tensor, labels: Tensor, weights: Tensor, classes: int) -> Tensor:
+    """Mean intersection over union of weighted examples over the classes that they have, 0..1."""
+    table = torch.zeros(classes * classes).index_add_(0, labels * classes + guess, weights).view(classes, classes)
+    right, own, told = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
+    return (right / (own + told - right).clamp(min=1e-12))[own > 0].mean()
