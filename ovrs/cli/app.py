@@ -82,6 +82,7 @@ def map_command(
     pretrained: Annotated[str | None, fields.flag("model.pretrained")] = None,
     device: Annotated[str | None, fields.flag("model.device")] = None,
     method: Annotated[str | None, fields.flag("method.method", "Model")] = None,
+    examples: Annotated[str | None, fields.flag("method.examples", "Model")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,6 +124,7 @@ def map_command(
         "model.pretrained": pretrained,
         "model.device": device,
         "method.method": method,
+        "method.examples": examples,
         "run.executor": executor,
         "run.workers": workers,
     }
@@ -138,6 +140,35 @@ def map_command(
             facts = pipeline.map(request, overwrite=overwrite, progress=show)
         _print_areas(facts)
         typer.echo(f"map: {request.target}")
+
+
+@app.command()
+def teach(
+    store: Store,
+    examples: Annotated[
+        Path, typer.Option(help="Points or polygons with a class, some ten a class; all that the new map is to know.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The store to write; default: NAME-taught.zarr.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard what is at the output and begin anew.")
+    ] = False,
+) -> None:
+    """Map a scene again, as a map was made, with examples of its classes. Interrupted? The same command goes on.
+
+    Example: ovrs teach out.zarr --examples clicks.gpkg -o better.zarr
+    """
+    from ovrs import pipeline
+    from ovrs.run.again import taught_request
+
+    request = taught_request(store, examples, out or store.with_name(f"{store.stem}-taught.zarr"))
+    with _progress() as show:
+        facts = pipeline.map(request, overwrite=overwrite, progress=show)
+    _print_areas(facts)
+    told = (facts.get("scene_adaptation") or {}).get("taught", {})
+    typer.echo(f"examples: {told.get('places', 0)} places, {told.get('event', '')}")
+    typer.echo(f"map: {request.target}")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from ovrs.engine.tiling import Plan, check_blocks
 from ovrs.errors import DigestMismatchError, OptionError, StoreError
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
-from ovrs.run import adaptation, network, verify
+from ovrs.run import adaptation, network, teaching, verify
 from ovrs.run import overwrite as clearing
 from ovrs.run.job import Job
 from ovrs.run.record import describe
@@ -67,6 +67,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         out=out,
         options=options,
         facts=found.facts,
+        places=teaching.places_of(spec, scene),
     )
     return job, describe(job, uri)
 
@@ -104,7 +105,7 @@ def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOpti
     elif not out.exists():
         with Lock(run):
             put_back_schema(job)
-    return _adapted_to_scene(job) if job.spec.adapts_to_scene else job
+    return _adapted_to_scene(job) if job.spec.adapts_to_scene or job.places is not None else job
 
 
 def _adapted_to_scene(job: Job) -> Job:

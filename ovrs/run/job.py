@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ovrs.engine.tiling import Block, Plan
     from ovrs.options import MapOptions
     from ovrs.run.segmenters import SegmenterSpec
+    from ovrs.scene.examples import Places
     from ovrs.scene.raster import RasterScene
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Job:
     options: MapOptions
     facts: Mapping[str, object]
     """What `ovrs.run.network` says of the network that the run was begun with."""
+    places: Places | None = None
+    """Examples by which the run is taught."""
 
     def __repr__(self) -> str:
         return f"Job({self.out.name!r})"
