@@ -96,9 +96,9 @@ def test_examples_mend_a_class_that_the_text_misses():
     found = teach(text, bank, patches, Examples(patches[chosen], labels[chosen], regions), TeachSettings(), 30.0)
     assert found.event == "taught"
     before, after = accuracy(patches, labels, text, 0), accuracy(patches, labels, found.text, found.offsets)
-    assert before[1] < 0.7
+    assert before[1] < 0.8
     assert after[1] > before[1] + 0.1
-    assert min(after) > 0.7
+    assert min(after) > 0.85
 
 
 def test_examples_that_teach_nothing_change_nothing():
