@@ -166,8 +166,8 @@ def teach(
     with _progress() as show:
         facts = pipeline.map(request, overwrite=overwrite, progress=show)
     _print_areas(facts)
-    told = (facts.get("scene_adaptation") or {}).get("taught", {})
-    typer.echo(f"examples: {told.get('places', 0)} places, {told.get('event', '')}")
+    learned: Any = facts.get("scene_adaptation")  # a run with examples has one
+    typer.echo(f"examples: {learned['taught']['places']} places, {learned['taught']['event']}")
     typer.echo(f"map: {request.target}")
 
 

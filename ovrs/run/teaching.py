@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ovrs.engine.tiling import Plan
     from ovrs.model.adapt.teaching import Shown
     from ovrs.run.job import Job
-    from ovrs.scene.examples import Places
     from ovrs.run.segmenters import SegmenterSpec
+    from ovrs.scene.examples import Places
     from ovrs.scene.raster import RasterScene, SceneSource
 
 SAMPLE = 32
