@@ -74,8 +74,7 @@ def assess(
 
     Example: ovrs assess out.zarr --reference points.gpkg -o accuracy.json -o accuracy.md
     """
-    from ovrs.assess import pages
-    from ovrs.assess import findings
+    from ovrs.assess import findings, pages
     from ovrs.store.map import open_map
 
     with open_map(store) as mapped:
