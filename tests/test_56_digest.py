@@ -78,6 +78,7 @@ OTHER = {
         "cls_weight": (CLIP_NONE, -0.3, 0.0),
         "logit_scale": (CLIP_NONE, None, 40),
         "threshold": (CLIP_NONE, None, 0.7),
+        "examples": (CLIP_NONE, "AOI", "OTHER_AOI"),
         "aggregate": (CLIP_NONE, None, "mean"),
         "aggregate_weight": (method("none", aggregate="mixed"), 0.8, 0.5),
         "balance": (CLIP_NONE, False, True),
@@ -199,7 +200,7 @@ def places(tmp_path_factory, tiny_clip):
         corners = [(500000, 5600000), (500000 + side, 5600000), (500000 + side, 5599980), (500000, 5599980)]
         ring = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
         crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
-        feature = {"type": "Feature", "properties": {}, "geometry": ring}
+        feature = {"type": "Feature", "properties": {"class": "water"}, "geometry": ring}
         found[name].write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]}))
     return found | _sam3_files(root)
 

@@ -82,6 +82,7 @@ def map_command(
     pretrained: Annotated[str | None, fields.flag("model.pretrained")] = None,
     device: Annotated[str | None, fields.flag("model.device")] = None,
     method: Annotated[str | None, fields.flag("method.method", "Model")] = None,
+    examples: Annotated[str | None, fields.flag("method.examples", "Model")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,6 +132,7 @@ def map_command(
         "model.pretrained": pretrained,
         "model.device": device,
         "method.method": method,
+        "method.examples": examples,
         "run.executor": executor,
         "run.workers": workers,
     }
@@ -146,6 +148,38 @@ def map_command(
             facts = pipeline.map(request, overwrite=overwrite, progress=show, staging=staging)
         _print_areas(facts)
         typer.echo(f"map: {request.target}")
+
+
+@app.command()
+def teach(
+    store: Store,
+    examples: Annotated[
+        Path, typer.Option(help="Points or polygons with a class, some ten a class; all that the new map is to know.")
+    ],
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", help="The store to write, or its address; default: NAME-taught.zarr.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard what is at the output and begin anew.")
+    ] = False,
+) -> None:
+    """Map a scene again, as a map was made, with examples of its classes. Interrupted? The same command goes on.
+
+    Example: ovrs teach out.zarr --examples clicks.gpkg -o better.zarr
+    """
+    from ovrs import pipeline
+    from ovrs.objects.address import place_of
+    from ovrs.run.again import taught_request
+
+    made = place_of(store)
+    other = made.with_name(f"{made.name.removesuffix('.zarr')}-taught.zarr") if out is None else place_of(out)
+    request = taught_request(made, examples, other)
+    with _progress() as show:
+        facts = pipeline.map(request, overwrite=overwrite, progress=show)
+    _print_areas(facts)
+    learned: Any = facts.get("scene_adaptation")  # a run with examples has one
+    typer.echo(f"examples: {learned['taught']['places']} places, {learned['taught']['event']}")
+    typer.echo(f"map: {request.target}")
 
 
 @app.command()

@@ -78,6 +78,11 @@ def spread(rows: int, cols: int, count: int) -> list[tuple[int, int]]:
     return [*cells.values(), *(tile for tile in order if tile not in first)]
 
 
+def nothing() -> Learned:
+    """The state of a run that learns nothing from its scene as a whole."""
+    return {"tiles": np.asarray(0), "events": np.asarray([], str)}
+
+
 def keep(state: Learned, place: Objects) -> None:
     """Write what was learned from a scene to its run directory."""
     log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
@@ -129,4 +134,13 @@ def facts_of(file: Place) -> dict[str, object]:
         raise StoreError(f"{file} is damaged (no tiles or events); begin anew with --overwrite")
     facts = {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
     numbers = ("bias", "weight", "entropy", "crops", "support")
-    return facts | {name: np.round(state[name], 4).tolist() for name in numbers if name in state}
+    facts |= {name: np.round(state[name], 4).tolist() for name in numbers if name in state}
+    if "taught_event" in state:
+        strength = float(state.get("taught_strength", np.inf))
+        facts["taught"] = {
+            "event": str(state["taught_event"][0]),
+            "places": int(state["taught_places"]),
+            "strength": None if np.isinf(strength) else strength,
+            "judged": np.round(state.get("taught_judged", np.zeros(0)), 4).tolist(),
+        }
+    return facts

@@ -18,7 +18,7 @@ from ovrs.errors import DigestMismatchError, OptionError, StoreError
 from ovrs.objects.remote import Remote
 from ovrs.options import MapOptions
 from ovrs.provenance import require_same
-from ovrs.run import adaptation, network
+from ovrs.run import adaptation, network, teaching
 from ovrs.run import overwrite as clearing
 from ovrs.run.job import Job
 from ovrs.run.lock import Lock
@@ -76,6 +76,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapO
         out=out,
         options=options,
         facts=found.facts,
+        places=teaching.places_of(spec, scene),
     )
     description = describe(job, uri)
     return replace(job, digest=description.digest), description
@@ -132,7 +133,8 @@ def held(
             job.target.discard()
             job.run_dir.clear()
         _open(job, description)
-        yield _adapted_to_scene(job) if job.spec.adapts_to_scene else job
+        learns = job.spec.adapts_to_scene or job.places is not None
+        yield _adapted_to_scene(job) if learns else job
 
 
 def _require_fit(job: Job, description: RunDescription) -> bool:
@@ -156,7 +158,8 @@ def _require_fit(job: Job, description: RunDescription) -> bool:
             raise StoreError(f"{job.out} lacks blocks, and its run directory is not there; pass --overwrite")
     if not finished:
         return False
-    if job.spec.adapts_to_scene and run.exists and run.objects.head(adaptation.STATE_FILE) is None:
+    learns = job.spec.adapts_to_scene or job.places is not None
+    if learns and run.exists and run.objects.head(adaptation.STATE_FILE) is None:
         return False
     try:
         return not job.holes_to_fill()

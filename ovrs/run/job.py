@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ovrs.objects.claim import Fence
     from ovrs.options import MapOptions
     from ovrs.run.segmenters import SegmenterSpec
+    from ovrs.scene.examples import Places
     from ovrs.scene.raster import RasterScene
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class Job:
     """Of the run's description: compared again once the run is locked, where it is known."""
     fence: Fence | None = None
     """The claim under which the job is worked on; every write checks it."""
+    places: Places | None = None
+    """Examples by which the run is taught."""
 
     def __repr__(self) -> str:
         return f"Job({self.out.name!r})"

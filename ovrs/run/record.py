@@ -60,6 +60,8 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
         "plan": {**plan, **job.options.run.decisive(), **({"shards": True} if job.shard else {})},
         "code": NUMERICS,
     }
+    if job.places is not None:
+        parts["examples"] = job.places.digest
     own: Any = scene.source["transform"]
     note = "pixels resampled onto a north-up grid" if scene.warp else "the source's own pixels"
     description = {

@@ -171,7 +171,6 @@ class RunDir:
         """Names of the markers that cannot be read; their blocks count as not computed."""
         return [name for name, record in self.markers().items() if record is None]
 
-
     def markers(self) -> dict[str, BlockRecord | None]:
         """Every marker by block name, each read once; None where one cannot be read.
 

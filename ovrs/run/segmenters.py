@@ -109,8 +109,15 @@ def _make(spec: SegmenterSpec) -> Segmenter:
 
 def _with_state(segmenter: Segmenter, spec: SegmenterSpec) -> Segmenter:
     assert spec.state is not None  # the caller has looked
-    if not isinstance(segmenter, SceneAdaptive):
-        raise OptionError(
-            f"method {spec.method.method} does not adapt to a scene as a whole; use --set adaptation=tile"
-        )
-    return segmenter.with_state(adaptation.read(spec.state))
+    state = adaptation.read(spec.state)
+    if spec.adapts_to_scene:
+        if not isinstance(segmenter, SceneAdaptive):
+            raise OptionError(
+                f"method {spec.method.method} does not adapt to a scene as a whole; use --set adaptation=tile"
+            )
+        segmenter = segmenter.with_state(state)
+    if spec.method.examples is None:
+        return segmenter
+    from ovrs.model.adapt.teaching import with_examples
+
+    return with_examples(segmenter, state)
