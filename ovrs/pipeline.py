@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovrs import files
-from ovrs.engine import execute
+from ovrs.engine import execute, scheduler
 from ovrs.errors import DamagedBlocksError, OutputError
 from ovrs.provenance import require_same
 from ovrs.redact import redacted
@@ -110,7 +110,7 @@ def _made(request: Request, out: Path, *, overwrite: bool, around: Around) -> di
     """The map of a request as a store of this machine."""
     options = request.options.run
     if execute.is_elsewhere(options):
-        execute.reach(str(options.scheduler))
+        scheduler.reach(options)
     with _told_what_is_kept(out):
         job = begin.prepare(request.uri, request.words, out, request.options, overwrite=overwrite)
         return run(job, around=around)
@@ -161,12 +161,17 @@ def run(job: Job, *, progress: Progress | None = None, around: Around | None = N
             return finish.finish(job)
 
 
-def compute(job: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:
-    """Run the named blocks with the job's executor; failures are recorded, not raised."""
+def compute(
+    job: Job, names: list[str], *, progress: Progress | None = None, stop: threading.Event | None = None
+) -> list[BlockRecord]:
+    """Run the named blocks with the job's executor; failures are recorded, not raised.
+
+    Once `stop` is set, the work ends before the next block.
+    """
     total = job.plan.block_count
     done = total - len(names)
     records = []
-    with closing(_records(job, names)) as found:
+    with closing(_records(job, names, stop or threading.Event())) as found:
         for record in found:
             records.append(record)
             done += record.finished
@@ -175,22 +180,18 @@ def compute(job: Job, names: list[str], *, progress: Progress | None = None) -> 
     return records
 
 
-def _records(job: Job, names: list[str]) -> Generator[BlockRecord]:
+def _records(job: Job, names: list[str], stop: threading.Event) -> Generator[BlockRecord]:
     """Block records as they come, from whichever executor; closing it ends the work."""
     run = job.options.run
     if run.executor == "serial":
-        yield from work.run_blocks(job, names)
+        yield from work.run_blocks(job, names, stop.is_set)
         return
     size = run.batch if run.scheduler else min(run.batch, max(1, len(names) // run.workers))  # nobody stays idle
     groups = [names[i : i + size] for i in range(0, len(names), size)]
-    if run.executor == "threads":
-        stop = threading.Event()
-        with closing(execute.run(run, partial(work.run_in_turn, job, stop), groups, stop=stop)) as found:
-            for records in found:
-                yield from records
+    if not groups:
         return
-    worker = work.Worker(job)
-    with closing(execute.run(run, worker, groups, warm=worker.warm, parts=worker.parts, lost=worker.lost)) as found:
+    task = work.Worker.of(job) if run.executor == "dask" else partial(work.run_in_turn, job, stop)
+    with closing(execute.run(run, task, groups, stop=stop)) as found:
         for records in found:
             yield from records
 

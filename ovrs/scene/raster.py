@@ -75,6 +75,18 @@ class RasterScene:
         if self.origin is not None:
             self.origin.require_unchanged()
 
+    def require_opening(self) -> None:
+        """Open the file in this process, reading no pixel.
+
+        Raises:
+            SceneReadError: It is not here, or cannot be opened.
+        """
+        try:
+            with environment(self.uri):
+                self._reader()
+        except RasterioError as error:
+            raise SceneReadError(f"{self.uri} cannot be opened: {told(error)}") from error
+
     @property
     def bands(self) -> tuple[int, ...]:
         """Numbers of the chosen bands, from 1."""
