@@ -22,6 +22,7 @@ from ovrs.request import Request
 from ovrs.run import begin, finish, publish, work
 from ovrs.run.rundir import Lock, RunDir
 from ovrs.store.record import RunRecord
+from ovrs.telemetry import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -171,13 +172,34 @@ def compute(
     total = job.plan.block_count
     done = total - len(names)
     records = []
+    counters = Counters(str(job.out), total, done)
     with closing(_records(job, names, stop or threading.Event())) as found:
         for record in found:
             records.append(record)
             done += record.finished
+            _tell(job, record, counters)
             if progress is not None:
                 progress(record, done, total)
+    counters.write()
     return records
+
+
+def _tell(job: Job, record: BlockRecord, counters: Counters) -> None:
+    """Log a block and count it."""
+    pixels = sum(record.histogram.values())
+    facts = {
+        "scene": job.scene.source["name"],
+        "map": job.out.name,
+        "block": record.name,
+        "status": record.status,
+        "attempt": record.attempt,
+        "seconds": record.seconds,
+        "worker": record.worker or None,
+        "pixels": pixels,
+        "error": record.error or None,
+    }
+    log.info("block %s %s", record.name, record.status, extra=facts)
+    counters.count(status=record.status, pixels=pixels, stages=record.stages)
 
 
 def _records(job: Job, names: list[str], stop: threading.Event) -> Generator[BlockRecord]:

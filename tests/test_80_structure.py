@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "encoding", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache"),
+    ("errors", "encoding", "files", "provenance", "redact", "foreign", "yamlfile", "names", "cache", "telemetry"),
     ("words",),
     ("methods",),
     ("options",),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import socket
 import threading
 import time
 from collections import deque
@@ -23,6 +25,7 @@ from ovrs.run.rundir import BlockRecord
 from ovrs.scene import identity
 from ovrs.scene.grid import row_areas_m2
 from ovrs.store import layout as store
+from ovrs.telemetry import log_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,6 +72,7 @@ class Worker(workers.Work[list[str], list[BlockRecord]]):
         """Make this process, a worker, ready: no secret in its logs, freed memory kept, scene and output seen, the model loaded."""
         guard_logs()
         allocator.keep_freed_memory()
+        log_as_json()
         place.require_seen(self.job, self.begun)
         return place.facts_here(self.job)
 
@@ -172,8 +176,10 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
         if isinstance(result, Exception):
             raise result
         block, partial = job.block(name), store.partial_path(job.out)
+        writing = time.perf_counter()
         store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
-        record = _record(job, block, result)
+        stages = {**result.seconds, "write": time.perf_counter() - writing}
+        record = replace(_record(job, block, result), stages={k: round(v, 3) for k, v in stages.items()})
     except SceneChangedError:
         raise
     except Exception as error:
@@ -181,7 +187,8 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
         record = BlockRecord(name=name, status="failed", error=kind, reason=redacted(f"{kind}: {told(error)}"))
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
-    record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
+    seconds = round(time.perf_counter() - started, 3)
+    record = replace(record, attempt=attempt, seconds=seconds, worker=f"{socket.gethostname()}:{os.getpid()}")
     job.run_dir.record(record)
     return record
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
@@ -15,7 +16,7 @@ from ovrs.errors import SceneReadError, told
 from ovrs.redact import redacted
 from ovrs.scene import identity
 from ovrs.scene.radiometry import Stretch, to_rgb
-from ovrs.scene.reader import environment, open_reader
+from ovrs.scene.reader import environment, open_reader, quiet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,8 +83,8 @@ class RasterScene:
             SceneReadError: It is not here, or cannot be opened.
         """
         try:
-            with environment(self.uri):
-                self._reader()
+            with environment(self.uri), quiet(), rasterio.open(self.uri):
+                return
         except RasterioError as error:
             raise SceneReadError(f"{self.uri} cannot be opened: {told(error)}") from error
 
