@@ -132,6 +132,8 @@ class Door:
     ) -> None:
         self.wanted, self.mixed, self.open_to_all = wanted, mixed, open_to_all
         self.threads: dict[str, int] = {}
+        self.has_looked = False
+        """Whether the scheduler has said who is there."""
         self.inside: set[str] = set()
         self.left_out: dict[str, str] = {}
         """Sentences on workers that are left out, by address."""
@@ -152,7 +154,7 @@ class Door:
         return sum(self.threads[a] for a in self.inside)
 
     def present(self, threads: dict[str, int]) -> None:
-        self.threads = threads
+        self.threads, self.has_looked = threads, True
         self.inside &= threads.keys()
         for address in self.left_out.keys() - threads.keys():
             del self.left_out[address]

@@ -61,15 +61,15 @@ class Backlog(Generic[Item, Result]):
         self.pieces: dict[int, _Piece[Item]] = {}
         self._again: list[int] = []
         self._apart: list[int] = []
-        self._is_over = False
+        self.is_over = False
 
     def next(self) -> int | None:
         """Number of a piece to submit; None when only pieces to be tried alone are left, or none."""
         if self._again:
             return self._again.pop(0)
-        for item in self._items if not self._is_over else ():
+        for item in self._items if not self.is_over else ():
             return self._add(_Piece(item))
-        self._is_over = True
+        self.is_over = True
         return None
 
     def next_alone(self) -> int | None:
@@ -172,12 +172,13 @@ class Session(Generic[Item, Result]):
             number = self.backlog.next_alone()
             if number is not None:  # one at a time: it may only have waited beside the one that killed the workers
                 self._give(number)
-        return bool(self.running or self.backlog.pieces)
+        return bool(self.running or self.backlog.pieces) or not self.backlog.is_over
 
     @property
     def _may_submit(self) -> bool:
         """Whether somebody may take a piece. To an empty scheduler a few are given, so that it asks for workers."""
-        return self.local or bool(self.door.inside) or not self.door.threads
+        door = self.door
+        return self.local or bool(door.inside) or (door.has_looked and not door.threads)
 
     def _give(self, number: int) -> None:
         piece = self.backlog.pieces[number]
