@@ -42,7 +42,7 @@ LISTED = 20
 """Names that a message lists."""
 
 
-@task(name="map-image", cache_policy=NO_CACHE)
+@task(name="map-image", task_run_name="{image.name}", cache_policy=NO_CACHE)
 def map_image(
     catalog: Path,
     collection: str,
@@ -155,7 +155,7 @@ def map_collection(
     log.info("collection %s holds %d images", collection, len(found))
     with tags(f"collection:{collection}"):
         runs = {
-            d.image.name: map_image.with_options(task_run_name=d.image.name).submit(
+            d.image.name: map_image.submit(
                 catalog, collection, d.image, run, gpu_pool, allow_composed_prompts, overwrite
             )
             for d in _taken_up(known, found)
