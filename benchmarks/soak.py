@@ -67,7 +67,7 @@ class Installation:
         self.commands = {
             "server": ["prefect", "server", "start", "--host", "127.0.0.1", "--port", self.api],
             "scheduler": ["dask", "scheduler", "--host", "127.0.0.1", "--port", self.dask, "--no-dashboard"],
-            "flows": ["prefect", "worker", "start", "--pool", "ovrs", "--limit", "2"],
+            "flows": ["prefect", "worker", "start", "--pool", "ovrs", "--type", "process", "--limit", "2"],
         } | {f"worker{i}": [*worker, "--name", f"w{i}", "--local-directory", folder / "tmp"] for i in range(3)}
 
     def start(self, name: str) -> None:
@@ -147,6 +147,12 @@ class Installation:
         self.start(kind)
         return True
 
+    def supervise(self) -> None:
+        """Start again what ended by itself, as systemd and Compose do."""
+        for name, process in self.running.items():
+            if process.poll() is not None:
+                self.start(name)
+
     def end(self) -> None:
         for process in self.running.values():
             process.terminate()
@@ -217,6 +223,7 @@ def disturb(site: Installation, deliveries: Deliveries, minutes: float, chance: 
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
         time.sleep(chance.uniform(2, 12))
+        site.supervise()
         if chance.random() < 0.5:
             done["delivered: " + deliveries.act()] += 1
         else:
@@ -292,6 +299,7 @@ def main() -> None:
         until, rest = time.monotonic() + REST_SECONDS, False
         while not rest and time.monotonic() < until:
             time.sleep(10)
+            site.supervise()
             rest, states = at_rest(site)
             print({state: len(names) for state, names in states.items()}, flush=True)
         faults = compare(site) if rest else [f"not at rest: {states}"]

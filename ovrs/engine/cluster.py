@@ -75,7 +75,7 @@ def _local_cluster(options: RunOptions) -> Any:
         return LocalCluster(
             n_workers=options.workers,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: several runs of a machine have a cluster each
             silence_logs=logging.WARNING if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL,
             processes=True,
             resources=options.resources or None,

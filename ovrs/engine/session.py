@@ -32,6 +32,8 @@ UNFIT_SECONDS = 30.0
 """So long another worker may join where all that are there were left out."""
 SILENT_SECONDS = 60.0
 """How often it is said that no worker is there."""
+ANSWER_SECONDS = 30.0
+"""So long an answer may take from its worker; it is a few hundred bytes."""
 TRIES = 3
 """So often an item is tried that ended with an error outside the work itself."""
 
@@ -242,20 +244,25 @@ class Session(Generic[Item, Result]):
     def _ended(self, number: int, future: Any) -> None:
         from distributed.scheduler import KilledWorker
 
-        if future.status == "error":
-            error = future.exception()
-            if isinstance(error, KilledWorker):
-                self._died(number, error)
-            else:  # before the work itself, such as a worker without this package
-                self._failed(number, error)
-            return
-        if future.status != "finished":
+        status = future.status
+        if status == "cancelled":
             raise Disconnected("what was under way was cancelled")
         try:
-            answer = future.result()
-        except Exception as error:  # the answer itself is no error, so this one is of the connection
-            raise Disconnected(f"{type(error).__name__}: {told(error)}") from error
-        self._answered(number, answer)
+            answer = future.result(timeout=ANSWER_SECONDS) if status == "finished" else None
+            error = future.exception() if status == "error" else None
+        except (KilledWorker, TimeoutError) as problem:  # its worker died with the answer, or died again meanwhile
+            answer, error = None, problem if isinstance(problem, KilledWorker) else None
+        except Exception as problem:  # the answer itself is no error, so this one is of the connection
+            raise Disconnected(f"{type(problem).__name__}: {told(problem)}") from problem
+        if isinstance(error, KilledWorker):
+            self._died(number, error)
+        elif error is not None:  # before the work itself, such as a worker without this package
+            self._failed(number, error)
+        elif answer is None:  # lost with its worker
+            future.cancel()
+            self.backlog.put_back(number)
+        else:
+            self._answered(number, answer)
 
     def _answered(self, number: int, answer: Answer) -> None:
         piece = self.backlog.pieces[number]
