@@ -177,6 +177,10 @@ def test_a_killed_worker_changes_nothing(site):
     compare(site, "second", site.folder / "incoming/second.tif")
 
 
+def test_the_alert_can_be_made(site):
+    site.run(BIN / "prefect", "automation", "create", "--from-file", ROOT / "infra/automation.yaml")
+
+
 def processes_of(run):
     """Numbers of the processes that have a flow run's number in their environment: the flow, and what it started."""
     found = []

@@ -291,13 +291,15 @@ class Session(Generic[Item, Result]):
     def _require_workers(self) -> None:
         """Say that nobody is there; end where everybody was left out."""
         door, now = self.door, time.monotonic()
-        if door.inside or door.is_undecided or self.local:
+        if door.inside or self.local:
             self.unfit_since, self.silent_until = None, now + SILENT_SECONDS
-        elif door.left_out:
+        elif door.left_out and not door.is_undecided:
             self.unfit_since = self.unfit_since or now
             if now - self.unfit_since >= UNFIT_SECONDS and not self.running:
                 reasons = "; ".join(sorted(door.left_out.values()))
                 raise WorkersUnfitError(f"no Dask worker can compute this run: {reasons}; finished blocks are kept")
         elif now > self.silent_until:
             self.silent_until = now + SILENT_SECONDS
-            log.warning("no Dask worker is there; waiting for one to join")
+            silent = ", ".join(sorted(door.threads.keys() - door.left_out.keys()))
+            what = f"Dask workers have not answered yet: {silent}" if silent else "no Dask worker is there"
+            log.warning("%s; waiting", what)

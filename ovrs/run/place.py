@@ -71,7 +71,7 @@ def require_seen(job: Job, begun: str) -> None:
 def facts_here(job: Job) -> dict[str, str]:
     """What this process is, in words that the workers of one run must share; loads the model.
 
-    `device` is the kind of device, `threads` the number of threads of PyTorch: both change sums in their last bits.
+    `device` is the kind of device, `threads` the number of threads of PyTorch on a CPU: both change sums in their last bits.
     """
     model: dict[str, Any] = segmenters.build(job.spec).describe()
     torch = sys.modules.get("torch")  # loaded with the model; `trivial` needs none
@@ -82,7 +82,8 @@ def facts_here(job: Job) -> dict[str, str]:
         "device": str(model.get("device", "cpu")),
     }
     if torch is not None:
-        found |= {"torch": str(torch.__version__), "threads": str(model.get("threads", ""))}
+        threads = str(model.get("threads", "")) if found["device"] == "cpu" else ""
+        found |= {"torch": str(torch.__version__), "threads": threads}
     return {k: v for k, v in found.items() if v}
 
 
