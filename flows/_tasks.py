@@ -93,7 +93,9 @@ async def can_heal(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 @task(name="map-blocks", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=can_heal, cache_policy=NO_CACHE)
 def map_blocks(job: Job, names: list[str], progress_artifact: Any = None) -> int:
     """Compute those of `names` that have no finished marker; the markers, not Prefect, say what is done."""
-    before = {name: job.run_dir.record_of(name) for name in names}  # of this batch alone: a scene may have 100,000 blocks
+    before = {
+        name: job.run_dir.record_of(name) for name in names
+    }  # of this batch alone: a scene may have 100,000 blocks
     found = pipeline.compute(job, [n for n, r in before.items() if r is None or not r.finished], stop=stopping)
     failed = [r for r in found if not r.finished]
     if progress_artifact is not None:

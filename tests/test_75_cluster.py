@@ -178,7 +178,8 @@ def test_a_killed_worker_changes_nothing(site):
 
 
 def test_the_alert_can_be_made(site):
-    site.run(BIN / "prefect", "automation", "create", "--from-file", ROOT / "infra/automation.yaml")
+    for name in ("automation", "automation-killed"):
+        site.run(BIN / "prefect", "automation", "create", "--from-file", ROOT / f"infra/{name}.yaml")
 
 
 def processes_of(run):

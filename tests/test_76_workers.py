@@ -51,7 +51,7 @@ def test_the_most_common_kind_of_the_beginning_is_taken_and_others_are_named(cap
     say(found, "c")
     assert found.inside == {"b", "c"}
     assert found.slots == 2
-    assert "name-a on host is left out: it has threads 8 instead of 1 (--allow-mixed" in caplog.text
+    assert "name-a on host is left out: it has threads 8 instead of 1 (run.allow_mixed" in caplog.text
     assert told == [ALIKE]
 
 
@@ -223,7 +223,7 @@ def test_relative_outputs_and_staging_and_names_of_tasks(site, noise_scene, word
     (tmp_path / "here").mkdir()
     site.wait_registered("w0")
     command = [sys.executable, "-m", "ovrs", "map", str(scene), "--vocabulary", "demo", "--model", "trivial"]
-    command += ["--method", "none", "--block", "1", "--scheduler", site.address]
+    command += ["--method", "none", "--set", "run.block_pitches=1", "--set", f"run.scheduler={site.address}"]
     for out, staging in (("o.zarr", None), (f"file://{tmp_path}/there/u.zarr", "stage")):
         env = {**site.env, **({"OVRS_STAGING": staging} if staging else {})}
         done = subprocess.run(

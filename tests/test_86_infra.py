@@ -86,6 +86,9 @@ def test_the_alert_loads():
     alert = AutomationCore.model_validate(yaml.safe_load((ROOT / "infra/automation.yaml").read_text()))
     assert alert.trigger.expect == {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
     assert alert.actions[0].subject
+    killed = AutomationCore.model_validate(yaml.safe_load((ROOT / "infra/automation-killed.yaml").read_text()))
+    assert killed.trigger.within.total_seconds() == 90
+    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in (ROOT / "infra/compose.yaml").read_text()
 
 
 def test_pods_are_unprivileged_and_reach_what_they_need():
