@@ -80,6 +80,12 @@ class Backlog(Generic[Item, Result]):
     def put_back(self, number: int) -> None:
         (self._apart if self.pieces[number].alone else self._again).insert(0, number)
 
+    def take_back(self) -> None:
+        """Put back what is under way: its scheduler went away."""
+        for number in sorted(self.pieces, reverse=True):
+            if number not in self._again and number not in self._apart:
+                self.put_back(number)
+
     def divide(self, number: int) -> None:
         """Put an item's parts in its place, each to be tried alone."""
         item = self.pieces.pop(number).item
@@ -133,9 +139,7 @@ class Session(Generic[Item, Result]):
 
     def results(self) -> Iterator[Result]:
         """Results as they come; closing it cancels what is under way."""
-        for number in sorted(self.backlog.pieces, reverse=True):  # left by a scheduler that went away
-            if number not in self.backlog._again and number not in self.backlog._apart:
-                self.backlog.put_back(number)
+        self.backlog.take_back()
         self.watch.start()
         try:
             while self._submit() and not (self.stop is not None and self.stop.is_set()):
@@ -192,10 +196,7 @@ class Session(Generic[Item, Result]):
             workers.call,
             self.token,
             piece.item,
-            key=(
-                f"{group}-{self.token}.{number}.{uuid.uuid4().hex[:4]}",
-                f"{group} {name}",
-            ),  # Dask groups by the first word
+            key=(f"{group}-{self.token}.{number}.{uuid.uuid4().hex[:4]}", f"{group} {name}"),
             pure=False,
             resources=self.options.resources or None,
             workers=sorted(inside) or None,
@@ -267,6 +268,10 @@ class Session(Generic[Item, Result]):
     def _answered(self, number: int, answer: Answer) -> None:
         piece = self.backlog.pieces[number]
         if answer.unfit:
+            self.work.check_here()  # what nobody sees is no fault of a worker
+            if self.local:
+                self._lost(number, WorkersUnfitError(f"no local Dask worker can compute this run: {answer.unfit}"))
+                return
             self.door.leave_out(answer.worker, answer.unfit)
             self.backlog.put_back(number)
         elif answer.error is not None:
@@ -296,6 +301,7 @@ class Session(Generic[Item, Result]):
         elif door.left_out and not door.is_undecided:
             self.unfit_since = self.unfit_since or now
             if now - self.unfit_since >= UNFIT_SECONDS and not self.running:
+                self.work.check_here()
                 reasons = "; ".join(sorted(door.left_out.values()))
                 raise WorkersUnfitError(f"no Dask worker can compute this run: {reasons}; finished blocks are kept")
         elif now > self.silent_until:

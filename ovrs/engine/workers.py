@@ -55,6 +55,9 @@ class Work(Generic[Item, Result]):
         """
         return {}
 
+    def check_here(self) -> None:
+        """Called in the first process when another one cannot do the work. An error here ends everything."""
+
     def wanted(self) -> dict[str, str]:
         """What `prepare` must say, as far as it is known before any worker joins."""
         return {}
@@ -174,8 +177,9 @@ def call(token: str, item: Any) -> Answer:
 
     where = get_worker().address
     known = _wait_for(token)
-    if known is None or not known.ready.wait(INTRODUCTION_SECONDS):
+    if known is None:
         return Answer(where, unfit="it was not told of this run in time")
+    known.ready.wait()  # a model may take minutes to load
     if known.fault or known.work is None:
         return Answer(where, unfit=known.fault)
     try:

@@ -76,6 +76,9 @@ class Worker(workers.Work[list[str], list[BlockRecord]]):
         place.require_seen(self.job, self.begun)
         return place.facts_here(self.job)
 
+    def check_here(self) -> None:
+        place.require_seen(self.job, self.begun)
+
     def wanted(self) -> dict[str, str]:
         return place.wanted(self.job)
 
