@@ -172,7 +172,7 @@ def test_a_pass_submits_what_is_to_do_and_tells_the_hopeless_every_time(
 def test_runs_are_named_and_marked_and_the_map_is_an_asset(prefect_server, noise_scene, trivial, tmp_path):
     from prefect.client.orchestration import get_client
 
-    from flows.map_scene import map_scene
+    from ovrs.flows.map_scene import map_scene
 
     scene, out = noise_scene(200, 150, name="site 1.tif"), tmp_path / "m.zarr"
     state = map_scene(str(scene), str(out), vocabulary_name="demo", options=trivial(), batches=2, return_state=True)
@@ -183,7 +183,7 @@ def test_runs_are_named_and_marked_and_the_map_is_an_asset(prefect_server, noise
     named = sorted(t.name for t in tasks if "batch" in t.name)
     assert named[0].startswith("site 1.tif batch 1 of ")
     assert all("scene:site 1.tif" in t.tags for t in tasks if "batch" in t.name)
-    module = importlib.import_module("flows._runs")
+    module = importlib.import_module("ovrs.flows._runs")
     made = module.asset(str(out), "site 1")
     assert made.key == f"file://{out}"
     assert set(module.areas(asyncio.run(state.aresult()))["classes"]) == {
@@ -195,8 +195,8 @@ def test_runs_are_named_and_marked_and_the_map_is_an_asset(prefect_server, noise
 def test_the_form_of_parameters_explains_each(prefect_server):
     from prefect.utilities.callables import parameter_schema
 
-    from flows.imagery import map_collection, watch_collection
-    from flows.map_scene import map_scene
+    from ovrs.flows.imagery import map_collection, watch_collection
+    from ovrs.flows.map_scene import map_scene
 
     for flow in (map_scene, map_collection, watch_collection):
         schema = parameter_schema(flow.fn).model_dump()
@@ -210,7 +210,7 @@ def test_the_form_of_parameters_explains_each(prefect_server):
 def test_a_stop_ends_the_batches_within_a_block(prefect_server, noise_scene, trivial, tmp_path, monkeypatch):
     from ovrs.run.rundir import RunDir
 
-    room, runs = importlib.import_module("flows.map_scene"), importlib.import_module("flows._runs")
+    room, runs = importlib.import_module("ovrs.flows.map_scene"), importlib.import_module("ovrs.flows._runs")
     monkeypatch.setattr(runs.stopping, "is_set", lambda: len(RunDir(tmp_path / "m.zarr").records()) >= 2)
     with pytest.raises(CancelledRun, match="finished blocks are kept"):
         room.map_scene(
