@@ -59,7 +59,7 @@ def require_seen(job: Job, begun: str) -> None:
     partial = store.partial_path(job.out)
     if not run.exists or not partial.exists():
         raise StoreError(f"it does not see {run.path if not run.exists else partial}; all workers must see the output")
-    if run.description().get("begun") != begun:
+    if run.description().begun != begun:
         raise StoreError(f"it sees another run at {run.path}; all workers must see the same output")
     for folder in (run.path, partial):
         if not os.access(folder, os.W_OK):
@@ -89,7 +89,7 @@ def facts_here(job: Job) -> dict[str, str]:
 
 def wanted(job: Job) -> dict[str, str]:
     """What every worker must share: code and weights of this process's plan, the rest of whoever worked here before."""
-    weights = str(job.run_dir.description()["model"].get("weights", "none"))[:16]
+    weights = str(job.run_dir.description().model.weights or "none")[:16]
     before = kinds(job.run_dir)
     return {**(before[0] if before else {}), "ovrs": __version__, "numerics": str(NUMERICS), "weights": weights}
 

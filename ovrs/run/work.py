@@ -48,7 +48,7 @@ class Worker(workers.Work[list[str], list[BlockRecord]]):
     @classmethod
     def of(cls, job: Job) -> Worker:
         """The job of a run that was begun."""
-        return cls(job, str(job.run_dir.description()["begun"]))
+        return cls(job, job.run_dir.description().begun)
 
     def __repr__(self) -> str:
         return f"Worker({self.job!r})"
