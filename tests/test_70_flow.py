@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from ovrs import pipeline
 from ovrs.errors import IncompleteRunError
 from ovrs.scene.raster import RasterScene
+from ovrs.store.record import RunRecord
 from ovrs.words import vocabulary
 
 pytestmark = [
@@ -186,7 +187,7 @@ def test_runs_are_named_and_marked_and_the_map_is_an_asset(prefect_server, noise
     module = importlib.import_module("ovrs.flows._runs")
     made = module.asset(str(out), "site 1")
     assert made.key == f"file://{out}"
-    assert set(module.areas(asyncio.run(state.aresult()))["classes"]) == {
+    assert set(module.areas(RunRecord.read(asyncio.run(state.aresult()), str(out)))["classes"]) == {
         c.name for c in vocabulary.load("demo").classes
     }
     assert module.asset("s3://u:p@b/x y.zarr", "x").key == "s3://___@b/x_y.zarr".replace("@", "_")
