@@ -186,9 +186,8 @@ class RunOptions(Fields):
 
     APART: ClassVar[Mapping[str, str]] = {
         "executor": "every executor computes the same blocks",
-        "workers": "as for executor",
-        "scheduler": "as for executor",
-        "resources": "as for executor",
+        **dict.fromkeys(("workers", "scheduler", "tls_ca", "tls_cert", "tls_key", "resources"), "as for executor"),
+        "allow_mixed": "workers that differed stand in the map's record",
         "batch": "says which blocks travel together, not what is in them",
         "pyramid": "overviews repeat the map's own pixels",
         "shards": "enters with the plan where blocks are shards: the default depends on the place",
@@ -216,7 +215,15 @@ class RunOptions(Fields):
     workers: int = Field(default=2, ge=1, le=1024)
     """Threads, or local Dask workers."""
     scheduler: str | None = None
-    """Address of a standing Dask scheduler, `tcp://host:8786`."""
+    """Address of a standing Dask scheduler, `tcp://host:8786`, or `tls://host:8786`."""
+    tls_ca: AbsolutePath = None
+    """Certificate of the authority, for `tls://`. Default: Dask's setting `distributed.comm.tls.ca-file`."""
+    tls_cert: AbsolutePath = None
+    """Certificate of this client. Default: Dask's setting `distributed.comm.tls.client.cert`."""
+    tls_key: AbsolutePath = None
+    """Key of this client. Default: Dask's setting `distributed.comm.tls.client.key`."""
+    allow_mixed: bool = False
+    """Take Dask workers of different versions, devices or thread counts; the map's record names them."""
     resources: dict[str, float] = Field(default_factory=dict)
     """Dask resources that each piece of work takes, `{"GPU": 1}`; workers are started with `--resources GPU=1`."""
     batch: int = Field(default=4, ge=1, le=1024)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovrs import files
-from ovrs.engine import execute
+from ovrs.engine import execute, scheduler
 from ovrs.errors import DamagedBlocksError, OutputError, StoreError
 from ovrs.objects.address import Place, place_of
 from ovrs.provenance import require_same
@@ -26,6 +26,7 @@ from ovrs.run.lock import Lock
 from ovrs.run.rundir import RunDir
 from ovrs.store.record import RunRecord
 from ovrs.store.target import FolderTarget
+from ovrs.telemetry import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -119,7 +120,7 @@ def _made(request: Request, out: Place, *, overwrite: bool, around: Around) -> d
     """The map of a request, made where it is to lie."""
     options = request.options.run
     if execute.is_elsewhere(options):
-        execute.reach(str(options.scheduler))
+        scheduler.reach(options)
     with (
         _told_what_is_kept(out),
         begin.held(request.uri, request.words, out, request.options, overwrite=overwrite) as job,
@@ -191,36 +192,58 @@ def _worked(job: Job, around: Around) -> dict[str, object]:
         return finish.finish(job)
 
 
-def compute(job: Job, names: list[str], *, progress: Progress | None = None) -> list[BlockRecord]:
-    """Run the named blocks with the job's executor; failures are recorded, not raised."""
+def compute(
+    job: Job, names: list[str], *, progress: Progress | None = None, stop: threading.Event | None = None
+) -> list[BlockRecord]:
+    """Run the named blocks with the job's executor; failures are recorded, not raised.
+
+    Once `stop` is set, the work ends before the next block.
+    """
     total = job.plan.block_count
     done = total - len(names)
     records = []
-    with closing(_records(job, names)) as found:
+    counters = Counters(str(job.out), total, done)
+    with closing(_records(job, names, stop or threading.Event())) as found:
         for record in found:
             records.append(record)
             done += record.finished
+            _tell(job, record, counters)
             if progress is not None:
                 progress(record, done, total)
+    counters.write()
     return records
 
 
-def _records(job: Job, names: list[str]) -> Generator[BlockRecord]:
+def _tell(job: Job, record: BlockRecord, counters: Counters) -> None:
+    """Log a block and count it."""
+    pixels = sum(record.histogram.values())
+    facts = {
+        "scene": job.scene.source["name"],
+        "map": job.out.name,
+        "block": record.name,
+        "status": record.status,
+        "attempt": record.attempt,
+        "seconds": record.seconds,
+        "worker": record.worker or None,
+        "pixels": pixels,
+        "error": record.error or None,
+    }
+    log.info("block %s %s", record.name, record.status, extra=facts)
+    counters.count(status=record.status, pixels=pixels, stages=record.stages)
+
+
+def _records(job: Job, names: list[str], stop: threading.Event) -> Generator[BlockRecord]:
     """Block records as they come, from whichever executor; closing it ends the work."""
     run = job.options.run
     if run.executor == "serial":
-        yield from work.run_blocks(job, names)
+        yield from work.run_blocks(job, names, stop.is_set)
         return
     size = run.batch if run.scheduler else min(run.batch, max(1, len(names) // run.workers))  # nobody stays idle
     groups = [names[i : i + size] for i in range(0, len(names), size)]
-    if run.executor == "threads":
-        stop = threading.Event()
-        with closing(execute.run(run, partial(work.run_in_turn, job, stop), groups, stop=stop)) as found:
-            for records in found:
-                yield from records
+    if not groups:
         return
-    worker = work.Worker(job)
-    with closing(execute.run(run, worker, groups, warm=worker.warm, parts=worker.parts, lost=worker.lost)) as found:
+    task = work.Worker.of(job) if run.executor == "dask" else partial(work.run_in_turn, job, stop)
+    with closing(execute.run(run, task, groups, stop=stop)) as found:
         for records in found:
             yield from records
 

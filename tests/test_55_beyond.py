@@ -466,9 +466,9 @@ def wait_workers(address, count):
 
 def test_a_restarted_scheduler_is_waited_for(processes, noise_scene, words, trivial, tmp_path, monkeypatch):
     """Scheduler and worker end in the middle; both come back; the map equals the undisturbed one."""
-    from ovrs.engine import execute
+    from ovrs.engine import cluster
 
-    monkeypatch.setattr(execute, "RECONNECT_SECONDS", 60.0)
+    monkeypatch.setattr(cluster, "RECONNECT_SECONDS", 60.0)
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     scheduler = ["scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
@@ -506,10 +506,10 @@ def test_a_restarted_scheduler_is_waited_for(processes, noise_scene, words, triv
 
 
 def test_a_scheduler_that_stays_away_is_named(processes, noise_scene, words, trivial, tmp_path, monkeypatch):
-    from ovrs.engine import execute
+    from ovrs.engine import cluster
 
-    monkeypatch.setattr(execute, "RECONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(execute, "RECONNECTS", 0)
+    monkeypatch.setattr(cluster, "RECONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "RECONNECTS", 0)
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     running = [

@@ -20,7 +20,7 @@ from conftest import environment, smooth
 from ovrs import files, pipeline, repair
 from ovrs.cli import edge
 from ovrs.cli.app import app
-from ovrs.engine import execute, tiling
+from ovrs.engine import scheduler, tiling
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
 from ovrs.objects.folder import Folder
 from ovrs.options import RunOptions, SceneOptions
@@ -300,13 +300,13 @@ def test_threads_end_between_two_blocks_of_a_piece(noise_scene, words, trivial, 
 )
 def test_malformed_addresses_are_refused_at_once(address):
     with pytest.raises(OptionError, match="tcp://host:8786"):
-        execute.check_address(address)
+        scheduler.check_address(RunOptions(scheduler=address))
 
 
 def test_a_scheduler_that_does_not_answer_is_said_in_time_and_nothing_is_begun(
     noise_scene, words, trivial, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(execute, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(scheduler, "CONNECT_SECONDS", 0.5)
     run = trivial(executor="dask", scheduler="tcp://127.0.0.1:1")
     with pytest.raises(OptionError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
         pipeline.map_scene(noise_scene(64, 64), words, tmp_path / "m.zarr", run)
@@ -316,36 +316,16 @@ def test_a_scheduler_that_does_not_answer_is_said_in_time_and_nothing_is_begun(
 def test_missing_certificates_are_named():
     import dask
 
+    there = RunOptions(scheduler="tls://127.0.0.1:1")
     names = {f"distributed.comm.tls.{k}": f"/nowhere/{k}.pem" for k in ("ca-file", "client.cert", "client.key")}
-    with dask.config.set(names), pytest.raises(OptionError, match=r"/nowhere/ca-file\.pem"):
-        execute.reach("tls://127.0.0.1:1")
-    with pytest.raises(OptionError, match="not set"):
-        execute.reach("tls://127.0.0.1:1")
-
-
-class _Ended:
-    """A future of a piece of work that ended with an error."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def result(self):
-        raise self.error
-
-
-def test_an_error_of_the_system_in_a_worker_is_not_a_lost_scheduler(monkeypatch):
-    from distributed.comm.core import CommClosedError
-
-    with pytest.raises(CommClosedError):
-        execute._result(_Ended(CommClosedError("gone")))
-
-    def serve(*_):
-        yield execute._result(_Ended(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-
-    monkeypatch.setattr(execute, "_connected", lambda *_: None)
-    monkeypatch.setattr(execute, "_serve", serve)
-    with pytest.raises(OSError, match="No space left"):
-        list(execute.run(RunOptions(executor="dask", scheduler="tcp://h:1"), len, [[1]]))
+    with dask.config.set(names), pytest.raises(OptionError, match=r"run\.tls_ca \(/nowhere/ca-file\.pem\)"):
+        scheduler.reach(there)
+    with pytest.raises(OptionError, match=r"run\.tls_key \(not set\)"):
+        scheduler.reach(there)
+    with pytest.raises(OptionError, match=r"run\.tls_cert \(/nowhere/c\.pem\)"):
+        scheduler.reach(there.model_copy(update={"tls_cert": Path("/nowhere/c.pem")}))
+    with pytest.raises(OptionError, match=r"run\.tls_ca: certificates need an address such as tls://"):
+        scheduler.reach(RunOptions(scheduler="tcp://127.0.0.1:1", tls_ca=Path("ca.pem")))
 
 
 def test_a_relative_output_means_the_same_folder_for_every_worker(noise_scene, words, trivial, tmp_path, monkeypatch):

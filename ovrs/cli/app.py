@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -256,13 +257,13 @@ def resume(store: Store) -> None:
 
 
 @app.command()
-def status(store: Store) -> None:
+def status(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """How far a run is; lists failed blocks. Loads no model."""
     from ovrs.objects.address import place_of
     from ovrs.run.report import status_of
 
     report = status_of(place_of(store))
-    typer.echo(report.text)
+    typer.echo(json.dumps(report.facts, indent=1) if as_json else report.text)
     if not report.complete:
         raise typer.Exit(4)
 

@@ -10,6 +10,7 @@ from ovrs.encoding import CONFIDENCE_SCALE
 from ovrs.provenance import NUMERICS, canonical, digest, versions
 from ovrs.redact import cleaned
 from ovrs.run.adaptation import facts_of
+from ovrs.run.place import kinds
 from ovrs.scene.grid import has_ground, pixel_size_m
 from ovrs.store.record import ClassArea, RunDescription, RunRecord
 
@@ -103,12 +104,14 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
             events[event] = events.get(event, 0) + count
     total, ground = sum(pixels), sum(areas)
     confidence = sum(r.confidence_sum for r in records.values())
+    mixed = kinds(job.run_dir)
     found = {
         **job.run_dir.description().dump(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(r.seconds for r in records.values()), 1),
         "blocks": job.plan.block_count,
         "holes": holes,
+        **({"mixed_workers": mixed} if len(mixed) > 1 else {}),
         "tile_events": events,
         "scene_adaptation": None if job.spec.state is None else facts_of(job.spec.state),
         "valid_pixels": total,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -56,6 +57,8 @@ class Status:
 
     complete: bool
     text: str
+    facts: dict[str, object]
+    """The same for machines: blocks by state, seconds of work, failed blocks with their reasons."""
 
 
 def status_of(out: Place) -> Status:
@@ -82,7 +85,21 @@ def status_of(out: Place) -> Status:
     ]
     lines += [f"  failed {r.name} (attempt {r.attempt}): {r.reason}" for r in failed]
     lines += [f"  damaged marker {name}: its block is computed again" for name in run.damaged()]
-    return Status(complete, "\n".join(lines))
+    facts = {
+        "map": str(out),
+        "state": state.split(",")[0],
+        "complete": complete,
+        "blocks": total,
+        "done": len(done),
+        "empty": sum(r.status == "empty" for r in done),
+        "failed": [{"block": r.name, "attempt": r.attempt, "error": r.error, "reason": r.reason} for r in failed],
+        "damaged_markers": run.damaged(),
+        "pixels": sum(sum(r.histogram.values()) for r in done),
+        "seconds": round(sum(r.seconds for r in done), 3),
+        "stages": {k: round(sum(r.stages.get(k, 0.0) for r in done), 3) for k in ("read", "compute", "write")},
+        "workers": dict(Counter(r.worker for r in done if r.worker)),
+    }
+    return Status(complete, "\n".join(lines), facts)
 
 
 def area_lines(record: RunRecord) -> list[str]:

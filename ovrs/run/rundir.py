@@ -52,6 +52,10 @@ class BlockRecord:
     """`done`, `empty` (no valid pixel) or `failed`."""
     attempt: int = 1
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage: read, compute, write."""
+    worker: str = ""
+    """Host and process that computed the block."""
     tiles: int = 0
     histogram: dict[str, int] = field(default_factory=dict)
     """Pixels per class index."""

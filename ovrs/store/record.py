@@ -242,6 +242,8 @@ class RunRecord(RunDescription):
     blocks: int
     holes: list[str]
     """Names of blocks that are missing and no data."""
+    mixed_workers: list[dict[str, str]] | None = None
+    """The kinds of Dask workers that computed blocks, where they differed and that was allowed."""
     tile_events: dict[str, int]
     """How often tiles reported what."""
     scene_adaptation: AdaptationFacts | None = None
