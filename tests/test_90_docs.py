@@ -25,7 +25,7 @@ def blocks(language):
 
 def commands():
     lines = [(p.name, line.strip()) for p in PAGES for line in p.read_text().splitlines() if line.startswith("    ")]
-    return [(page, line.split("#")[0].strip()) for page, line in lines]
+    return [(page, line.split("#")[0].strip().removeprefix(".venv/bin/")) for page, line in lines]
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"))
