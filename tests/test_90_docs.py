@@ -16,7 +16,11 @@ from ovrs.demo.synth import write_scene
 from ovrs.words import vocabulary
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "infra/README.md", ROOT / "training/README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ovrs/assets/MODEL_CARD.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *(ROOT / name for name in ("infra/README.md", "training/README.md")),
+]
 
 
 def blocks(language):
@@ -70,7 +74,7 @@ def test_modules_named_in_commands_have_their_options(page, line):
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for page in PAGES:
-        assert set(re.findall(r"`?make ([a-z-]+)", page.read_text())) <= targets | {"your"}
+        assert set(re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text(), re.M)) <= targets | {"your"}
 
 
 def test_links_lead_somewhere():
