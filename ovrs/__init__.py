@@ -1,11 +1,12 @@
-"""Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time."""
+"""Make open-vocabulary maps of large georeferenced scenes, adapted at test time."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+"""The version of the program; `pyproject.toml` reads it from here."""
 
 _LAZY = {
     "Map": "ovrs.store.map:Map",

@@ -4,12 +4,16 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import environment
 from typer.main import get_command
+from typer.testing import CliRunner
 
+from ovrs import __version__
 from ovrs.cli.app import app
 from ovrs.demo.run import WORLD
 from ovrs.demo.synth import write_scene
@@ -81,6 +85,18 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_version_stands_in_citation_and_changelog():
+    """The package's metadata are built from `ovrs.__version__`; two files repeat it for readers."""
+    released = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert released[0] == __version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ovrs.__version__"}
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"ovrs {__version__}\n")
 
 
 def tutorial():
