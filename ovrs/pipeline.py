@@ -8,6 +8,7 @@ import os
 import shlex
 import threading
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from ovrs.errors import DamagedBlocksError, OutputError
 from ovrs.provenance import require_same
 from ovrs.redact import redacted
 from ovrs.request import Request
-from ovrs.run import begin, finish, publish, work
+from ovrs.run import begin, finish, mosaic, publish, work
 from ovrs.run.rundir import Lock, RunDir
 from ovrs.store.record import RunRecord
 
@@ -68,9 +69,11 @@ def map(  # noqa: A001  (the verb of this package)
     """
     around = around or partial(compute, progress=progress)
     if not publish.is_remote(request.target):
+        request = _of_one_scene(request, Path(request.target), overwrite=overwrite)
         return _made(request, Path(request.target), overwrite=overwrite, around=around)
     url = str(request.target)
     local = publish.staging_path(url, staging or Path(os.environ.get("OVRS_STAGING", "ovrs-staging")))
+    request = _of_one_scene(request, local, overwrite=overwrite)
     there = None if overwrite else publish.published_facts(url)
     fill_holes = there is not None and bool(there.get("holes")) and not request.options.run.allow_holes
     if there is not None:
@@ -104,6 +107,13 @@ def resume(out: Path, *, progress: Progress | None = None) -> dict[str, object]:
     """Go on with the run of `out`, with the options it was begun with (arguments and errors as `map`)."""
     with _told_what_is_kept(out):
         return run(begin.resume(out), progress=progress)
+
+
+def _of_one_scene(request: Request, out: Path, *, overwrite: bool) -> Request:
+    """The request with a mosaic in place of several files."""
+    begin.require_store_name(out)
+    scene = mosaic.as_one([request.uri, *request.others], out, overwrite=overwrite)
+    return replace(request, uri=scene, others=())
 
 
 def _made(request: Request, out: Path, *, overwrite: bool, around: Around) -> dict[str, object]:

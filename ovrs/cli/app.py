@@ -59,7 +59,13 @@ def _global(
     "map", cls=fields.Spelled, epilog="Every other option: --set SECTION.KEY=VALUE; `ovrs options` lists them."
 )
 def map_command(
-    scene: Annotated[str, typer.Argument(help="A raster GDAL can open, or with --catalog the name of a scene.")],
+    scenes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCENE...",
+            help="A raster GDAL can open; several, a pattern or a folder of them are one scene. With --catalog a scene's name.",
+        ),
+    ],
     bands: Annotated[str | None, fields.flag("scene.bands")] = None,
     gsd: Annotated[str | None, fields.flag("scene.gsd")] = None,
     bbox: Annotated[str | None, fields.flag("scene.bbox")] = None,
@@ -129,7 +135,7 @@ def map_command(
     told = fields.told(flags, settings or [])
     if preset is not None:
         told = {**told, "method": {**method_options(preset), **told["method"]}}
-    requests = _requests(scene, out, catalog, _words(classes, vocabulary), preset, told)
+    requests = _requests(scenes, out, catalog, _words(classes, vocabulary), preset, told)
     if requests[0].words.unknown_classes:
         unknown = ", ".join(requests[0].words.unknown_classes)
         typer.echo(f"note: no library knows {unknown}; asked for by name alone (recorded in the map)", err=True)
@@ -166,7 +172,7 @@ def _plain(value: Any) -> str:
 
 
 def _requests(
-    scene: str,
+    scenes: list[str],
     out: str | None,
     catalog: Path | None,
     words: Vocabulary | None,
@@ -183,13 +189,16 @@ def _requests(
         if out is None:
             raise OptionError("name the store to write: -o NAME.zarr")
         own = words or (None if preset is None else published.vocabulary_of(preset))
+        words = own or words_from_names(None, None)
         found = [
-            Request(uri=scene, words=own or words_from_names(None, None), options=options.build(**told), target=out)
+            Request(uri=scenes[0], others=tuple(scenes[1:]), words=words, options=options.build(**told), target=out)
         ]
     else:
-        found = catalogs.load(catalog).requests(scene, words=words, told=told)
+        if len(scenes) > 1:
+            raise OptionError("--catalog takes the name of one scene")
+        found = catalogs.load(catalog).requests(scenes[0], words=words, told=told)
     if out is not None and len(found) > 1:
-        raise OptionError(f"scene {scene} is {len(found)} files; leave -o out, the catalog's output root is used")
+        raise OptionError(f"scene {scenes[0]} is {len(found)} files; leave -o out, the catalog's output root is used")
     if preset is not None and (words is not None or catalog is not None):
         found = [replace(request, words=published.given(request.words, preset)) for request in found]
     return found if out is None else [replace(found[0], target=out)]

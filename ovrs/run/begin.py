@@ -40,8 +40,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
     Returns:
         The job and what its `run.json` says.
     """
-    if out.suffix != ".zarr":
-        raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
+    require_store_name(out)
     out = out.absolute()  # workers may stand in another folder
     files.require_possible(out)
     if files.exists(uri):
@@ -69,6 +68,16 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOp
         facts=found.facts,
     )
     return job, describe(job, uri)
+
+
+def require_store_name(out: Path) -> None:
+    """Refuse an output that is not called `NAME.zarr`.
+
+    Raises:
+        OptionError: Says so.
+    """
+    if out.suffix != ".zarr":
+        raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
 
 
 def prepare(uri: str | Path, vocabulary: Vocabulary, out: Path, options: MapOptions, *, overwrite: bool = False) -> Job:
