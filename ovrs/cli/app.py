@@ -16,6 +16,7 @@ from ovrs.cli import catalog as cli_catalog
 from ovrs.cli import collection as cli_collection
 from ovrs.cli import edge, fields
 from ovrs.cli import models as cli_models
+from ovrs.cli import preview as cli_preview
 from ovrs.cli import products as cli_products
 from ovrs.cli import sam3 as cli_sam3
 from ovrs.cli import words as cli_words
@@ -35,6 +36,7 @@ app = edge.App(
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 app.add_typer(cli_products.app)
+app.add_typer(cli_preview.app)
 app.add_typer(cli_assess.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_words.app)  # without a name: their commands stand beside ours

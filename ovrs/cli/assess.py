@@ -102,7 +102,7 @@ def diff(
 
     Example: ovrs diff 2018.zarr 2024.zarr --areas change.csv --raster change.tif --vectors change.gpkg --mask sure.tif
     """
-    from ovrs.assess import change as room
+    from ovrs.assess import change as changes
     from ovrs.export import target
     from ovrs.export.cog import write_cog
     from ovrs.export.product import CLASSES, POLYGONS
@@ -119,13 +119,13 @@ def diff(
                 if option in paths:
                     target.check(mapped, paths[option], kind, overwrite=overwrite)
         if areas is not None:
-            room.check_table(first, second, areas, overwrite=overwrite)
+            changes.check_table(first, second, areas, overwrite=overwrite)
         if vectors is not None:
             check_vectors(first, vectors, min_area=min_area, layer="changes", overwrite=overwrite)
-        with room.compared(first, second, sure=sure) as change:
+        with changes.compared(first, second, sure=sure) as change:
             _print_change(change)
             if areas is not None:
-                typer.echo(f"areas: {room.write_table(change.rows, areas)}")
+                typer.echo(f"areas: {changes.write_table(change.rows, areas)}")
             for path, mapped in ((raster, change.raster), (mask, change.mask)):
                 if path is not None:
                     typer.echo(f"raster: {write_cog(mapped, path, overwrite=overwrite).path}")
