@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: docs demo test test-slow test-cluster test-gis test-infra test-bad viewer check lint types clean bench
+.PHONY: docs demo test test-slow test-papers test-cluster test-gis test-infra test-bad viewer check lint types clean bench
 
 demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
@@ -13,6 +13,10 @@ test: $(VENV)/installed
 # kill -9 and resume, seams of real adaptation at 8192 px, memory, a server that hangs, the text tower whole
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# every printed command of every paper's table on tiny copies of all labelled sets, with random weights
+test-papers: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow --timeout 3600 tests/test_66_dryrun.py
 
 # a Prefect server, a Dask scheduler and workers as processes on loopback
 test-cluster: $(VENV)/installed

@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.sets import SETS, LabelledSet, renamed
 from ovrs.bench.corruptions import CORRUPTIONS, corrupt
 from ovrs.bench.evaluate import Confusion
+from ovrs.engine.arrays import as_numpy
 from ovrs.engine.tiling import crop_starts
 from ovrs.model.adapt import tmpa
 from ovrs.model.adapt.tmpa_segmenters import TmpaSegmenter
@@ -85,12 +86,12 @@ class Row:
 
     def scores(self, rgb: np.ndarray, crops: tuple[Window, ...], features: TileFeatures | None) -> np.ndarray:
         if features is None or not self.shares_features:
-            return self.segmenter.segment(rgb, np.ones(rgb.shape[1:], bool), crops).scores
+            return as_numpy(self.segmenter.segment(rgb, np.ones(rgb.shape[1:], bool), crops).scores)
         if isinstance(self.segmenter, ClipSegmenter):
-            return self.segmenter.classify(features, self.segmenter.text, self.segmenter.base_text, ()).scores
+            return as_numpy(self.segmenter.classify(features, self.segmenter.text, self.segmenter.base_text, ()).scores)
         frozen = self.segmenter.frozen
         found = tmpa.calibrate(features, frozen.bank, self.segmenter.settings)
-        return frozen.classify(features, found.text, found.base_text, ()).scores
+        return as_numpy(frozen.classify(features, found.text, found.base_text, ()).scores)
 
 
 def build_rows(

@@ -95,6 +95,9 @@ def sites(costs: Costs) -> list[Site]:
         site("20,000 km² at 20 cm, 4 GPUs", 20_000e6 / 0.04 / 1e6, costs, 4, 4, bandwidth=1000, **gpu),
         site("Germany at 20 cm, 64 GPUs", germany, costs, 64, 64, bandwidth=5000, **gpu),
         site("the same, storage of 500 MB/s", germany, costs, 64, 64, bandwidth=500, **gpu),
+        site("10,000 scenes of 10,000², 4 GPUs", 1e6, costs, 4, 4, bandwidth=1000, **gpu),
+        site("1 scene of 1,000,000², 16 GPUs", 1e6, costs, 16, 16, bandwidth=2000, **gpu),
+        site("1 scene of 1,000,000², 64 GPUs", 1e6, costs, 64, 64, bandwidth=5000, **gpu),
     ]
 
 

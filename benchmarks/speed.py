@@ -68,15 +68,15 @@ def ours(method: str, steps: int, device: str) -> float:
     if method in ("tent", "mlmp"):
         layers = {"layers": 1, "image_weight": 0.0} if method == "tent" else {}
         prompts = stack[:1] if method == "tent" else stack
-        found = mlmp.adapt(visual, images, prompts, text, Mlmp(**paper, steps=steps, **layers), joint=True)
+        found = mlmp.adapt(visual, images, prompts, text, Mlmp(**paper, steps=steps, **layers), sets=1)
         to_pixels(found.patches @ text.T)
     elif method == "clipartt":
         encode = lambda s: encode_sentences(clip, tokenizer(), s)  # noqa: E731
         settings = Clipartt(**paper, steps=steps)
-        to_pixels(pseudo.clipartt(visual, images, text, NAMES, encode, settings, joint=True).patches @ text.T)
+        to_pixels(pseudo.clipartt(visual, images, text, NAMES, encode, settings, sets=1).patches @ text.T)
     elif method == "watt":
         settings = Watt(**paper, lr=1e-3, rounds=1)
-        to_pixels(pseudo.watt(visual, images, stack, settings, joint=True).patches @ text.T)
+        to_pixels(pseudo.watt(visual, images, stack, settings, sets=1).patches @ text.T)
     else:
         with torch.no_grad():
             tokens = dense_tokens(visual, images, "segearth")
@@ -84,7 +84,7 @@ def ours(method: str, steps: int, device: str) -> float:
         features = inputs.features(tokens.patches, tokens.cls, tokens.grid)
         if method == "tpt":
             learner = tpt.PromptLearner(clip, tokenizer(), NAMES)
-            text = tpt.tune(learner, features.patches.flatten(0, 1), Tpt(logit_scale=100.0, steps=steps)).text
+            text = tpt.tune(learner, [features.patches.flatten(0, 1)], Tpt(logit_scale=100.0, steps=steps)).text[0]
         if method == "tmpa":
             text = tmpa.calibrate(features, bank, Tmpa(logit_scale=50, cls_weight=-0.3)).text
         with torch.no_grad():

@@ -18,7 +18,9 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.assets import add_asset_metadata, materialize
 from prefect.cache_policies import NO_CACHE
+from prefect.context import AssetContext
 
 from ovrs import pipeline
 from ovrs.cache import cache_directory
@@ -30,6 +32,8 @@ from ovrs.store.map import open_map
 from ovrs.store.record import RunRecord
 from ovrs.words.prompts import LanguageModel, PromptError, write_prompts
 from ovrs.words.vocabulary import COMPOSED, ClassEntry, Vocabulary, composed
+
+from ._runs import areas, stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,8 +93,11 @@ async def can_heal(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 @task(name="map-blocks", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=can_heal, cache_policy=NO_CACHE)
 def map_blocks(job: Job, names: list[str], progress_artifact: Any = None) -> int:
     """Compute those of `names` that have no finished marker; the markers, not Prefect, say what is done."""
-    missing = set(job.missing())
-    failed = [r for r in pipeline.compute(job, [n for n in names if n in missing]) if not r.finished]
+    before = {
+        name: job.run_dir.record_of(name) for name in names
+    }  # of this batch alone: a scene may have 100,000 blocks
+    found = pipeline.compute(job, [n for n, r in before.items() if r is None or not r.finished], stop=stopping)
+    failed = [r for r in found if not r.finished]
     if progress_artifact is not None:
         done = 1 - len(job.missing()) / job.plan.block_count
         report(update_progress_artifact, progress_artifact, progress=round(100 * done, 1))
@@ -154,10 +161,13 @@ def _beside(mapped: Map, store: Path, suffix: str) -> Path:
     return plain if target.input_of(mapped, plain) is None else store.with_name(f"{store.stem}-classes{suffix}")
 
 
-@task(name="publish", cache_policy=NO_CACHE)
+@materialize("ovrs://map", by="ovrs", name="publish", cache_policy=NO_CACHE)
 def publish(record: RunRecord, picture: str | None, products: list[str]) -> None:
-    """Class areas, links to the products and the picture as Prefect artifacts."""
+    """The map as an asset with its class areas; areas, links to the products and the picture as Prefect artifacts."""
     scene, table = record.scene.name, [area.dump() for area in record.classes]
+    context = AssetContext.get()
+    for made in context.downstream_assets if context else ():
+        add_asset_metadata(made, areas(record))
     report(create_table_artifact, key="class-areas", table=table, description=f"Areas of {scene}")
     lines = "\n".join(f"- `{p}`" for p in products)
     report(create_markdown_artifact, key="products", markdown=f"Products of {scene}\n\n{lines}")

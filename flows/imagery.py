@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, tags, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import CancelledRun
@@ -29,6 +29,7 @@ from ovrs.options import RunOptions
 from ovrs.run import versions
 from ovrs.run.publish import short
 
+from ._runs import collection_run_name, ends_blocks, mark
 from ._tasks import report
 from .map_scene import map_scene
 
@@ -41,9 +42,15 @@ LISTED = 20
 """Names that a message lists."""
 
 
-@task(name="map-image", cache_policy=NO_CACHE)
+@task(name="map-image", task_run_name="{image.name}", cache_policy=NO_CACHE)
 def map_image(
-    catalog: Path, collection: str, image: Image, run: RunOptions, gpu_pool: str | None, allow_composed_prompts: bool
+    catalog: Path,
+    collection: str,
+    image: Image,
+    run: RunOptions,
+    gpu_pool: str | None,
+    allow_composed_prompts: bool,
+    overwrite: bool = False,
 ) -> str:
     """Map one image unless somebody has or does; returns what became of it."""
     known = catalogs.load(catalog)
@@ -68,7 +75,7 @@ def map_image(
     with ledger.working_on(image, (*NO_ATTEMPT, CancelledRun)):
         out = _out(ledger, image, newest)
         try:
-            facts = work(out)
+            facts = work(out, overwrite=overwrite)
         except DigestMismatchError as error:
             if not image.content:
                 raise
@@ -111,13 +118,15 @@ def _outcome(delivery: Delivery) -> str:
     return "taken" if delivery.state in ("done", "busy") or delivery.same_as else delivery.state
 
 
-@flow(name="map-collection", task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE))  # type: ignore[arg-type]
+@flow(name="map-collection", flow_run_name=collection_run_name, task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE))  # type: ignore[arg-type]
 def map_collection(
     collection: str,
     catalog: Path = Path("data_catalog.yaml"),
     run: RunOptions | None = None,
     gpu_pool: str | None = None,
     allow_composed_prompts: bool = False,
+    overwrite: bool = False,
+    allow_holes: bool = False,
 ) -> dict[str, str]:
     """Map every image of a collection that is not mapped yet; the same content is mapped once.
 
@@ -127,6 +136,8 @@ def map_collection(
         run: Executor, scheduler, block size.
         gpu_pool: Name of a Prefect concurrency limit.
         allow_composed_prompts: See `map_scene`.
+        overwrite: Begin the images that are to be mapped anew, whatever is begun of them; finished maps stay.
+        allow_holes: Finish maps although blocks failed; they are no data, and the map says so.
 
     Returns:
         What became of each image: `mapped`, `taken` (before, or by somebody else, or as another one of equal bytes),
@@ -135,18 +146,23 @@ def map_collection(
     Raises:
         IncompleteRunError: Images failed, or have no attempt left; every pass says so until somebody acts.
     """
+    mark(f"collection:{collection}")
     known = catalogs.load(catalog)
     found = look(known, collection, Ledger(known.resolve(known.outputs.root)))
-    log = get_run_logger()
+    log, run = get_run_logger(), run or RunOptions()
+    if allow_holes:
+        run = run.model_copy(update={"allow_holes": True})
     log.info("collection %s holds %d images", collection, len(found))
-    runs = {
-        d.image.name: map_image.submit(
-            catalog, collection, d.image, run or RunOptions(), gpu_pool, allow_composed_prompts
-        )
-        for d in _taken_up(known, found)
-    }
+    with tags(f"collection:{collection}"):
+        runs = {
+            d.image.name: map_image.submit(
+                catalog, collection, d.image, run, gpu_pool, allow_composed_prompts, overwrite
+            )
+            for d in _taken_up(known, found)
+        }
     try:
-        wait(list(runs.values()))
+        with ends_blocks():
+            wait(list(runs.values()))
     except BaseException:  # cancelled, or the worker is being restarted
         release_held()
         raise
@@ -193,22 +209,35 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
-@flow(name="watch-collection")
+@flow(name="watch-collection", flow_run_name=collection_run_name)
 def watch_collection(
     collection: str,
     catalog: Path = Path("data_catalog.yaml"),
     run: RunOptions | None = None,
     gpu_pool: str | None = None,
     allow_composed_prompts: bool = False,
+    allow_holes: bool = False,
 ) -> dict[str, str]:
-    """One look for new imagery; a schedule repeats it. Cheap when there is none (arguments as `map_collection`)."""
+    """One look for new imagery; a schedule repeats it. Cheap when there is none.
+
+    Args:
+        collection: A name in the catalog.
+        catalog: The catalog file, as the worker sees it.
+        run: Executor, scheduler, block size.
+        gpu_pool: Name of a Prefect concurrency limit.
+        allow_composed_prompts: See `map_scene`.
+        allow_holes: Finish maps although blocks failed; they are no data, and the map says so.
+    """
+    mark(f"collection:{collection}")
     known = catalogs.load(catalog)
     found = look(known, collection, Ledger(known.resolve(known.outputs.root)))
     if all(d.state in ("done", "busy", "forgotten") for d in found):
         message = f"nothing new in {collection} ({len(found)} images)"
         get_run_logger().info(message)
         return Completed(message=message, data={})  # type: ignore[return-value]
-    outcome: dict[str, str] = map_collection(collection, catalog, run, gpu_pool, allow_composed_prompts)
+    outcome: dict[str, str] = map_collection(
+        collection, catalog, run, gpu_pool, allow_composed_prompts, allow_holes=allow_holes
+    )
     return outcome
 
 

@@ -13,9 +13,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.artifacts import create_progress_artifact
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import CancelledRun
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -27,15 +28,17 @@ from ovrs.request import Request
 from ovrs.run.job import Job
 from ovrs.run.publish import is_remote
 from ovrs.store.record import RunRecord
+from ovrs.telemetry import log_as_json
 from ovrs.words.prompts import LanguageModel
 
+from ._runs import asset, ends_blocks, mark, scene_name, scene_run_name, stopping
 from ._tasks import export, map_blocks, prompts, publish, report
 
 BATCHES = 16
 """Task runs per scene: bookkeeping stays at seconds however large the scene is."""
 
 
-@flow(name="map-scene", task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+@flow(name="map-scene", flow_run_name=scene_run_name, task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
 def map_scene(
     scene: str,
     out: str,
@@ -45,6 +48,7 @@ def map_scene(
     batches: int = BATCHES,
     products: bool = True,
     overwrite: bool = False,
+    allow_holes: bool = False,
     llm: LanguageModel | None = None,
     scene_context: str = "",
     allow_composed_prompts: bool = False,
@@ -61,6 +65,7 @@ def map_scene(
         batches: Number of task runs the blocks are split into.
         products: Also write COG and picture (beside the store; not for URLs).
         overwrite: Discard what is at `out` and begin anew.
+        allow_holes: Finish although blocks failed; they are no data, and the map says so.
         llm: Language model that describes classes without prompts.
         scene_context: Told to it: sensor, resolution, region, season.
         allow_composed_prompts: Use descriptions composed from the name where it fails; the map says so.
@@ -68,6 +73,12 @@ def map_scene(
     """
     guard_logs()
     keep_freed_memory()
+    log_as_json()
+    name = scene_name(scene)
+    mark(f"scene:{name}")
+    if allow_holes:
+        options = options or MapOptions()
+        options = options.model_copy(update={"run": options.run.model_copy(update={"allow_holes": True})})
     request = Request.from_names(
         scene, out, classes=classes or None, vocabulary=vocabulary_name or None, options=options
     )
@@ -75,14 +86,25 @@ def map_scene(
     with concurrency(gpu_pool, occupy=1) if gpu_pool else nullcontext():
         facts = pipeline.map(request, overwrite=overwrite, around=partial(in_task_runs, batches, redacted(out)))
     paths = export(Path(out)) if products and not is_remote(out) else []
-    publish(RunRecord.read(facts, redacted(out)), paths[-1] if paths else None, [redacted(out), *paths])
+    shown = publish.with_options(assets=[asset(out, name)])
+    shown(RunRecord.read(facts, redacted(out)), paths[-1] if paths else None, [redacted(out), *paths])
     return facts
 
 
 def in_task_runs(count: int, out: str, job: Job, names: list[str]) -> None:
     """Compute the named blocks of the job for `out` in at most `count` task runs. Markers say which ones are done."""
     progress = report(create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {out}")
-    wait([map_blocks.submit(job, part, progress) for part in pipeline.batches(names, count)])
+    parts, name = pipeline.batches(names, count), scene_name(str(job.scene.source["name"]))
+    with tags(f"scene:{name}"), ends_blocks():
+        called = [f"{name} batch {i} of {len(parts)}, {part[0]} to {part[-1]}" for i, part in enumerate(parts, 1)]
+        wait(
+            [
+                map_blocks.with_options(task_run_name=n).submit(job, p, progress)
+                for n, p in zip(called, parts, strict=True)
+            ]
+        )
+    if stopping.is_set():
+        raise CancelledRun("stopped; finished blocks are kept")
 
 
 def main() -> None:
@@ -93,6 +115,7 @@ def main() -> None:
     parser.add_argument("--classes", default="")
     parser.add_argument("--vocabulary", default="")
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--allow-holes", action="store_true")
     parser.add_argument("--llm-base-url")
     parser.add_argument("--llm-model")
     parser.add_argument("--scene-context", default="")
@@ -104,6 +127,7 @@ def main() -> None:
         args.classes,
         args.vocabulary,
         overwrite=args.overwrite,
+        allow_holes=args.allow_holes,
         llm=LanguageModel(base_url=args.llm_base_url, name=args.llm_model) if args.llm_model else None,
         scene_context=args.scene_context,
         allow_composed_prompts=args.allow_composed_prompts,

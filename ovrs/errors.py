@@ -120,6 +120,12 @@ class SchedulerLostError(StoreError):
     exit_code = 4
 
 
+class WorkersUnfitError(StoreError):
+    """Every Dask worker was left out: none can see the scene, the model and the output, or all differ."""
+
+    exit_code = 4
+
+
 class DigestMismatchError(StoreError):
     """The store was begun by a run with other inputs or options."""
 

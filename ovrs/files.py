@@ -32,7 +32,13 @@ _LONGEST = 120
 
 
 @contextmanager
-def atomic(path: str | os.PathLike[str], *, sweep: bool = True, keep_suffix: bool = True) -> Iterator[Path]:
+def atomic(
+    path: str | os.PathLike[str],
+    *,
+    sweep: bool = True,
+    keep_suffix: bool = True,
+    check: Callable[[], None] | None = None,
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name `path` when the body ends, and vanishes when it fails.
 
     The temporary name is unique and hidden. A symbolic link stays a link: its target is replaced. Missing folders are
@@ -42,6 +48,7 @@ def atomic(path: str | os.PathLike[str], *, sweep: bool = True, keep_suffix: boo
         path: The file to write.
         sweep: Also remove what killed processes left of `path`; lists its folder, so not for thousands of small files.
         keep_suffix: Give the temporary name the suffix of `path`, by which drivers choose their format.
+        check: Called directly before the file takes its name; raises where it may not.
 
     Raises:
         OutputError: The system refuses: no space, no permission, a name too long, a folder in its place.
@@ -56,6 +63,8 @@ def atomic(path: str | os.PathLike[str], *, sweep: bool = True, keep_suffix: boo
         try:
             yield temporary
             _sync(temporary)
+            if check is not None:
+                check()
             temporary.replace(target)
         finally:
             _remove(temporary, siblings=sweep)
@@ -91,9 +100,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_kept_on_success(path: Path) -> Iterator[None]:
-    """Make a folder that is removed again, if it is empty, when the body fails."""
-    with writing(path), _folder(path):
+def folder(path: Path) -> Iterator[None]:
+    """Make a folder that is removed again, if it is empty, when the body fails; errors of the body stay as they are.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(path):
+            stack.enter_context(_folder(path))
         yield
 
 

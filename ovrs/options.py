@@ -86,14 +86,16 @@ class ModelOptions(Fields):
     }
 
     model: str = "bundled"
-    """`bundled`, an open_clip name such as `ViT-B-16`, a local directory in open_clip's format, `hf-hub:ORG/NAME` for a
-    repository in that format; `sam3`, a directory with SAM 3's weights, or `sam3-tiny`."""
+    """`bundled`, a name that `ovrs models` lists, an open_clip name such as `ViT-B-16`, a local directory in open_clip's format,
+    `hf-hub:ORG/NAME` for a repository in that format; `sam3`, a directory with SAM 3's weights, or `sam3-tiny`."""
     pretrained: str | None = None
     """open_clip's tag of the weights, or a file that holds them, for a model named by open_clip's name."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d{1,3})?)$")
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the vision tower; everything after it is float32."""
+    tiles_at_once: int | None = Field(default=None, ge=1, le=256)
+    """Tiles that are looked at in one batch. Default: 1 on a CPU; on a GPU as many as its memory holds, at most 16."""
     compile: bool = False
     """Compile the tower's blocks with torch.compile; needs a C++ compiler (CPU) or Triton (CUDA), and a minute at start."""
     crop: int | None = Field(default=None, ge=16)
@@ -184,11 +186,11 @@ class RunOptions(Fields):
 
     APART: ClassVar[Mapping[str, str]] = {
         "executor": "every executor computes the same blocks",
-        "workers": "as for executor",
-        "scheduler": "as for executor",
-        "resources": "as for executor",
+        **dict.fromkeys(("workers", "scheduler", "tls_ca", "tls_cert", "tls_key", "resources"), "as for executor"),
+        "allow_mixed": "workers that differed stand in the map's record",
         "batch": "says which blocks travel together, not what is in them",
         "pyramid": "overviews repeat the map's own pixels",
+        "shards": "enters with the plan where blocks are shards: the default depends on the place",
         "allow_holes": "failed blocks are no data and stand in the map's record",
     }
 
@@ -204,6 +206,8 @@ class RunOptions(Fields):
     """Side of a block in tile pitches."""
     zarr_format: Literal[2, 3] = 3
     """Of the store: 3, or 2 for a GIS with GDAL before 3.11."""
+    shards: bool | None = None
+    """One file per block and array, with chunks of one pitch inside; Zarr format 3. Default: in object storage."""
     store_scores: bool = False
     """Also keep every class's score, quantised to uint8."""
     executor: Literal["serial", "threads", "dask"] = "serial"
@@ -211,7 +215,15 @@ class RunOptions(Fields):
     workers: int = Field(default=2, ge=1, le=1024)
     """Threads, or local Dask workers."""
     scheduler: str | None = None
-    """Address of a standing Dask scheduler, `tcp://host:8786`."""
+    """Address of a standing Dask scheduler, `tcp://host:8786`, or `tls://host:8786`."""
+    tls_ca: AbsolutePath = None
+    """Certificate of the authority, for `tls://`. Default: Dask's setting `distributed.comm.tls.ca-file`."""
+    tls_cert: AbsolutePath = None
+    """Certificate of this client. Default: Dask's setting `distributed.comm.tls.client.cert`."""
+    tls_key: AbsolutePath = None
+    """Key of this client. Default: Dask's setting `distributed.comm.tls.client.key`."""
+    allow_mixed: bool = False
+    """Take Dask workers of different versions, devices or thread counts; the map's record names them."""
     resources: dict[str, float] = Field(default_factory=dict)
     """Dask resources that each piece of work takes, `{"GPU": 1}`; workers are started with `--resources GPU=1`."""
     batch: int = Field(default=4, ge=1, le=1024)

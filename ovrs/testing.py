@@ -75,7 +75,8 @@ class SegmenterTests:
             assert np.isfinite(found.scores[:, valid]).all()
             if found.background_evidence is not None:
                 assert found.background_evidence.shape == valid.shape
-            assert all(isinstance(event, str) for event in found.events)
+            events = found.events() if callable(found.events) else found.events
+            assert all(isinstance(event, str) for event in events)
 
     def test_the_same_tile_has_the_same_scores(self) -> None:
         segmenter = self.segmenter()

@@ -1,5 +1,7 @@
 """Partition arithmetic: cores cover once, tiles are scene-wide, reads hold every tile."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -119,3 +121,27 @@ def test_crop_to_bounds_snaps_to_whole_pixels_and_names_the_scene_when_outside()
     assert tuple(part.boundingbox) == (10, 20, 31, 41)
     with pytest.raises(OptionError, match="does not touch"):
         crop_to_bounds(box, (200, 200, 300, 300))
+
+
+@pytest.mark.parametrize("crops_per_tile", [1, 2, 4])
+@pytest.mark.parametrize(("crop", "stride"), [(32, 16), (32, 32), (32, 5), (20, 7)])
+@pytest.mark.parametrize("length", [7, 32, 33, 100, 257])
+def test_tiles_of_a_part_are_those_of_the_whole_that_touch_it(crops_per_tile, crop, stride, length):
+    plan = Plan(height=length, width=40, geometry=TileGeometry(crop=crop, stride=stride, crops_per_tile=crops_per_tile))
+    rows, cols = plan.tile_shape
+    whole = [plan.tile(r, c) for r in range(rows) for c in range(cols)]
+    assert [
+        w.row_off for t in whole if t.col == 0 for w in t.crops[:: len({c.col_off for c in t.crops})]
+    ] == crop_starts(length, crop, stride)
+    for begin in range(0, length, 9):
+        core = Window(begin, 3, min(11, length - begin), 20)
+        assert plan.tiles_of(core) == [t for t in whole if t.window.intersect(core) is not None]
+
+
+def test_a_block_costs_the_same_wherever_it_lies():
+    """A grid of a million by a million pixels: 78,400 blocks, and none of them walks along the sides."""
+    plan = Plan(height=1_000_000, width=1_000_000, geometry=TileGeometry(crop=224, stride=112), block_pitches=8)
+    started = time.process_time()
+    blocks = [plan.block(row, col) for row in range(0, 280, 14) for col in range(0, 280, 14)]
+    assert (time.process_time() - started) / len(blocks) < 5e-3
+    assert blocks[-1].read.row_end <= 1_000_000

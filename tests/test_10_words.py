@@ -108,6 +108,20 @@ def test_stretch_limits_ignore_invalid_pixels():
         measure_stretch(bands, np.zeros_like(valid), (2, 98))
 
 
+def test_shares_are_divided_after_the_threshold():
+    """NACLIP: the threshold judges the score itself; what is told is its share of all classes' scores."""
+    scores = np.array([[[0.1, 0.05]], [[0.3, 0.06]]], np.float32)
+    valid, rule = np.ones((1, 2), bool), DecisionRule(0, 0.2)
+    labels, plain = decide(scores, valid, rule)
+    shared, confidence = decide(scores, valid, DecisionRule(0, 0.2, shares=True))
+    assert labels.tolist() == shared.tolist() == [[1, 0]]
+    assert plain.tolist() == [[60, 12]]
+    assert confidence.tolist() == [[150, round(200 * 0.06 / 0.11)]]
+    assert "shares" not in rule.facts()
+    assert DecisionRule(0, 0.2, shares=True).facts() == {"background": 0, "threshold": 0.2, "shares": True}
+    assert decide(np.zeros((2, 1, 1), np.float32), valid[:, :1], DecisionRule(shares=True))[1].tolist() == [[0]]
+
+
 def test_decide_matches_argmax_and_applies_the_background_rule():
     rng = np.random.default_rng(0)
     scores = rng.random((5, 40, 30), dtype=np.float32)

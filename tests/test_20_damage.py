@@ -18,7 +18,8 @@ from ovrs.cli.app import main
 from ovrs.errors import OptionError, StoreError, StoreLockedError
 from ovrs.options import build
 from ovrs.run import adaptation, begin, finish, verify
-from ovrs.run.rundir import Lock, RunDir
+from ovrs.run.lock import Lock
+from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
 from ovrs.store.map import open_map
 from ovrs.words import vocabulary
@@ -370,7 +371,7 @@ def test_locks_that_cannot_be_read_are_told_and_expire(work, command, monkeypatc
 
 def test_a_lock_from_the_future_is_watched(tmp_path, monkeypatch):
     """Another machine's clock may run ahead: only a change of the time tells that the owner lives."""
-    monkeypatch.setattr("ovrs.run.rundir.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("ovrs.run.lock.HEARTBEAT_SECONDS", 0.05)
     run = RunDir(tmp_path / "a.zarr")
     run.path.mkdir()
     lock = run.path / "lock.json"

@@ -35,9 +35,9 @@ def test_parity_with_the_released_code(golden, tiny_visual_p8, tiny_clip, run):
     text, images = torch.from_numpy(golden[f"{run}_text"]), torch.from_numpy(golden["norm_image"])
     prompts, mean = (text[:-1], text[-1]) if run.startswith("mlmp") else (text[None], text)
     if run == "mlmp_text_2":
-        result = adapt(tiny_clip.visual, images, mean[None], mean, RUNS[run], joint=True)
+        result = adapt(tiny_clip.visual, images, mean[None], mean, RUNS[run], sets=1)
     else:
-        result = adapt(tiny_visual_p8, images, prompts, mean, RUNS[run], joint=True)
+        result = adapt(tiny_visual_p8, images, prompts, mean, RUNS[run], sets=1)
     np.testing.assert_allclose(result.losses.mean(dim=1).numpy(), golden[f"{run}_losses"], atol=1e-4)
     logits = (SCALE * (result.patches @ mean.T)).transpose(1, 2).unflatten(-1, result.grid)
     logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")[:, :, ::4, ::4]
@@ -90,9 +90,9 @@ def test_averaged_weights_are_the_mean_of_what_each_prompt_alone_gives(tiny_visu
     prompts, mean = (w.float() for w in words)
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(4))
     settings = published(layers=1, image_weight=0, steps=3, templates="weights")
-    found = adapt(tiny_visual_p8, images, prompts, mean, settings, joint=True)
+    found = adapt(tiny_visual_p8, images, prompts, mean, settings, sets=1)
     alone = [
-        adapt(tiny_visual_p8, images, p[None], mean, settings.model_copy(update={"templates": "separate"}), joint=True)
+        adapt(tiny_visual_p8, images, p[None], mean, settings.model_copy(update={"templates": "separate"}), sets=1)
         for p in prompts
     ]
     for name, weight in found.norms.weights.items():
@@ -100,10 +100,10 @@ def test_averaged_weights_are_the_mean_of_what_each_prompt_alone_gives(tiny_visu
         np.testing.assert_allclose(weight.numpy(), want.numpy(), atol=1e-6)
     np.testing.assert_allclose(found.losses.numpy(), torch.stack([a.losses for a in alone]).mean(0).numpy(), atol=1e-6)
     together = adapt(
-        tiny_visual_p8, images, prompts, mean, settings.model_copy(update={"templates": "separate"}), joint=True
+        tiny_visual_p8, images, prompts, mean, settings.model_copy(update={"templates": "separate"}), sets=1
     )
     assert not torch.allclose(found.norms.weights["ln_post"], together.norms.weights["ln_post"], atol=1e-5)
-    single = adapt(tiny_visual_p8, images, prompts[:1], mean, settings, joint=True)
+    single = adapt(tiny_visual_p8, images, prompts[:1], mean, settings, sets=1)
     assert torch.equal(single.patches, alone[0].patches)
 
 

@@ -21,7 +21,7 @@ from ovrs.methods.recommended import Recommendations
 from ovrs.methods.registry import DENSE, METHOD_NAMES, SAM3_METHOD_NAMES, resolve
 from ovrs.methods.tmpa import Tmpa
 from ovrs.model.adapt import mlmp
-from ovrs.model.adapt.tmpa import calibrate, find_prototypes
+from ovrs.model.adapt.tmpa import Stack, calibrate, find_prototypes
 from ovrs.model.clip import dense
 from ovrs.model.clip.dense import encode_prelude, last_block
 from ovrs.model.clip.head import class_scores, join_queries
@@ -96,7 +96,7 @@ def test_classes_without_prototype_may_move_toward_the_mean_patch(golden, tiny_c
     bank = TextBank(torch.from_numpy(golden["queries_avg80"]), torch.tensor(golden["query_idx"]), 5)
     plain = Tmpa(logit_scale=40.0, cls_weight=-0.3)
     fair = Tmpa(logit_scale=40.0, cls_weight=-0.3, absent="mean")
-    before, after = find_prototypes(features, bank, plain), find_prototypes(features, bank, fair)
+    before, after = (find_prototypes(Stack.of([features]), bank, s) for s in (plain, fair))
     assert not before.found.all()
     assert after.found.all()
     mean = F.normalize(features.patches.flatten(0, 1).mean(0), dim=0)

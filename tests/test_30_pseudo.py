@@ -46,15 +46,15 @@ def pixels(adapted, text, scale):
 PUBLISHED = {"dense": "naclip", "logit_scale": 100.0}
 
 
-def run_clipartt(clip, images, reference, golden, encode, *, compat=False, joint=False, **told):
+def run_clipartt(clip, images, reference, golden, encode, *, compat=False, sets=None, **told):
     settings = (ClipArttCompat if compat else Clipartt)(**{**PUBLISHED, **told})
-    return clipartt(clip.visual, images, reference, golden["classes"], encode, settings, joint=joint)
+    return clipartt(clip.visual, images, reference, golden["classes"], encode, settings, sets=sets)
 
 
 def test_clipartt_as_released(golden, tiny_clip_p8, reference, encode, scale):
     images = torch.from_numpy(golden["clipartt_image"])
     found = run_clipartt(
-        tiny_clip_p8, images, reference, golden, encode, logit_scale=scale, steps=3, compat=True, joint=True
+        tiny_clip_p8, images, reference, golden, encode, logit_scale=scale, steps=3, compat=True, sets=1
     )
     np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["clipartt_losses"], atol=5e-4)
     np.testing.assert_allclose(pixels(found, reference, scale), golden["clipartt_logits"], atol=5e-4)
@@ -64,7 +64,7 @@ def test_clipartt_as_released(golden, tiny_clip_p8, reference, encode, scale):
 def test_watt_as_released(golden, tiny_clip_p8, stack, scale):
     images = torch.from_numpy(golden["watt_image"])
     settings = WattCompat(**{**PUBLISHED, "logit_scale": scale}, rounds=2)
-    found = watt(tiny_clip_p8.visual, images, stack, settings, joint=True)
+    found = watt(tiny_clip_p8.visual, images, stack, settings, sets=1)
     np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["watt_losses"], atol=5e-4)
     text = F.normalize(stack.mean(0), dim=-1)
     np.testing.assert_allclose(pixels(found, text, scale), golden["watt_logits"], atol=5e-4)
@@ -85,9 +85,7 @@ def test_clipartt_as_released_with_two_images(golden, tiny_clip, two):
     """The released reshapes mix the two images; both share one set of parameters."""
     images, encode, scale = two
     reference = encode([f"a photo of a {n}" for n in golden["classes"]])
-    found = run_clipartt(
-        tiny_clip, images, reference, golden, encode, logit_scale=scale, steps=3, compat=True, joint=True
-    )
+    found = run_clipartt(tiny_clip, images, reference, golden, encode, logit_scale=scale, steps=3, compat=True, sets=1)
     np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["clipartt_two_losses"], atol=5e-5)
     np.testing.assert_allclose(pixels(found, reference, scale), golden["clipartt_two_logits"], atol=5e-4)
     np.testing.assert_allclose(found.norms.weights["ln_post"][0, 0], golden["clipartt_two_ln_post"], atol=5e-5)
@@ -97,7 +95,7 @@ def test_watt_as_released_with_two_images(golden, tiny_clip, two):
     images, encode, scale = two
     stack = torch.stack([encode([t.format(n) for n in golden["classes"]]) for t in MLMP_TEMPLATES])
     settings = WattCompat(**{**PUBLISHED, "logit_scale": scale}, rounds=2)
-    found = watt(tiny_clip.visual, images, stack, settings, joint=True)
+    found = watt(tiny_clip.visual, images, stack, settings, sets=1)
     np.testing.assert_allclose(found.losses[:, 0].numpy(), golden["watt_two_losses"], atol=5e-5)
     text = F.normalize(stack.mean(0), dim=-1)
     np.testing.assert_allclose(pixels(found, text, scale), golden["watt_two_logits"], atol=5e-4)
@@ -124,16 +122,16 @@ def test_tpt_as_released(golden, tiny_clip_p8, scale):
         layers = forward(tiny_clip_p8.visual, images, norms, "naclip", (3,)).layers
         patches = project(tiny_clip_p8.visual, layers[0], norms)[:, 1:]
     learner = tpt.PromptLearner(tiny_clip_p8, tokenize, golden["classes"])
-    found = tpt.tune(learner, patches.flatten(0, 1), Tpt(logit_scale=scale, steps=3, lr=5e-3))
-    np.testing.assert_allclose(found.losses, golden["tpt_losses"], atol=1e-4)
-    np.testing.assert_allclose(found.context.numpy(), golden["tpt_context"], atol=1e-4)
-    np.testing.assert_allclose(found.text.numpy(), golden["tpt_text"], atol=1e-4)
+    found = tpt.tune(learner, [patches.flatten(0, 1)], Tpt(logit_scale=scale, steps=3, lr=5e-3))
+    np.testing.assert_allclose(found.losses[:, 0], golden["tpt_losses"], atol=1e-4)
+    np.testing.assert_allclose(found.context[0].numpy(), golden["tpt_context"], atol=1e-4)
+    np.testing.assert_allclose(found.text[0].numpy(), golden["tpt_text"], atol=1e-4)
 
 
 def test_tpt_starts_from_the_plain_sentence(tiny_clip_p8, golden, reference):
     learner = tpt.PromptLearner(tiny_clip_p8, tokenize, golden["classes"])
     with torch.no_grad():
-        np.testing.assert_allclose(learner(learner.context()).numpy(), reference.numpy(), atol=1e-6)
+        np.testing.assert_allclose(learner(learner.context()[None])[0].numpy(), reference.numpy(), atol=1e-6)
     with pytest.raises(OptionError, match="text tower"):
         tpt.PromptLearner(torch.nn.Identity(), tokenize, ["a"])
 

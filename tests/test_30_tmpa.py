@@ -8,7 +8,7 @@ from test_30_golden import tile_features
 
 from ovrs.methods.tmpa import Tmpa, TmpaShift
 from ovrs.model.adapt import tmpa
-from ovrs.model.adapt.tmpa import calibrate, find_prototypes
+from ovrs.model.adapt.tmpa import EVENTS, Stack, calibrate, calibrate_tiles, find_prototypes
 from ovrs.model.clip.head import class_scores, entropy
 from ovrs.model.clip.inputs import CropInputs
 from ovrs.model.clip.text import TextBank
@@ -43,7 +43,7 @@ def test_entropy_falls_and_only_anchored_queries_move(features, bank):
     assert result.events == ("adapted",)
     before, after = (loss_of(features, bank, t, bank.vectors) for t in (bank.vectors, result.text))
     assert after < before
-    found = find_prototypes(features, bank, SETTINGS).found[bank.class_of]
+    found = find_prototypes(Stack.of([features]), bank, SETTINGS).found[0, bank.class_of]
     assert found.any()
     assert (result.alpha[~found] == 0).all()
     assert torch.equal(result.text[~found], bank.vectors[~found])
@@ -52,32 +52,33 @@ def test_entropy_falls_and_only_anchored_queries_move(features, bank):
 
 
 def test_the_two_precomputed_maps_equal_the_feature_product(features, bank):
-    prototypes = find_prototypes(features, bank, SETTINGS)
-    problem = tmpa._Problem(features, bank, prototypes, SETTINGS)
-    theta = torch.linspace(0.01, 0.5, len(bank.vectors))
-    text = problem.calibration(theta, None, ()).text
+    stack = Stack.of([features])
+    problem = tmpa._Problem(stack, bank, find_prototypes(stack, bank, SETTINGS), SETTINGS)
+    theta = torch.linspace(0.01, 0.5, len(bank.vectors))[None]
+    text = problem.text(theta, None)[0][0]
     assert float(problem.loss(theta, None)) == pytest.approx(
         float(loss_of(features, bank, text, bank.vectors)), abs=1e-6
     )
-    delta = 0.01 * torch.randn(bank.vectors.shape, generator=torch.Generator().manual_seed(0))
-    shifted = problem.calibration(theta, delta, ())
+    delta = 0.01 * torch.randn(1, *bank.vectors.shape, generator=torch.Generator().manual_seed(0))
+    shifted, base, _ = problem.text(theta, delta)
     assert float(problem.loss(theta, delta)) == pytest.approx(
-        float(loss_of(features, bank, shifted.text, shifted.base_text)), abs=1e-6
+        float(loss_of(features, bank, shifted[0], base[0])), abs=1e-6
     )
 
 
 def test_gradient_of_alpha_against_finite_differences(features, bank):
     double = changed(features, patches=features.patches.double(), cls=features.cls.double())
     words = TextBank(bank.vectors.double(), bank.class_of, 5)
-    problem = tmpa._Problem(double, words, find_prototypes(double, words, SETTINGS), SETTINGS)
-    theta = torch.full((8,), 0.05, dtype=torch.float64, requires_grad=True)
+    stack = Stack.of([double])
+    problem = tmpa._Problem(stack, words, find_prototypes(stack, words, SETTINGS), SETTINGS)
+    theta = torch.full((1, 8), 0.05, dtype=torch.float64, requires_grad=True)
     problem.loss(theta, None).backward()
     for m in range(8):
-        step = torch.zeros(8, dtype=torch.float64)
-        step[m] = 1e-6
+        step = torch.zeros(1, 8, dtype=torch.float64)
+        step[0, m] = 1e-6
         with torch.no_grad():
             slope = (problem.loss(theta + step, None) - problem.loss(theta - step, None)) / 2e-6
-        assert float(theta.grad[m]) == pytest.approx(float(slope), abs=1e-6)
+        assert float(theta.grad[0, m]) == pytest.approx(float(slope), abs=1e-6)
 
 
 def test_alpha_zero_equals_the_base_bit_for_bit(features, bank):
@@ -92,8 +93,8 @@ def test_no_steps_keeps_the_fixed_visual_bias(features, bank):
 
 def test_alpha_stays_inside_its_bounds(features, bank):
     wild = Tmpa(logit_scale=40.0, cls_weight=-0.3, lr=5.0, steps=5, alpha_max=0.3)
-    prototypes = find_prototypes(features, bank, wild)
-    theta, _, _ = tmpa._optimise(tmpa._Problem(features, bank, prototypes, wild), wild)
+    stack = Stack.of([features])
+    theta, _, _ = tmpa._optimise(tmpa._Problem(stack, bank, find_prototypes(stack, bank, wild), wild), wild)
     assert theta.min() >= 0
     assert theta.max() <= 0.3
 
@@ -171,21 +172,21 @@ def test_ties_take_the_lowest_flat_index():
     tile, words, certain = clear_tile(12, 4)
     marked = tile.patches.clone()
     marked[0, 3] = F.normalize(torch.eye(8)[4] + 0.2 * torch.eye(8)[6], dim=0)  # the same entropy, another direction
-    found = find_prototypes(changed(tile, patches=marked), words, SETTINGS)
-    assert found.found.tolist() == [False, False, True, False]
-    np.testing.assert_allclose(found.vectors[2].numpy(), certain.numpy(), atol=1e-6)
+    found = find_prototypes(Stack.of([changed(tile, patches=marked)]), words, SETTINGS)
+    assert found.found.tolist() == [[False, False, True, False]]
+    np.testing.assert_allclose(found.vectors[0, 2].numpy(), certain.numpy(), atol=1e-6)
 
 
 def test_fewer_candidates_than_wanted_are_used_as_they_are():
     tile, words, certain = clear_tile(1, 5)
-    found = find_prototypes(tile, words, SETTINGS)
-    np.testing.assert_allclose(found.vectors[2].numpy(), certain.numpy(), atol=1e-6)
+    found = find_prototypes(Stack.of([tile]), words, SETTINGS)
+    np.testing.assert_allclose(found.vectors[0, 2].numpy(), certain.numpy(), atol=1e-6)
 
 
 def test_uphill_steps_are_reverted_and_logged(features, bank, monkeypatch):
     """Driven towards higher entropy, the run ends with the plain text."""
     monkeypatch.setattr(
-        tmpa._Problem, "loss", lambda self, theta, delta: -entropy(self.probabilities(theta, delta)).mean()
+        tmpa._Problem, "loss", lambda self, theta, delta: -entropy(self.probabilities(theta, delta)).mean(dim=1)
     )
     result = calibrate(features, bank, Tmpa(logit_scale=40.0, cls_weight=-0.3, alpha_init=0.0, steps=3))
     assert result.events == ("reverted_entropy",)
@@ -193,12 +194,48 @@ def test_uphill_steps_are_reverted_and_logged(features, bank, monkeypatch):
 
 
 def test_collapse_into_one_class_is_called_harm():
-    mixed = torch.tensor([[0.9] * 50 + [0.2] * 50, [0.1] * 50 + [0.8] * 50])
-    alone = torch.tensor([[0.99] * 100, [0.01] * 100])
+    mixed = torch.tensor([[0.9] * 50 + [0.2] * 50, [0.1] * 50 + [0.8] * 50])[:, None]
+    alone = torch.tensor([[0.99] * 100, [0.01] * 100])[:, None]
 
     class Problem:
+        stack = Stack(
+            torch.ones(1, 100, 2), torch.ones(1, 1, 2), torch.ones(1, 100, dtype=torch.bool), torch.tensor([100])
+        )
+
         def probabilities(self, theta, delta):
             return alone if theta.any() else mixed
 
-    assert tmpa._harm(Problem(), torch.ones(2), None) == "reverted_collapse"
-    assert tmpa._harm(Problem(), torch.zeros(2), None) == "reverted_entropy"
+    for theta, event in ((torch.ones(1, 2), "reverted_collapse"), (torch.zeros(1, 2), "reverted_entropy")):
+        assert [EVENTS[i] for i in tmpa._harm(Problem(), theta, None)] == [event]
+
+
+OWN = {"logit_scale": 40.0, "cls_weight": -0.3}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Tmpa(**OWN), TmpaShift(**OWN, lr_shift=1e-3), Tmpa(**OWN, absent="mean", keep_shares=50.0, aggregate="mean")],
+    ids=["alpha", "shift", "mean"],
+)
+def test_tiles_at_once_equal_one_by_one(features, bank, settings):
+    """In double precision: tiles of other sizes, one without valid patch, one where nothing stands out."""
+    words = TextBank(bank.vectors.double(), bank.class_of, 5)
+    whole = changed(features, patches=features.patches.double(), cls=features.cls.double())
+    half = whole.patch_valid.clone()
+    half[:, :98] = False
+    flat = whole.patches[:, :1].expand_as(whole.patches)[:1].expand(len(whole.patches), -1, -1)
+    tiles = [
+        whole,
+        changed(whole, patches=whole.patches[:1], cls=whole.cls[:1], patch_valid=whole.patch_valid[:1]),
+        changed(whole, patch_valid=half),
+        changed(whole, patch_valid=torch.zeros_like(half)),
+        changed(whole, patches=flat),
+    ]
+    together = calibrate_tiles(tiles, words, settings)
+    for index, tile in enumerate(tiles):
+        alone = calibrate(tile, words, settings)
+        assert alone.events == (EVENTS[together.event[index]],)
+        for name in ("text", "base_text", "alpha"):
+            np.testing.assert_allclose(getattr(together, name)[index], getattr(alone, name), atol=1e-8)
+        if alone.losses:
+            np.testing.assert_allclose(together.losses[:, index], alone.losses, atol=1e-10)

@@ -31,6 +31,12 @@ MLMP = {
     "mean_prompt": {"layers": 1, "templates": "mean", "image_weight": 0},
     "mean_weights": {"layers": 1, "templates": "weights", "image_weight": 0},
     "image_level_only": {"layers": 1, "templates": "single"},
+    "levels_only": {"templates": "single", "image_weight": 0, "beta": 0},
+    "levels_and_prompts": {"image_weight": 0, "beta": 0},
+    "levels_and_image_level": {"templates": "single", "beta": 0},
+    "tent_one_image": {"layers": 1, "image_weight": 0, "templates": "single"},
+    "prompts_1": {"layers": 1, "templates": "single", "image_weight": 0},
+    **{f"prompts_{n}": {"layers": 1, "image_weight": 0, "template_count": n} for n in (3, 7, 20, 80)},
 }
 """What differs from the full method (arXiv 2505.21844, tables of ablations; released `prompt_integration`: loss, text)."""
 RECOMMENDED = {

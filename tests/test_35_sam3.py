@@ -170,6 +170,22 @@ def test_prior_is_a_distribution_and_counts_of_synonyms_do_not_matter():
     assert torch.equal(fuse.log_prior(u[:1], 0.1), torch.zeros(1, 6, 6))
 
 
+def test_the_papers_sum_lets_a_class_win_by_having_more_synonyms():
+    """log Σ exp(u / τ) per class, then softmax at its own temperature, written out."""
+    u = [torch.tensor([0.2, 0.1, 0.3]).view(3, 1, 1), torch.tensor([0.25]).view(1, 1, 1)]
+    for class_tau in (1.0, 2.0):
+        joined = np.array([np.log(np.exp(v.numpy().ravel() / 0.1).sum()) for v in u]) / class_tau
+        wanted = joined - np.log(np.exp(joined).sum())
+        found = fuse.log_prior(u, 0.1, join="sum", class_tau=class_tau)
+        assert np.allclose(found.numpy().ravel(), wanted, atol=1e-5)
+    same = [u[1], u[1] - 0.01]
+    twice = [u[1].expand(2, 1, 1), u[1] - 0.01]
+    assert torch.allclose(fuse.log_prior(twice, 0.1), fuse.log_prior(same, 0.1))
+    assert (fuse.log_prior(twice, 0.1, join="sum") - fuse.log_prior(same, 0.1, join="sum"))[0, 0, 0] > 0
+    bare = torch.stack([v[0] for v in same])  # one phrase and both temperatures 1: softmax of the cosines themselves
+    assert torch.allclose(fuse.log_prior(same, 1.0, join="sum"), bare.log_softmax(dim=0))
+
+
 def test_fusion_laws():
     d = random_detection()
     evidence, z = fuse.structure(d, "both", 0.3)
@@ -246,7 +262,7 @@ class _Planted:
         self.options = CocoSam3(prior_space="sam3")
         self.backend = type("Backend", (), {"weights_hash": "x", "layer": 1})()
 
-    def look(self, rgb, valid):
+    def observe(self, rgb, valid):
         return self.view
 
 
@@ -281,7 +297,7 @@ def test_alignment_recovers_a_planted_linear_map(tmp_path):
         prompted = tuple(map(str, range(12)))
         backend = type("Backend", (), {"weights_hash": "w", "layer": 1})()
 
-        def look(self, rgb, valid):
+        def observe(self, rgb, valid):
             features = (true @ vectors[int(rgb)])[None, None].expand(6, 6, -1)
             evidence = torch.full((12, 6, 6), -9.0)
             evidence[int(rgb)] = 9.0
@@ -306,6 +322,24 @@ def test_segmenters_score_any_shape_and_only_prompted_classes(method):
     assert np.isfinite(scores).all()
     assert (scores.min() >= 0) & (scores.max() <= 1)
     assert (scores[0].max() == 0) == (method != "segearth_ov3")  # the background is asked for by that rule alone
+
+
+def test_windows_are_averaged_phrase_by_phrase_before_the_best_is_taken():
+    """As SegEarth-OV3 does it; in one window both ways are the same."""
+    rgb = np.random.default_rng(1).integers(0, 255, (3, 64, 96), dtype=np.uint8)
+    valid, crops = np.ones((64, 96), bool), (Window(0, 0, 64, 64), Window(0, 32, 64, 64))
+    phrase, best = (segmenter("segearth_ov3", windows=w) for w in ("phrase", "class"))
+    part = (rgb[:, :, :64], valid[:, :64], crops[:1])
+    assert np.allclose(phrase.segment(*part).scores, best.segment(*part).scores, atol=1e-6)
+    total, weights = phrase.evidence(rgb, valid, crops)
+    assert len(total) == len(phrase.asked) > len(best.groups)
+    mean = total / weights
+    wanted = [mean[(phrase.class_of == c).numpy()].max(axis=0) for c in range(len(phrase.groups))]
+    found = phrase.segment(rgb, valid, crops).scores[list(phrase.phrases.class_index)]
+    assert np.allclose(found, np.stack(wanted))
+    gap = best.segment(rgb, valid, crops).scores - phrase.segment(rgb, valid, crops).scores
+    assert gap.min() >= -1e-6  # a mean of maxima is at least the maximum of means
+    assert gap.max() > 1e-6
 
 
 def test_a_constant_scene_looks_the_same_in_every_window():
@@ -367,7 +401,7 @@ def test_wrong_combinations_are_named(model, method, message):
 def test_clip_methods_refuse_sam3_options():
     from ovrs.model.clip.build import build_clip_segmenter
 
-    with pytest.raises(OptionError, match="synonyms belongs to segearth_ov3, coco_sam3"):
+    with pytest.raises(OptionError, match="synonyms belongs to segearth_ov3, proc_sam3, coco_sam3"):
         build_clip_segmenter(ModelOptions(), MethodOptions(synonyms=1), vocabulary.load("demo"))
     with pytest.raises(OptionError, match="add --model sam3"):
         build_clip_segmenter(ModelOptions(), MethodOptions(method="coco_sam3"), vocabulary.load("demo"))
@@ -483,13 +517,28 @@ def test_a_scene_is_mapped_into_zarr_with_the_probes_verdict(noise_scene, tmp_pa
     assert TINY in text
 
 
-@pytest.mark.parametrize("preset", ["plain", "evidence", "sec", "coco"])
+@pytest.mark.parametrize("preset", ["plain", "evidence", "sec", "coco", "coco_literal"])
 def test_ablation_rows_are_presets(preset, image):
     from ovrs.methods.preset import method_options
 
     method = MethodOptions.model_validate(method_options(f"sam3/{preset}"))
     seg = build_sam3_segmenter(ModelOptions(model=TINY), method, vocabulary.load("loveda"))
     assert np.isfinite(seg.segment(*image, (Window(0, 0, 64, 64),)).scores).all()
+    if preset == "coco_literal":  # all synonyms, λ used without a probe, and the record says so
+        assert [len(g) for g in seg.groups] == [len(c.concepts) for c in vocabulary.load("loveda").classes[1:]]
+        assert (seg.describe()["prior_weight_used"], seg.prior_weight) == (1, 1)
+        assert "not probed, as asked" in seg.describe()["prior_reason"]
+
+
+def test_a_map_of_the_default_says_that_the_prior_was_off_and_why(noise_scene, tmp_path):
+    import zarr
+
+    chosen = options.build(model={"model": TINY})
+    pipeline.map_scene(noise_scene(70, 70), vocabulary.load("loveda"), tmp_path / "o.zarr", chosen)
+    told = json.dumps(dict(zarr.open_group(tmp_path / "o.zarr", mode="r").attrs))
+    told += "".join(f.read_text() for f in (tmp_path / "o.zarr").rglob("*.json"))
+    assert '"prior_weight_used": 0.0' in told
+    assert "prior space rs_clip was not probed" in told
 
 
 @pytest.mark.weights

@@ -139,6 +139,56 @@ def test_a_publish_that_was_cut_off_is_never_seen_half_and_goes_on(
     assert publish.publish(store, url) == 0
 
 
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_map_that_is_replaced_is_the_old_one_or_none_or_the_new_one(
+    bucket, noise_scene, words, trivial, tmp_path, monkeypatch, remote
+):
+    """Cut off after every single write or removal, with a reader each time."""
+    import fsspec
+
+    scene = noise_scene(90, 80)
+    old, new = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    pipeline.map_scene(scene, words, old, trivial())
+    pipeline.map_scene(scene, words, new, trivial(block_pitches=3))
+    url = "s3://maps/swap/m.zarr" if remote else f"file://{tmp_path}/published/m.zarr"
+    publish.publish(old, url)
+    files = fsspec.core.url_to_fs(url)[0]
+    seen, left = set(), [0]
+
+    def stopping(name):
+        real = getattr(files, name)
+
+        def call(*given, **named):
+            if left[0] <= 0:
+                raise ConnectionError("the line went dead")
+            left[0] -= 1
+            return real(*given, **named)
+
+        return call
+
+    for name in ("rm_file", "pipe_file", "put_file"):
+        monkeypatch.setattr(files, name, stopping(name))
+    for steps in range(1000):
+        left[0] = steps + 1
+        try:
+            publish.publish(new, url, overwrite=True)
+        except StoreError:
+            assert steps < 200
+        try:
+            with ovrs.open(url) as mapped:
+                np.asarray(mapped.label[:])
+                seen.add(mapped.record.options.run["block_pitches"])
+        except StoreError:
+            seen.add(None)
+        if publish.published_facts(url) and seen >= {3}:
+            break
+    assert None in seen
+    with ovrs.open(url) as mapped, ovrs.open(new) as wanted:
+        np.testing.assert_array_equal(np.asarray(mapped.label[:]), np.asarray(wanted.label[:]))
+    left[0] = 10
+    assert publish.publish(new, url, overwrite=True) == 0
+
+
 def test_another_map_is_not_overwritten_by_accident(bucket, noise_scene, words, trivial, tmp_path):
     scene = noise_scene(200, 200)
     pipeline.map_scene(scene, words, tmp_path / "a.zarr", trivial())
@@ -416,9 +466,9 @@ def wait_workers(address, count):
 
 def test_a_restarted_scheduler_is_waited_for(processes, noise_scene, words, trivial, tmp_path, monkeypatch):
     """Scheduler and worker end in the middle; both come back; the map equals the undisturbed one."""
-    from ovrs.engine import execute
+    from ovrs.engine import cluster
 
-    monkeypatch.setattr(execute, "RECONNECT_SECONDS", 60.0)
+    monkeypatch.setattr(cluster, "RECONNECT_SECONDS", 60.0)
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     scheduler = ["scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
@@ -456,10 +506,10 @@ def test_a_restarted_scheduler_is_waited_for(processes, noise_scene, words, triv
 
 
 def test_a_scheduler_that_stays_away_is_named(processes, noise_scene, words, trivial, tmp_path, monkeypatch):
-    from ovrs.engine import execute
+    from ovrs.engine import cluster
 
-    monkeypatch.setattr(execute, "RECONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(execute, "RECONNECTS", 0)
+    monkeypatch.setattr(cluster, "RECONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "RECONNECTS", 0)
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     running = [

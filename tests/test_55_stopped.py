@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -19,11 +20,12 @@ from conftest import environment, smooth
 from ovrs import files, pipeline, repair
 from ovrs.cli import edge
 from ovrs.cli.app import app
-from ovrs.engine import execute, tiling
+from ovrs.engine import scheduler, tiling
 from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
+from ovrs.objects.folder import Folder
 from ovrs.options import RunOptions, SceneOptions
 from ovrs.request import Request
-from ovrs.run import begin, publish, verify
+from ovrs.run import begin, publish, verify, work
 from ovrs.run.rundir import RunDir
 from ovrs.scene.opening import open_scene
 from ovrs.store import layout as store
@@ -53,24 +55,24 @@ def test_a_refusal_at_any_writer_is_exit_code_4_and_resume_goes_on(
     writer, code, noise_scene, words, trivial, tmp_path, monkeypatch
 ):
     scene, out = noise_scene(300, 300), tmp_path / "m.zarr"
-    real = files.write_text
+    real = Folder.put
     with monkeypatch.context() as patched:
         if writer == "schema":
             patched.setattr(store, "create", refuse(code))
         elif writer == "overviews":
             patched.setattr(pyramid, "build", refuse(code))
         elif writer == "lock":
-            patched.setattr("ovrs.run.rundir.Lock._create", refuse(code))
+            patched.setattr("ovrs.objects.folder.Folder.put_if_absent", refuse(code))
         else:
-            late = (lambda p: p.name == "run.json") if writer == "run.json" else (lambda p: p.name > "00000_00000")
+            late = "run.json" if writer == "run.json" else "blocks/0"
 
-            def text(path, content, **named):
-                if late(path):
-                    with files.writing(path):
+            def put(place, key, content):
+                if key.startswith(late):
+                    with files.writing(place.path / key):
                         refuse(code)()
-                real(path, content, **named)
+                return real(place, key, content)
 
-            patched.setattr(files, "write_text", text)
+            patched.setattr(Folder, "put", put)
         with pytest.raises(OutputError) as caught:
             pipeline.map_scene(scene, words, out, trivial())
     assert caught.value.exit_code == 4
@@ -153,6 +155,49 @@ def test_impossible_outputs_are_one_line_and_leave_nothing(name, code, words, no
     assert words in shown
     assert shown.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- what vanishes while a run goes on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["serial", "threads"])
+@pytest.mark.parametrize(
+    ("what", "code", "said"),
+    [
+        ("m.zarr.partial", 4, "was removed while the map was made"),
+        ("m.zarr.partial/label", 4, "no array 'label'"),
+        ("m.zarr.partial/zarr.json", 4, "No group found"),
+        ("m.run", 3, "was removed"),
+        ("m.run/lock.json", 3, "was removed"),
+        ("m.run/blocks", 4, "not computed yet"),
+        ("m.run/run.json", 3, "no run at"),
+    ],
+)
+def test_what_is_removed_in_mid_run_is_made_again_or_told(
+    what, code, said, executor, noise_scene, tmp_path, capsys, monkeypatch
+):
+    scene, gone = noise_scene(700, 600), []
+    real = work._commit
+
+    def commit(job, name, *given):
+        if name == "00001_00000" and not gone:
+            gone.append(1)
+            path = tmp_path / what
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return real(job, name, *given)
+
+    command = ["map", str(scene), *WORDS, "--block", "1", "--executor", executor, "--workers", "1"]
+    command += ["-o", str(tmp_path / "m.zarr")]
+    monkeypatch.setattr(work, "_commit", commit)
+    assert edge.run(app, command) == code, capsys.readouterr()
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+    assert edge.run(app, command) == 0, capsys.readouterr()
+    assert verify.check(tmp_path / "m.zarr").problems == ()
+    assert (labels(tmp_path / "m.zarr") != 255).all()
+    assert not (tmp_path / "m.zarr.partial").exists()
 
 
 # ---- signals --------------------------------------------------------------------------------------------------------------
@@ -255,13 +300,13 @@ def test_threads_end_between_two_blocks_of_a_piece(noise_scene, words, trivial, 
 )
 def test_malformed_addresses_are_refused_at_once(address):
     with pytest.raises(OptionError, match="tcp://host:8786"):
-        execute.check_address(address)
+        scheduler.check_address(RunOptions(scheduler=address))
 
 
 def test_a_scheduler_that_does_not_answer_is_said_in_time_and_nothing_is_begun(
     noise_scene, words, trivial, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(execute, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(scheduler, "CONNECT_SECONDS", 0.5)
     run = trivial(executor="dask", scheduler="tcp://127.0.0.1:1")
     with pytest.raises(OptionError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
         pipeline.map_scene(noise_scene(64, 64), words, tmp_path / "m.zarr", run)
@@ -271,36 +316,16 @@ def test_a_scheduler_that_does_not_answer_is_said_in_time_and_nothing_is_begun(
 def test_missing_certificates_are_named():
     import dask
 
+    there = RunOptions(scheduler="tls://127.0.0.1:1")
     names = {f"distributed.comm.tls.{k}": f"/nowhere/{k}.pem" for k in ("ca-file", "client.cert", "client.key")}
-    with dask.config.set(names), pytest.raises(OptionError, match=r"/nowhere/ca-file\.pem"):
-        execute.reach("tls://127.0.0.1:1")
-    with pytest.raises(OptionError, match="not set"):
-        execute.reach("tls://127.0.0.1:1")
-
-
-class _Ended:
-    """A future of a piece of work that ended with an error."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def result(self):
-        raise self.error
-
-
-def test_an_error_of_the_system_in_a_worker_is_not_a_lost_scheduler(monkeypatch):
-    from distributed.comm.core import CommClosedError
-
-    with pytest.raises(CommClosedError):
-        execute._result(_Ended(CommClosedError("gone")))
-
-    def serve(*_):
-        yield execute._result(_Ended(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-
-    monkeypatch.setattr(execute, "_connected", lambda *_: None)
-    monkeypatch.setattr(execute, "_serve", serve)
-    with pytest.raises(OSError, match="No space left"):
-        list(execute.run(RunOptions(executor="dask", scheduler="tcp://h:1"), len, [[1]]))
+    with dask.config.set(names), pytest.raises(OptionError, match=r"run\.tls_ca \(/nowhere/ca-file\.pem\)"):
+        scheduler.reach(there)
+    with pytest.raises(OptionError, match=r"run\.tls_key \(not set\)"):
+        scheduler.reach(there)
+    with pytest.raises(OptionError, match=r"run\.tls_cert \(/nowhere/c\.pem\)"):
+        scheduler.reach(there.model_copy(update={"tls_cert": Path("/nowhere/c.pem")}))
+    with pytest.raises(OptionError, match=r"run\.tls_ca: certificates need an address such as tls://"):
+        scheduler.reach(RunOptions(scheduler="tcp://127.0.0.1:1", tls_ca=Path("ca.pem")))
 
 
 def test_a_relative_output_means_the_same_folder_for_every_worker(noise_scene, words, trivial, tmp_path, monkeypatch):

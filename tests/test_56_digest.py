@@ -56,6 +56,7 @@ OTHER = {
         "pretrained": ({"model": {"model": "ViT-B-16"}, "method": {"method": "none"}}, "one", "another"),
         "dtype": (CLIP_NONE, "float32", "bfloat16"),
         "compile": (CLIP_NONE, False, True),
+        "tiles_at_once": (CLIP_NONE, 1, 2),
         "crop": (CLIP_NONE, 64, 96),
         "stride": (CLIP_NONE, 32, 48),
         "zoom": (CLIP_NONE, None, 2),
@@ -77,6 +78,7 @@ OTHER = {
         "cls_weight": (CLIP_NONE, -0.3, 0.0),
         "logit_scale": (CLIP_NONE, None, 40),
         "threshold": (CLIP_NONE, None, 0.7),
+        "examples": (CLIP_NONE, "AOI", "OTHER_AOI"),
         "aggregate": (CLIP_NONE, None, "mean"),
         "aggregate_weight": (method("none", aggregate="mixed"), 0.8, 0.5),
         "balance": (CLIP_NONE, False, True),
@@ -84,6 +86,7 @@ OTHER = {
         "bare": (CLIP_NONE, None, True),
         "split_names": (CLIP_NONE, None, True),
         "prefix": (CLIP_NONE, None, False),
+        "shares": (CLIP_NONE, False, True),
         "pamr": (CLIP_NONE, 0, 2),
         "area_threshold": (CLIP_NONE, 0, 0.1),
         "crop_blend": (CLIP_NONE, "taper", "mean"),
@@ -99,6 +102,10 @@ OTHER = {
         "image_weight": (method("mlmp"), None, 0),
         "beta": (method("mlmp"), None, 0),
         "templates": (method("mlmp"), None, "weights"),
+        "template_count": (method("mlmp"), None, 20),
+        "gaussian_tau": (method("coninfer"), 50, 5),
+        "confident": (method("coninfer"), 8, 2),
+        "joint_scale": (method("coninfer"), 5, 50),
         "top": (method("clipartt"), None, 2),
         "inner_steps": (method("watt"), None, 1),
         "rounds": (method("watt"), None, 2),
@@ -112,11 +119,18 @@ OTHER = {
         "presence_weight": (in_sam3(), 1, 0),
         "presence_rescue": (in_sam3(), False, True),
         "presence_floor": (in_sam3(), None, -1.0),
+        "presence": (in_sam3("proc_sam3"), "product", "logit"),
+        "presence_gate": (in_sam3("proc_sam3", presence="gate"), 0.5, 0.4),
+        "decode": (in_sam3("proc_sam3"), "all", "present"),
+        "present_floor": (in_sam3("proc_sam3", decode="present"), 0.01, 0.1),
         "prior_space": (in_sam3(), "none", "sam3"),
         "prior_preset": (in_sam3(space="sam3"), "stabilised", "literal"),
         "prior_layer": (in_sam3(space="sam3"), None, 0),
         "prior_weight": (in_sam3(space="sam3"), 1, 0.5),
         "prior_tau": (in_sam3(space="sam3"), 0.1, 0.2),
+        "class_tau": (in_sam3(space="sam3"), 1, 2),
+        "synonym_join": (in_sam3(space="sam3"), "mean", "sum"),
+        "windows": (in_sam3("segearth_ov3"), "class", "phrase"),
         "prior_model": (in_sam3(space="rs_clip"), "CLIP", "OTHER_CLIP"),
         "prior_pretrained": (in_sam3(space="rs_clip", prior_model="ViT-B-16"), "one", "another"),
         "require_probe": (in_sam3(space="sam3"), True, False),
@@ -130,6 +144,7 @@ OTHER = {
         "block_pitches": (CLIP_NONE, 8, 1),
         "zarr_format": (CLIP_NONE, 3, 2),
         "store_scores": (CLIP_NONE, False, True),
+        "shards": (CLIP_NONE, None, True),
     },
 }
 """Class, field: the rest of the request, and two values that give other scores, or another store."""
@@ -140,6 +155,10 @@ SAME = {
         "executor": (CLIP_NONE, "serial", "threads"),
         "workers": (CLIP_NONE, 2, 3),
         "scheduler": (CLIP_NONE, None, "tcp://host:8786"),
+        "tls_ca": (CLIP_NONE, None, "/ca.pem"),
+        "tls_cert": (CLIP_NONE, None, "/cert.pem"),
+        "tls_key": (CLIP_NONE, None, "/key.pem"),
+        "allow_mixed": (CLIP_NONE, False, True),
         "resources": (CLIP_NONE, {}, {"GPU": 1}),
         "batch": (CLIP_NONE, 4, 1),
         "pyramid": (CLIP_NONE, True, False),
@@ -185,7 +204,7 @@ def places(tmp_path_factory, tiny_clip):
         corners = [(500000, 5600000), (500000 + side, 5600000), (500000 + side, 5599980), (500000, 5599980)]
         ring = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
         crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
-        feature = {"type": "Feature", "properties": {}, "geometry": ring}
+        feature = {"type": "Feature", "properties": {"class": "water"}, "geometry": ring}
         found[name].write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]}))
     return found | _sam3_files(root)
 

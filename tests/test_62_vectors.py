@@ -349,3 +349,89 @@ def test_viewer_refuses_maps_that_do_not_fit_and_taken_ports(world, noise_scene,
             open_viewer(ovrs.open(folder / "m.zarr"), None, "127.0.0.1", server.server_address[1])
     finally:
         server.server_close()
+
+
+def raw(viewer, request, seconds=10):
+    """What the server says to these bytes, until it closes or is silent."""
+    import socket
+
+    port = int(viewer.rstrip("/").rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as line:
+        line.sendall(request)
+        line.shutdown(socket.SHUT_WR)
+        said = b""
+        while part := line.recv(65536):
+            said += part
+    return said
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("127.0.0.1:1", 200),
+        ("localhost", 200),
+        ("[::1]:80", 200),
+        ("192.0.2.7", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example:8642", 421),
+        ("", 421),
+        ("[", 400),
+    ],
+)
+def test_viewer_answers_only_requests_that_name_it(viewer, host, code):
+    said = raw(viewer, f"GET /map.json HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert said.split()[1] == str(code).encode()
+    assert (b'"classes"' in said) == (code == 200)
+
+
+def test_viewer_without_or_with_two_hosts_and_bad_requests(viewer):
+    for request in (b"GET /map.json HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: localhost\r\n\r\n"):
+        assert raw(viewer, request).split()[1] == b"421"
+    for request in (b"\x16\x03\x01\x00\r\n\r\n", b"GET " + b"/" * 70_000 + b" HTTP/1.1\r\n\r\n", b"", b"\r\n"):
+        assert b" 200 " not in raw(viewer, request)[:20]
+
+
+def test_viewer_bounds_connections_ends_silent_ones_and_forgets_broken_ones(world, monkeypatch, capfd):
+    import socket
+    import struct
+    import time
+
+    from ovrs.view import server as room
+
+    monkeypatch.setattr(room, "CONNECTIONS", 3)
+    monkeypatch.setattr(room._Handler, "timeout", 1.0)
+    folder, _ = world
+    with open_viewer(ovrs.open(folder / "m.zarr"), None, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        address = server.server_address[:2]
+        silent = [socket.create_connection(address, timeout=10) for _ in range(3)]
+        time.sleep(0.2)
+        with socket.create_connection(address, timeout=10) as more:
+            assert more.recv(10) == b""  # closed at once
+        assert [line.recv(10) for line in silent] == [b""] * 3  # after their time
+        for line in silent:
+            line.close()
+        for _ in range(3):  # broken while it is answered
+            with socket.create_connection(address) as line:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                line.sendall(b"GET /viewer.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.3)
+        assert get(server.url)[0]
+        server.shutdown()
+        thread.join()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_viewer_refuses_ports_that_are_none_and_warns_of_other_hosts(world, monkeypatch, caplog):
+    from ovrs.view import server as room
+
+    folder, _ = world
+    with pytest.raises(OptionError, match="99999"):
+        open_viewer(ovrs.open(folder / "m.zarr"), None, "127.0.0.1", 99999)
+    monkeypatch.setattr(room.Viewer, "serve_forever", lambda *_: None)
+    for host, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
+        caplog.clear()
+        room.serve(ovrs.open(folder / "m.zarr"), None, host, 0, open_browser=False)
+        assert ("no password" in caplog.text) == warned

@@ -29,9 +29,18 @@ SEGEARTH_OV3 = SEGEARTH | {
     "potsdam": "road|building|grass|tree|car|clutter",
     "vaihingen": "road|building|grass|tree|car|clutter",
 }
+# Dog-Yang/ConInfer@ebaddcc, prompts/cls_*.txt
+CONINFER = SEGEARTH | {
+    "loveda": "background|roof|road|river|barren|forest|agricultural",
+    "isaid": "background,grass,agriculture,water,forest,road,building,barren,urban|boat|industrial cylindrical storage tank|"
+    "baseball diamond|tennis court|basketball court|ground track field|bridge|large vehicle|small vehicle|helicopter|"
+    "swimming pool|roundabout|soccer ball field|plane|harbor",
+    "vdd": "background,barren|exterior|road|grass|car|roof|water",
+}
 SOURCES = {
     "segearth": (SEGEARTH, "likyoo/SegEarth-OV@3e22a96"),
     "segearth_ov3": (SEGEARTH_OV3, "earth-insights/SegEarth-OV-3@87e5cc1"),
+    "coninfer": (CONINFER, "Dog-Yang/ConInfer@ebaddcc"),
 }
 
 
@@ -50,7 +59,8 @@ def test_a_preset_asks_exactly_for_the_published_words(file, name):
     assert class_of == [i for i, line in enumerate(wanted) for _ in line]
     assert [list(c.concepts) for c in words.classes] == [[w.lower() for w in line] for line in wanted]
     assert source in words.provenance["words"]
-    assert f"configs/cls_{'iSAID' if name == 'isaid' else name}.txt" in words.provenance["words"]
+    folder = "prompts" if file == "coninfer" else "configs"
+    assert f"{folder}/cls_{'iSAID' if name == 'isaid' else name}.txt" in words.provenance["words"]
     assert words.class_names == vocabulary.load(name).class_names  # the legend keeps its names
     assert words.digest() != vocabulary.load(name).digest()
 

@@ -21,6 +21,7 @@ from ovrs.errors import CatalogError, OutputError, StoreLockedError
 from ovrs.flows._tasks import export
 from ovrs.options import RunOptions
 from ovrs.run import versions
+from ovrs.run.rundir import RunDir
 from ovrs.words import vocabulary
 
 pytestmark = [
@@ -457,7 +458,7 @@ def test_a_change_of_versions_that_is_cut_off_goes_on(map_all, site, noise_scene
     (older,) = (tmp_path / "maps/drop/a.versions").glob("*.zarr")
     np.testing.assert_array_equal(pixels(older), old)
     assert (pixels(newest) != old).any()
-    assert all(versions.RunDir(store).exists for store in (newest, older))
+    assert all(RunDir(store).exists for store in (newest, older))
     assert {e["map"] for e in site.ledger.entries()} == {str(newest), str(older)}
     assert site.states() == {"a": "done"}
 
@@ -516,6 +517,7 @@ def test_a_version_in_object_storage_takes_its_name_whole(bucket):
     def put(url, word):
         for name in ("label/c/0/0", "zarr.json"):
             bucket.pipe_file(f"{url.removeprefix('s3://')}/{name}", word)
+        bucket.pipe_file(f"{url.removeprefix('s3://').removesuffix('.zarr')}.run/run.json", word)
 
     put(out, b"old")
     put(made, b"new")
@@ -525,6 +527,8 @@ def test_a_version_in_object_storage_takes_its_name_whole(bucket):
         assert {n.removeprefix("daily/maps/"): c for n, c in names.items()} == {
             "a.zarr/label/c/0/0": b"new",
             "a.zarr/zarr.json": b"new",
+            "a.run/run.json": b"new",
+            f"a.versions/{'a' * 16}.run/run.json": b"old",
             f"a.versions/{'a' * 16}.zarr/label/c/0/0": b"old",
             f"a.versions/{'a' * 16}.zarr/zarr.json": b"old",
         }

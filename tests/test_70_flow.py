@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from prefect.exceptions import CancelledRun
 from typer.testing import CliRunner
 
 from ovrs import pipeline
 from ovrs.errors import IncompleteRunError
 from ovrs.scene.raster import RasterScene
+from ovrs.store.record import RunRecord
+from ovrs.words import vocabulary
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Prefect and its dependencies
@@ -165,6 +168,56 @@ def test_a_pass_submits_what_is_to_do_and_tells_the_hopeless_every_time(
     state = room.map_collection("drop", file, return_state=True)
     assert (state.is_completed(), state.message) == (True, "drop: 0 mapped")
     assert submitted == ["a"]
+
+
+def test_runs_are_named_and_marked_and_the_map_is_an_asset(prefect_server, noise_scene, trivial, tmp_path):
+    from prefect.client.orchestration import get_client
+
+    from ovrs.flows.map_scene import map_scene
+
+    scene, out = noise_scene(200, 150, name="site 1.tif"), tmp_path / "m.zarr"
+    state = map_scene(str(scene), str(out), vocabulary_name="demo", options=trivial(), batches=2, return_state=True)
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+        tasks = [t for t in client.read_task_runs() if t.flow_run_id == run.id]
+    assert (run.name, set(run.tags)) == ("site 1.tif", {"scene:site 1.tif"})
+    named = sorted(t.name for t in tasks if "batch" in t.name)
+    assert named[0].startswith("site 1.tif batch 1 of ")
+    assert all("scene:site 1.tif" in t.tags for t in tasks if "batch" in t.name)
+    module = importlib.import_module("ovrs.flows._runs")
+    made = module.asset(str(out), "site 1")
+    assert made.key == f"file://{out}"
+    assert set(module.areas(RunRecord.read(asyncio.run(state.aresult()), str(out)))["classes"]) == {
+        c.name for c in vocabulary.load("demo").classes
+    }
+    assert module.asset("s3://u:p@b/x y.zarr", "x").key == "s3://___@b/x_y.zarr".replace("@", "_")
+
+
+def test_the_form_of_parameters_explains_each(prefect_server):
+    from prefect.utilities.callables import parameter_schema
+
+    from ovrs.flows.imagery import map_collection, watch_collection
+    from ovrs.flows.map_scene import map_scene
+
+    for flow in (map_scene, map_collection, watch_collection):
+        schema = parameter_schema(flow.fn).model_dump()
+        bare = [n for n, p in schema["properties"].items() if not p.get("description")]
+        assert not bare, (flow.name, bare)
+        assert "allow_holes" in schema["properties"]
+    assert "overwrite" in parameter_schema(map_scene.fn).properties
+    assert {"MapOptions", "SceneOptions", "MethodOptions"} <= set(parameter_schema(map_scene.fn).definitions)
+
+
+def test_a_stop_ends_the_batches_within_a_block(prefect_server, noise_scene, trivial, tmp_path, monkeypatch):
+    from ovrs.run.rundir import RunDir
+
+    room, runs = importlib.import_module("ovrs.flows.map_scene"), importlib.import_module("ovrs.flows._runs")
+    monkeypatch.setattr(runs.stopping, "is_set", lambda: len(RunDir(tmp_path / "m.zarr").records()) >= 2)
+    with pytest.raises(CancelledRun, match="finished blocks are kept"):
+        room.map_scene(
+            str(noise_scene(900, 900)), str(tmp_path / "m.zarr"), vocabulary_name="demo", options=trivial(), batches=2
+        )
+    assert 2 <= len(RunDir(tmp_path / "m.zarr").records()) <= 6
 
 
 def test_export_flow_writes_products_of_a_finished_map(prefect_server, noise_scene, words, trivial, tmp_path):

@@ -1,6 +1,8 @@
 """The whole installation as separate processes on loopback, by the commands of `infra/README.md`: `make test-cluster`."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -43,6 +45,7 @@ class Site:
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.api_port}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_API_REQUEST_TIMEOUT": "300",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_RUNNER_POLL_FREQUENCY": "2",
             "OVRS_HOME": str(ROOT),
@@ -173,6 +176,55 @@ def test_a_killed_worker_changes_nothing(site):
     os.killpg(site.running["worker0"].pid, signal.SIGKILL)
     wait(lambda: mapped(site, "second"), 300)
     compare(site, "second", site.folder / "incoming/second.tif")
+
+
+def test_the_alert_can_be_made(site):
+    for name in ("automation", "automation-killed"):
+        site.run(BIN / "prefect", "automation", "create", "--from-file", ROOT / f"infra/{name}.yaml")
+
+
+def processes_of(run):
+    """Numbers of the processes that have a flow run's number in their environment: the flow, and what it started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and f"FLOW_RUN_ID={run}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def state_of(site, run):
+    with urllib.request.urlopen(f"http://127.0.0.1:{site.api_port}/api/flow_runs/{run}", timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_a_cancelled_run_ends_within_a_block_and_leaves_no_process(site):
+    """With local Dask workers, which are processes, too; what is done is kept, and the same run again goes on."""
+    scene, out = site.folder / "third.tif", site.folder / "third.zarr"
+    write_scene(scene, height=2600, width=2600, world=World(seed=8))
+    run = {"executor": "dask", "workers": 2, "block_pitches": 1, "batch": 50}
+    given = {"scene": str(scene), "out": str(out), "products": False, "options": {"run": run}}
+    told = site.run(BIN / "prefect", "deployment", "run", "map-scene/scene", "--params", json.dumps(given))
+    number = re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", told)[0]
+    blocks = site.folder / "third.run/blocks"
+    wait(lambda: len(list(blocks.glob("*.json"))) >= 3, 300)
+    assert processes_of(number)
+    site.run(BIN / "prefect", "flow-run", "cancel", number)
+    wait(lambda: not processes_of(number), 90)
+    found = state_of(site, number)
+    assert found["state"]["type"] in ("CANCELLED", "CANCELLING")
+    assert (found["name"], "scene:third.tif" in found["tags"]) == ("third.tif", True)
+    count = len(list(blocks.glob("*.json")))
+    time.sleep(3)
+    assert len(list(blocks.glob("*.json"))) == count
+    pipeline.resume(out)
+    quiet = site.folder / "third-quiet.zarr"
+    pipeline.map_scene(scene, vocabulary.load("landcover"), quiet, options.build(run={"block_pitches": 1}))
+    there, here = (zarr.open_group(p, mode="r") for p in (out, quiet))
+    for array in ("label", "confidence"):
+        np.testing.assert_array_equal(there[array][:], here[array][:])
 
 
 FLOW = """

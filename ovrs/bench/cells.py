@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from ovrs.bench import dryrun
 from ovrs.bench.corruptions import CORRUPTIONS
 from ovrs.errors import OptionError
 from ovrs.options import MethodOptions, ModelOptions
@@ -25,7 +26,7 @@ CLEAN = "clean"
 
 
 class _Shown(TypedDict, total=False):
-    """What a published preset brings."""
+    """What a published preset, or a dry run, brings."""
 
     preset: str
     benchmark: str | None
@@ -33,6 +34,8 @@ class _Shown(TypedDict, total=False):
     sentences: str | None
     shown: Mapping[str, Any] | None
     """How images are shown, where it is not as here."""
+    dry_run: bool
+    """A stand-in with random weights took the model's place."""
 
 
 class CellFacts(_Shown):
@@ -74,6 +77,8 @@ class Cell:
     corruption: str
     severity: int
     part: int
+    dry_run: bool = False
+    """A stand-in with random weights takes the model's place (`ovrs.bench.dryrun`)."""
 
     def facts(self) -> CellFacts:
         """What decides the numbers."""
@@ -87,6 +92,8 @@ class Cell:
                 "sentences": self.data.words.provenance.get("sentences"),
                 "shown": None if row.protocol is None else row.protocol.model_dump(mode="json", exclude_defaults=True),
             }
+        if self.dry_run:
+            shown["dry_run"] = True
         return {
             "protocol": PROTOCOL,
             "numerics": NUMERICS,
@@ -114,9 +121,14 @@ class Cell:
         own = self.data.pixel_size
         return self.model.told(None if own is None else own * self.data.shrink)
 
+    def network(self) -> ModelOptions:
+        """The model that is loaded."""
+        return dryrun.stand_in(self.shown_model()) if self.dry_run else self.shown_model()
+
     def options(self) -> MethodOptions:
         model = self.model.model_dump(exclude_unset=True)
-        return build_options(model=model, method=self.row.method).method
+        row = dryrun.with_stand_in(self.row) if self.dry_run else self.row
+        return build_options(model=model, method=row.method).method
 
     def folder(self, results: Path) -> Path:
         digest = hashlib.sha256(canonical(self.facts()).encode()).hexdigest()[:12]

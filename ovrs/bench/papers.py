@@ -40,6 +40,8 @@ class PaperRow(BaseModel):
     """A preset with options, as `ovrs bench accuracy --preset` takes it."""
     also: tuple[str, ...] = ()
     """Other rows of ours to show under their own names."""
+    skip: tuple[str, ...] = ()
+    """Data sets that the row is not run on: their authors could not either."""
 
 
 class PaperTable(BaseModel):
@@ -74,28 +76,33 @@ class PaperTable(BaseModel):
         return tuple(dict.fromkeys(self.data_set(c) for c in self.columns if c != "mean"))
 
     @property
-    def command(self) -> str | None:
-        """The command that makes ours of all rows; None if none of the rows can be run."""
-        runs = list(dict.fromkeys(row.run for row in self.rows.values() if row.run))
-        corrupted = any(c.endswith("-C") or ":" in c for c in self.columns)
-        parts = [
-            f"ovrs bench accuracy --dataset {','.join(self.data_sets)} --model {self.model} --preset {','.join(runs)}",
-            *([f"--corruption all --severity {SEVERITY}"] if corrupted else []),
-            "-o results",
-        ]
-        return " ".join(parts) if runs else None
+    def commands(self) -> tuple[str, ...]:
+        """The commands that make ours of all rows: one for the sets that are corrupted, one for the others, each with its rows."""
+        corrupted = {self.data_set(c) for c in self.columns if c.endswith("-C") or ":" in c}
+        groups: dict[tuple[bool, tuple[str, ...]], list[str]] = {}
+        for data in self.data_sets:
+            runs = tuple(dict.fromkeys(row.run for row in self.rows.values() if row.run and data not in row.skip))
+            if runs:
+                groups.setdefault((data in corrupted, runs), []).append(data)
+        return tuple(
+            f"ovrs bench accuracy --dataset {','.join(sets)} --model {self.model} --preset {','.join(runs)}"
+            + (f" --corruption all --severity {SEVERITY}" if broken else "")
+            + " -o results"
+            for (broken, runs), sets in groups.items()
+        )
 
 
 @cache
 def tables() -> dict[str, PaperTable]:
     """All tables by name."""
-    text = (resources.files("ovrs.bench") / "papers.yaml").read_text("utf-8")
-    raw: Any = yamlfile.parse(text, "papers.yaml", OptionError).data
+    raw: dict[str, Any] = {}
+    for file in ("papers.yaml", "papers_mlmp.yaml"):
+        raw |= yamlfile.parse((resources.files("ovrs.bench") / file).read_text("utf-8"), file, OptionError).data
     return {name: PaperTable.model_validate(entry) for name, entry in raw.items()}
 
 
 def side_by_side(name: str, results: Path | None) -> str:
-    """Markdown: their rows, ours under each where results exist, and the command that makes ours.
+    """Markdown: their rows, ours under each where results exist, and the commands that make ours.
 
     Raises:
         OptionError: No table of that name.
@@ -119,9 +126,8 @@ def side_by_side(name: str, results: Path | None) -> str:
     lines += ["", *(told or ["Ours: none yet. To make them:"])]
     if told:
         lines += ["Ours are other weights than theirs unless the row names them. To make all:"]
-    return "\n".join(
-        [*lines, "", f"    {table.command}" if table.command else "None of these rows can be run here.", ""]
-    )
+    printed = [f"    {command}" for command in table.commands] or ["None of these rows can be run here."]
+    return "\n".join([*lines, "", *printed, ""])
 
 
 def _ours(results: Path) -> list[tuple[ScoredFacts, float, int]]:
@@ -153,7 +159,11 @@ def _label(wanted: str, facts: ScoredFacts) -> str:
     model = facts["model"]
     network = " ".join(filter(None, (model["model"], model.get("pretrained"))))
     changed = facts["shown"] is None and protocols.of_preset(facts["preset"].partition("+")[0], facts["benchmark"])
-    return f"{wanted}, {network}" + (", images not shown as published" if changed else "")
+    marks = [
+        *(["dry run with random weights"] if facts.get("dry_run") else []),
+        *(["images not shown as published"] if changed else []),
+    ]
+    return ", ".join([f"{wanted}, {network}", *marks])
 
 
 def _cell(table: PaperTable, scores: Scores, column: str) -> float | None:

@@ -10,6 +10,7 @@ from ovrs.bench import protocols
 from ovrs.bench.cells import CLEAN
 from ovrs.bench.corruptions import corrupt
 from ovrs.bench.evaluate import Confusion
+from ovrs.engine.arrays import as_numpy
 from ovrs.engine.contract import FrozenSegmenter
 from ovrs.engine.decide import DecisionRule, decide
 from ovrs.engine.tiling import crop_starts
@@ -45,7 +46,7 @@ def score(cell: Cell, images: Sequence[tuple[int, Picture, NDArray[np.uint8]]]) 
             pictures.append(picture)
             truth, size = labels[part], (picture.shape[1], picture.shape[2])
             truths.append(protocols.nearest(truth, size) if protocol.labels == "resized" else truth)
-    step = 1 if protocol.tiles else protocol.together
+    step = protocol.together
     for first in range(0, len(pictures), step):
         own = truths[first : first + step]
         guesses = _together(cell, protocol, pictures[first : first + step], [t.shape for t in own])
@@ -66,7 +67,7 @@ def predict(cell: Cell, rgb: Picture, size: tuple[int, ...], index: int) -> Labe
     for row, col, bottom, right in _parts(height, width, cell.part):
         piece = np.ascontiguousarray(shown[:, row:bottom, col:right])
         crops = windows((bottom - row, right - col), segmenter.geometry.crop, segmenter.geometry.stride)
-        scores = segmenter.segment(piece, np.ones(piece.shape[1:], bool), crops).scores
+        scores = as_numpy(segmenter.segment(piece, np.ones(piece.shape[1:], bool), crops).scores)
         rows = slice(round(row * size[0] / height), round(bottom * size[0] / height))
         cols = slice(round(col * size[1] / width), round(right * size[1] / width))
         target = (rows.stop - rows.start, cols.stop - cols.start)
@@ -115,7 +116,7 @@ def _together(cell: Cell, protocol: Protocol, pictures: list[Picture], sizes: li
         if part.shape[1:] != size:
             part = protocols.bilinear(part, (size[0], size[1]))
         if isinstance(segmenter, FrozenSegmenter):
-            part = segmenter.finish(part).scores
+            part = as_numpy(segmenter.finish(part).scores)
         out.append(decide(part, np.ones(part.shape[1:], bool), rule)[0])
     return out
 
@@ -125,8 +126,8 @@ def _mean_evidence(segmenter: Segmenter, rgb: Picture, crops: tuple[Window, ...]
     valid = np.ones(rgb.shape[1:], bool)
     if isinstance(segmenter, FrozenSegmenter):
         total, hits = segmenter.evidence(rgb, valid, crops)
-        return np.asarray(total / hits, np.float32)
-    return segmenter.segment(rgb, valid, crops).scores
+        return as_numpy(total / hits).astype(np.float32, copy=False)
+    return as_numpy(segmenter.segment(rgb, valid, crops).scores)
 
 
 def _corrupted(cell: Cell, rgb: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
@@ -137,7 +138,7 @@ def _corrupted(cell: Cell, rgb: NDArray[np.uint8], index: int) -> NDArray[np.uin
 
 
 def _segmenter(cell: Cell) -> Segmenter:
-    return segmenters.build(SegmenterSpec.of(cell.shown_model(), cell.options(), cell.data.words))
+    return segmenters.build(SegmenterSpec.of(cell.network(), cell.options(), cell.data.words))
 
 
 def _rule(cell: Cell) -> DecisionRule:

@@ -59,6 +59,7 @@ def write_parquet(cells: list[Scored], path: Path) -> None:
                     "images": images,
                     "left_out": facts.get("left_out", 0),
                     "tuned_on_labels": facts["tuned_on_labels"],
+                    "dry_run": facts.get("dry_run", False),
                     "protocol": facts["protocol"],
                 }
             )
@@ -118,7 +119,8 @@ def _table(cells: list[Scored], across: Literal["dataset", "corruption"]) -> lis
 
 def _title(facts: ScoredFacts) -> str:
     model = facts["model"]["model"]
-    return facts["row"] if model == "bundled" else f"{facts['row']} ({Path(model).name})"
+    row = f"{facts['row']}, dry run with random weights" if facts.get("dry_run") else facts["row"]
+    return row if model == "bundled" else f"{row} ({Path(model).name})"
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,7 @@ app.add_typer(cli_catalog.app, name="catalog")
 app.add_typer(cli_collection.app, name="collection")
 app.add_typer(cli_sam3.app, name="sam3")
 
-Store = Annotated[Path, typer.Argument(help="A store, NAME.zarr.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="A store, NAME.zarr, or its address.", show_default=False)]
 
 
 @app.callback()
@@ -90,6 +91,7 @@ def map_command(
     pretrained: Annotated[str | None, fields.flag("model.pretrained")] = None,
     device: Annotated[str | None, fields.flag("model.device")] = None,
     method: Annotated[str | None, fields.flag("method.method", "Model")] = None,
+    examples: Annotated[str | None, fields.flag("method.examples", "Model")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,6 +113,14 @@ def map_command(
     catalog: Annotated[
         Path | None, typer.Option(help="A data_catalog.yaml that names the scene.", rich_help_panel="Run")
     ] = None,
+    staging: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="OVRS_STAGING",
+            help="Make a map for a URL in this folder and copy it: for storage without conditional writes.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
     executor: Annotated[str | None, fields.flag("run.executor")] = None,
     workers: Annotated[str | None, fields.flag("run.workers")] = None,
     overwrite: Annotated[
@@ -131,6 +141,7 @@ def map_command(
         "model.pretrained": pretrained,
         "model.device": device,
         "method.method": method,
+        "method.examples": examples,
         "run.executor": executor,
         "run.workers": workers,
     }
@@ -143,9 +154,41 @@ def map_command(
         typer.echo(f"note: no library knows {unknown}; asked for by name alone (recorded in the map)", err=True)
     for request in requests:
         with _progress() as show:
-            facts = pipeline.map(request, overwrite=overwrite, progress=show)
+            facts = pipeline.map(request, overwrite=overwrite, progress=show, staging=staging)
         _print_areas(facts)
         typer.echo(f"map: {request.target}")
+
+
+@app.command()
+def teach(
+    store: Store,
+    examples: Annotated[
+        Path, typer.Option(help="Points or polygons with a class, some ten a class; all that the new map is to know.")
+    ],
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", help="The store to write, or its address; default: NAME-taught.zarr.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard what is at the output and begin anew.")
+    ] = False,
+) -> None:
+    """Map a scene again, as a map was made, with examples of its classes. Interrupted? The same command goes on.
+
+    Example: ovrs teach out.zarr --examples clicks.gpkg -o better.zarr
+    """
+    from ovrs import pipeline
+    from ovrs.objects.address import place_of
+    from ovrs.run.again import taught_request
+
+    made = place_of(store)
+    other = made.with_name(f"{made.name.removesuffix('.zarr')}-taught.zarr") if out is None else place_of(out)
+    request = taught_request(made, examples, other)
+    with _progress() as show:
+        facts = pipeline.map(request, overwrite=overwrite, progress=show)
+    _print_areas(facts)
+    learned: Any = facts.get("scene_adaptation")  # a run with examples has one
+    typer.echo(f"examples: {learned['taught']['places']} places, {learned['taught']['event']}")
+    typer.echo(f"map: {request.target}")
 
 
 @app.command()
@@ -225,12 +268,13 @@ def resume(store: Store) -> None:
 
 
 @app.command()
-def status(store: Store) -> None:
+def status(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """How far a run is; lists failed blocks. Loads no model."""
+    from ovrs.objects.address import place_of
     from ovrs.run.report import status_of
 
-    report = status_of(store)
-    typer.echo(report.text)
+    report = status_of(place_of(store))
+    typer.echo(json.dumps(report.facts, indent=1) if as_json else report.text)
     if not report.complete:
         raise typer.Exit(4)
 
@@ -241,9 +285,10 @@ def verify(store: Store) -> None:
 
     Exit code 0: a finished map, all as written. 3: something differs, and is named. 4: not finished, so far as written.
     """
+    from ovrs.objects.address import place_of
     from ovrs.run.verify import check
 
-    report = check(store)
+    report = check(place_of(store))
     if report.problems:
         listed = "\n".join(f"  {problem}" for problem in report.problems)
         way = f"`ovrs repair {store}`" if report.finished else f"`ovrs resume {store}`"

@@ -74,16 +74,15 @@ def assess(
 
     Example: ovrs assess out.zarr --reference points.gpkg -o accuracy.json -o accuracy.md
     """
-    from ovrs.assess import pages
-    from ovrs.assess.findings import assess as compare
+    from ovrs.assess import findings, pages
     from ovrs.store.map import open_map
 
     with open_map(store) as mapped:
         pages.check_files(mapped, out or [], reference, overwrite=overwrite)
-        findings = compare(mapped, reference, field=field, random=random, legend=legend)
-        typer.echo(pages.markdown(findings).partition("\n")[2])
+        found = findings.assess(mapped, reference, field=field, random=random, legend=legend)
+        typer.echo(pages.markdown(found).partition("\n")[2])
         for path in out or []:
-            typer.echo(f"accuracy: {pages.write(findings, path)}")
+            typer.echo(f"accuracy: {pages.write(found, path)}")
 
 
 @app.command()
@@ -102,7 +101,7 @@ def diff(
 
     Example: ovrs diff 2018.zarr 2024.zarr --areas change.csv --raster change.tif --vectors change.gpkg --mask sure.tif
     """
-    from ovrs.assess import change as changes
+    from ovrs.assess.change import check_table, compared, write_table
     from ovrs.export import target
     from ovrs.export.cog import write_cog
     from ovrs.export.product import CLASSES, POLYGONS
@@ -119,13 +118,13 @@ def diff(
                 if option in paths:
                     target.check(mapped, paths[option], kind, overwrite=overwrite)
         if areas is not None:
-            changes.check_table(first, second, areas, overwrite=overwrite)
+            check_table(first, second, areas, overwrite=overwrite)
         if vectors is not None:
             check_vectors(first, vectors, min_area=min_area, layer="changes", overwrite=overwrite)
-        with changes.compared(first, second, sure=sure) as change:
+        with compared(first, second, sure=sure) as change:
             _print_change(change)
             if areas is not None:
-                typer.echo(f"areas: {changes.write_table(change.rows, areas)}")
+                typer.echo(f"areas: {write_table(change.rows, areas)}")
             for path, mapped in ((raster, change.raster), (mask, change.mask)):
                 if path is not None:
                     typer.echo(f"raster: {write_cog(mapped, path, overwrite=overwrite).path}")

@@ -33,6 +33,13 @@ def accuracy(
     own_protocol: Annotated[
         bool, typer.Option("--own-protocol", help="Show presets the images as they are, not as their papers do.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Try the command with tiny networks of random weights on two images of each set; marked as such.",
+        ),
+    ] = False,
     model: Annotated[
         str, typer.Option(help="Models of the catalog, or what --model of `ovrs map` takes; commas.")
     ] = "bundled",
@@ -46,7 +53,7 @@ def accuracy(
 ) -> None:
     """Score methods on labelled sets; interrupted, the same command goes on."""
     from ovrs.bench import accuracy as bench
-    from ovrs.bench import cells, plots, report, rows
+    from ovrs.bench import cells, dryrun, plots, report, rows
     from ovrs.bench.layouts import LabelledSet, open_set
     from ovrs.collection import catalog as catalog_room
     from ovrs.options import ModelOptions
@@ -59,6 +66,7 @@ def accuracy(
     models = [known.models.get(m.strip()) or ModelOptions(model=m.strip()) for m in model.split(",")]
     levels = _levels(severity)
     kinds = cells.corruptions(corruption)
+    images = dryrun.IMAGES if dry_run and images is None else images
     work: dict[str, list[tuple[rows.Row, LabelledSet]]] = {}
     for name in dataset.split(","):  # all before the first image, so that a wrong name costs no time
         entry = known.dataset(name.strip())
@@ -71,7 +79,7 @@ def accuracy(
         for chosen, (row, data) in product(models, mine):
             for kind in kinds:
                 for level in [0] if kind == cells.CLEAN else levels:
-                    cell = cells.Cell(data, row, chosen, kind, level, part)
+                    cell = cells.Cell(data, row, chosen, kind, level, part, dry_run)
                     clean += [cell] if kind == cells.CLEAN else []
                     score = bench.run_cell(cell, out, images=images, workers=workers)
                     value = report.headline(cell.facts(), score)
@@ -106,7 +114,7 @@ def table(
     name: Annotated[str | None, typer.Argument(help="A table; without a name all are listed.")] = None,
     results: Annotated[Path | None, typer.Option(help="Folder of our results.")] = None,
 ) -> None:
-    """A paper's table, quoted, with ours beside it where results exist, and the command that makes them."""
+    """A paper's table, quoted, with ours beside it where results exist, and the commands that make them."""
     from ovrs.bench.papers import side_by_side, tables
 
     if name is None:

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from ovrs.errors import outcome
+from ovrs.telemetry import log_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -176,7 +177,8 @@ def wants_traceback(arguments: Sequence[str]) -> bool:
 
 
 def set_up_logging(*, debug: bool) -> None:
-    """Log to standard error: warnings in one line each, everything with `debug`."""
+    """Log to standard error: warnings in one line each, everything with `debug`; lines of JSON with `OVRS_LOG=json`."""
+    log_as_json()
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if not debug:
         for handler in logging.getLogger().handlers:

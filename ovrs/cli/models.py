@@ -17,10 +17,21 @@ app.add_typer(model, name="model")
 
 @app.command()
 def models() -> None:
-    """List published models with activation, licence, measured accuracy, source and commands. Asks no network."""
+    """List published models with activation, licence, measured accuracy, memory, source and command. Asks no network."""
     from ovrs.model.clip.known import listing
 
     typer.echo(listing())
+
+
+@model.command()
+def memory(
+    names: Annotated[list[str], typer.Argument(help="Names that `ovrs models` lists, or architectures of open_clip.")],
+) -> None:
+    """Count parameters and the most memory that weights and one tile take. Nothing is downloaded or computed."""
+    from ovrs.model.clip.footprint import footprint_of
+
+    for name in names:
+        typer.echo(footprint_of(name).line(name))
 
 
 @model.command("import")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = App()
 
-Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="A finished store, NAME.zarr, or its address.", show_default=False)]
 Calibrated = Annotated[
     Path | None,
     typer.Option(help="FILE.json of `ovrs assess`: its temperature turns confidence into how often it is right."),
@@ -176,7 +176,7 @@ def report(
 @app.command()
 def view(
     store: Store,
-    before: Annotated[Path | None, typer.Option(help="A second map of the same scene, to compare with.")] = None,
+    before: Annotated[str | None, typer.Option(help="A second map of the same scene, to compare with.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8642,
     host: Annotated[
         str, typer.Option(help="Other machines see the page only when this is not loopback.")
@@ -199,4 +199,6 @@ def publish(
     """Copy a finished map to object storage; readers see all of it or nothing. Cut off? The same command goes on."""
     from ovrs.run import publish as publishing
 
-    typer.echo(f"sent {publishing.publish(store, url, overwrite=overwrite)} files to {url}")
+    if publishing.is_remote(store):
+        raise OptionError(f"{store} is no map of this machine; publish takes a folder, NAME.zarr")
+    typer.echo(f"sent {publishing.publish(Path(store), url, overwrite=overwrite)} files to {url}")

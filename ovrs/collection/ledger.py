@@ -1,8 +1,7 @@
 """What has been mapped, kept beside the maps: so that no image is mapped twice, even by two watchers at once.
 
-An image is held by *generations*: `ROOT/ledger/KEY.json`, `KEY.2.json`, `KEY.3.json`, … Each is created exclusively, with
-its content, by whoever takes the image. A holder writes only its own generation and the newest one counts, so a holder that
-was stopped and goes on late changes nothing. Works in a folder and in object storage that knows conditional writes (S3).
+An image is held by the generations of `ovrs.objects.claim`: `ROOT/ledger/KEY.json`, `KEY.2.json`, … None is ever removed, so
+the newest also tells how often the image was tried. Works in a folder and in object storage that knows conditional writes.
 """
 
 from __future__ import annotations
@@ -10,20 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import posixpath
 import re
 import threading
 import time
-import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ovrs.collection import owner
-from ovrs.errors import SchedulerLostError, StoreError, StoreLockedError, not_written
-from ovrs.files import write_text
+from ovrs.errors import SchedulerLostError, StoreLockedError
+from ovrs.objects import owner
+from ovrs.objects.address import objects_at, place_of
+from ovrs.objects.claim import Claim, Generations, generation
+from ovrs.objects.many import each
+from ovrs.objects.remote import Remote
 from ovrs.redact import redacted
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ EXPIRY_SECONDS = 900.0
 HEARTBEAT_SECONDS = 60.0
 MAX_ATTEMPTS = 3
 _GENERATION = re.compile(r"([0-9a-f]{24})(?:\.([0-9]+))?\.json")
-_LINKS_FAIL = "this file system has no hard links"
 NO_ATTEMPT = (SchedulerLostError, StoreLockedError)
 """Errors that say nothing about the image."""
 
@@ -71,18 +68,21 @@ def release_held() -> None:
             log.warning("%s stays claimed until its claim expires: %s", image.name, redacted(str(error)))
 
 
+class _Held(NamedTuple):
+    """An image that a ledger holds."""
+
+    claim: Claim
+    attempt: int
+
+
 class Ledger:
     """The ledger of one output location."""
 
     def __init__(self, root: str) -> None:
-        import fsspec
-
-        self.files, path = fsspec.core.url_to_fs(str(root))
-        self.folder = posixpath.join(path.rstrip("/"), "ledger")
-        protocol = self.files.protocol
-        self.local = "file" in (protocol if isinstance(protocol, tuple) else (protocol,))
-        self._held: dict[str, tuple[int, int]] = {}
-        self._clock: tuple[float, float] | None = None
+        self.folder = place_of(str(root)) / "ledger"
+        self.objects = objects_at(self.folder)
+        self.places = Generations(self.objects)
+        self._held: dict[str, _Held] = {}
 
     # ---- reading
 
@@ -93,15 +93,12 @@ class Ledger:
     def entries(self) -> list[dict[str, Any]]:
         """The newest entry of every image, by key. Each holds `key`, `status`, `name`, `collection`, `attempt`."""
         newest: dict[str, int] = {}
-        for file in self._listed():
-            if found := _GENERATION.fullmatch(posixpath.basename(file)):
+        for entry in self.objects.list(deep=False):
+            if found := _GENERATION.fullmatch(entry.key):
                 newest[found[1]] = max(newest.get(found[1], 0), int(found[2] or 1))
-        names = {self._file(key, number): key for key, number in sorted(newest.items())}
-        if self.local:
-            contents = {f: c for f in names if (c := self._bytes(f)) is not None}
-        else:
-            contents = self.files.cat(list(names), on_error="omit") if names else {}
-        return [_parsed(contents[f], key, newest[key]) for f, key in names.items() if f in contents]
+        names = {generation(key, number): key for key, number in sorted(newest.items())}
+        read = each(self.objects, names, self.objects.get)
+        return [_parsed(c.content, names[f], newest[names[f]]) for f, c in read if c is not None]
 
     def state(self, entry: dict[str, Any] | None) -> str:
         """`new`, `busy`, `failed` (is tried again), `hopeless` (is not), `done`, or `forgotten`."""
@@ -126,17 +123,21 @@ class Ledger:
 
     def claim(self, image: Image, **facts: Any) -> bool:
         """Take an image: True for exactly one caller. Done and hopeless ones, and those somebody works on, give False."""
+        if isinstance(self.objects, Remote):
+            self.objects.require_conditional()
         number, before = self._latest(image.key)
         if self.state(before) not in ("new", "failed"):
             return False
         attempt = 1 + (before["attempt"] if before else 0)
         kept = {"out": before["out"]} if before and "out" in before else {}
-        if not self._create(
-            self._file(image.key, number + 1), self._content(image, "claimed", attempt=attempt, **kept, **facts)
-        ):
+        told = {"attempt": attempt, **kept, **facts}
+        claim = self.places.take(
+            image.key, number + 1, lambda word: self._content(image, "claimed", claim=word, **told)
+        )
+        if claim is None:
             return False
-        self._held[image.key] = (number + 1, attempt)
-        _HELD[self.folder, image.key] = (self, image)
+        self._held[image.key] = _Held(claim, attempt)
+        _HELD[str(self.folder), image.key] = (self, image)
         return True
 
     @contextmanager
@@ -147,21 +148,29 @@ class Ledger:
             image: One that `claim` has given.
             no_attempt: Errors that give the image back; so do those that end a process.
         """
+        held = self._held.get(image.key)
+        if held is not None and held.claim.beat():
+            held.claim.patience = max(EXPIRY_SECONDS - HEARTBEAT_SECONDS, HEARTBEAT_SECONDS)
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(image, stop), name="ovrs-ledger", daemon=True)
         thread.start()
         try:
             yield
         except BaseException as error:
-            stop.set()
-            thread.join()
+            self._rest(image, stop, thread)
             if isinstance(error, no_attempt) or not isinstance(error, Exception):
                 self.release(image)
             else:
                 self._finish(image, "failed", reason=redacted(f"{type(error).__name__}: {error}")[:2000])
             raise
+        self._rest(image, stop, thread)
+
+    def _rest(self, image: Image, stop: threading.Event, thread: threading.Thread) -> None:
+        """End the heartbeat; from then on a claim is lost by another one alone."""
         stop.set()
         thread.join()
+        if image.key in self._held:
+            self._held[image.key].claim.patience = float("inf")
 
     def note(self, image: Image, **facts: Any) -> None:
         """Add facts to the claim that is held.
@@ -170,8 +179,9 @@ class Ledger:
             StoreLockedError: Another process has taken the image over.
         """
         self.require_held(image)
-        number, attempt = self._held[image.key]
-        self._write(self._file(image.key, number), self._content(image, "claimed", attempt=attempt, **facts))
+        held = self._held[image.key]
+        told = {"attempt": held.attempt, "claim": held.claim.word, **facts}
+        held.claim.write(self._content(image, "claimed", **told))
 
     def require_held(self, image: Image) -> None:
         """Refuse to go on with an image that another process has taken over.
@@ -194,12 +204,14 @@ class Ledger:
         else:  # recorded by somebody who never held it
             number, before = self._latest(image.key)
             attempt = before["attempt"] if before else 1
-            self._write(self._file(image.key, max(number, 1)), self._content(image, "done", attempt=attempt, **facts))
+            content = self._content(image, "done", attempt=attempt, **facts)
+            self.objects.put(generation(image.key, max(number, 1)), content)
 
     def release(self, image: Image) -> None:
         """Give an image back as it was taken: no attempt is counted."""
-        attempt = self._held.get(image.key, (0, 1))[1]
-        self._finish(image, "released", attempt=attempt - 1)
+        held = self._held.get(image.key)
+        if held is not None:
+            self._finish(image, "released", attempt=held.attempt - 1)
 
     def decide(self, entry: dict[str, Any], status: str) -> None:
         """What a person decides: `released` (try again from the first attempt) or `forgotten` (leave out).
@@ -213,59 +225,40 @@ class Ledger:
             )
         facts = {k: v for k, v in entry.items() if k not in ("key", "generation")}
         facts |= {"status": status, "attempt": 0, "owner": owner.me(), "time": time.time()}
-        if not self._create(self._file(entry["key"], entry["generation"] + 1), json.dumps(facts, indent=1).encode()):
+        key = generation(entry["key"], entry["generation"] + 1)
+        if not self.objects.put_if_absent(key, json.dumps(facts, indent=1).encode()):
             raise StoreLockedError(f"{entry['name']} was just taken by another process; look again")
 
     def update(self, entry: dict[str, Any], **facts: Any) -> None:
         """Change facts of a finished entry, such as where its map lies."""
         content = {k: v for k, v in entry.items() if k not in ("key", "generation")}
-        self._write(self._file(entry["key"], entry["generation"]), json.dumps({**content, **facts}, indent=1).encode())
+        key = generation(entry["key"], entry["generation"])
+        self.objects.put(key, json.dumps({**content, **facts}, indent=1).encode())
 
     # ---- a small memory that only saves time
 
     def remembered(self, collection: str) -> dict[str, Any]:
         """What `remember` kept; empty when there is nothing or it cannot be read."""
         try:
-            found = json.loads(self._bytes(self._memory(collection)) or b"{}")
+            kept = self.objects.get(self._memory(collection))
+            found = json.loads(b"{}" if kept is None else kept.content)
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
 
     def remember(self, collection: str, content: dict[str, Any]) -> None:
         """Keep the contents of the files of a collection by their signs, so that they are not read again."""
-        self._write(self._memory(collection), json.dumps(content).encode())
+        self.objects.put(self._memory(collection), json.dumps(content).encode())
 
     def _memory(self, collection: str) -> str:
-        return posixpath.join(self.folder, f"contents-{hashlib.sha256(collection.encode()).hexdigest()[:12]}.cache")
+        return f"contents-{hashlib.sha256(collection.encode()).hexdigest()[:12]}.cache"
 
     # ---- files
 
-    def _file(self, key: str, number: int) -> str:
-        return posixpath.join(self.folder, f"{key}.json" if number == 1 else f"{key}.{number}.json")
-
-    def _listed(self) -> list[str]:
-        self.files.invalidate_cache()
-        try:
-            return list(self.files.ls(self.folder, detail=False))
-        except FileNotFoundError:
-            return []
-
     def _latest(self, key: str) -> tuple[int, dict[str, Any] | None]:
         """Number and content of the newest generation; 0 and None when there is none."""
-        number, content = 0, None
-        while (found := self._bytes(self._file(key, number + 1))) is not None:
-            number, content = number + 1, found
+        number, content = self.places.latest(key)
         return number, None if content is None else _parsed(content, key, number)
-
-    def _bytes(self, file: str) -> bytes | None:
-        try:
-            if self.local:
-                with open(file, "rb") as stream:  # noqa: PTH123  (thousands of files: a Path for each is half of the time)
-                    return stream.read()
-            self.files.invalidate_cache()
-            return bytes(self.files.cat_file(file))
-        except FileNotFoundError:
-            return None
 
     def _content(self, image: Image, status: str, **facts: Any) -> bytes:
         entry = {
@@ -280,108 +273,44 @@ class Ledger:
 
     def _holds(self, image: Image) -> bool:
         """Whether this ledger's claim is still the newest."""
-        number = self._held.get(image.key, (0, 0))[0]
-        return number > 0 and self._latest(image.key)[0] == number
+        held = self._held.get(image.key)
+        try:
+            if held is not None:
+                held.claim.check()
+        except StoreLockedError as error:
+            log.debug("%s", error)
+            return False
+        return held is not None
 
     def _finish(self, image: Image, status: str, **facts: Any) -> None:
         """Write the last word of a claim; nothing when it is lost or given back already."""
-        held = self._holds(image)
-        number, attempt = self._held.pop(image.key, (0, 0))
-        _HELD.pop((self.folder, image.key), None)
-        if held:
-            before = self._latest(image.key)[1] or {}
-            kept = {"out": before["out"]} if "out" in before else {}
-            self._write(
-                self._file(image.key, number), self._content(image, status, **{"attempt": attempt, **kept, **facts})
-            )
-        elif number:
+        held = self._held.pop(image.key, None)
+        _HELD.pop((str(self.folder), image.key), None)
+        if held is None:
+            return
+        before = self._latest(image.key)[1] or {}
+        kept = {"out": before["out"]} if "out" in before else {}
+        told = {"attempt": held.attempt, "claim": held.claim.word, **kept, **facts}
+        try:
+            held.claim.write(self._content(image, status, **told))
+        except StoreLockedError:
             log.warning("%s was taken over by another process; its entry is left as it is", image.name)
+        finally:
+            held.claim.drop()
 
     def _beat(self, image: Image, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
-            number, entry = self._latest(image.key)
-            if entry is None or number != self._held.get(image.key, (0, 0))[0]:
+            held = self._held.get(image.key)
+            if held is None or not held.claim.beat():
                 log.warning("%s was taken over by another process", image.name)
                 return
-            try:
-                self.update(entry, time=time.time())
-            except StoreError as error:
-                log.warning("no sign of life for %s: %s", image.name, error)
-
-    def _write(self, file: str, content: bytes) -> None:
-        try:
-            if self.local:
-                write_text(file, content.decode(), sweep=False)
-            else:
-                self.files.pipe_file(file, content)
-        except StoreError:
-            raise
-        except OSError as error:
-            raise StoreError(f"the ledger {self.folder} cannot be written: {error}") from error
-
-    def _create(self, file: str, content: bytes) -> bool:
-        """Write a file that must not exist yet; False when it does."""
-        try:
-            if self.local:
-                return _linked(Path(file), content)
-            self.files.pipe_file(file, content, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if any(word in str(error) for word in ("PreconditionFailed", "pre-condition", "412")):
-                return False
-            raise StoreError(f"the ledger {self.folder} cannot be written: {error}") from error
-        return True
-
-    # ---- time
 
     def _stale(self, entry: dict[str, Any]) -> bool:
         """Whether the holder of a claim is gone, or gave no sign of life for so long by the clock of the store."""
         if owner.is_gone(entry.get("owner")):
             return True
-        try:
-            changed = self._modified(self._file(entry["key"], entry["generation"]))
-        except FileNotFoundError:
-            return False
-        return self._now() - changed > EXPIRY_SECONDS
-
-    def _modified(self, file: str) -> float:
-        if self.local:
-            return Path(file).stat().st_mtime
-        self.files.invalidate_cache()
-        return float(self.files.modified(file).timestamp())
-
-    def _now(self) -> float:
-        """Seconds now by the clock that dates the ledger's files; clocks of machines may differ."""
-        if self._clock is None or time.monotonic() - self._clock[1] > HEARTBEAT_SECONDS:
-            probe = posixpath.join(self.folder, f".clock-{uuid.uuid4().hex[:8]}")
-            self._write(probe, b"")
-            self._clock = (self._modified(probe), time.monotonic())
-            self.files.rm_file(probe)
-        return self._clock[0] + time.monotonic() - self._clock[1]
-
-
-def _linked(file: Path, content: bytes) -> bool:
-    """Create a local file together with its content; False when it exists."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        try:
-            os.link(temporary, file)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            log.debug("%s: %s", _LINKS_FAIL, error)
-            with file.open("xb") as stream:
-                stream.write(content)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise not_written(file, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
+        silent = self.places.silence(entry["key"], entry["generation"])
+        return silent is not None and silent > EXPIRY_SECONDS
 
 
 def _parsed(content: bytes, key: str, number: int) -> dict[str, Any]:

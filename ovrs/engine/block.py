@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovrs.encoding import CONFIDENCE_NODATA, label_dtype, label_nodata, quantised
-from ovrs.engine.contract import FrozenSegmenter, Segmenter, TileScores
-from ovrs.engine.decide import DecisionRule, decide
-from ovrs.engine.tiling import taper
+from ovrs.encoding import CONFIDENCE_NODATA, label_dtype, label_nodata
+from ovrs.engine.arrays import Array, as_numpy, empty, on_host
+from ovrs.engine.blend import Blend, Scored
+from ovrs.engine.contract import FrozenSegmenter, ManyTiles, Resident, Segmenter, TileScores
+from ovrs.engine.decide import DecisionRule, decided, quantised
 from ovrs.scene.grid import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    from ovrs.engine.contract import Events, Look, TileSample
     from ovrs.engine.tiling import Block, Plan, Tile
     from ovrs.scene.raster import Pixels, SceneSource
-
-_STRIP = 32
-"""Rows finished at a time: temporaries stay a fraction of the band, and in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,65 +56,83 @@ def map_block(
 
     Tiles are scene-wide, so a neighbour that needs the same tile computes the same numbers: the two blocks agree at
     their border without talking to each other. `pixels`: the block's read window, if somebody has read it already.
-    `overhang`: handed from block to block, it spares the right-hand neighbour the tiles they share.
+    `overhang`: handed from block to block, it spares the right-hand neighbour the tiles they share. Scores stay in the
+    library and on the device of the segmenter; labels, confidence and kept scores come back once.
     """
     started = time.perf_counter()
     if pixels is None:
         pixels = scene.read(block.read)
     read_seconds = time.perf_counter() - started
     core = _Core(block.core, segmenter.class_count, keep_scores)
-    valid = pixels.valid[block.core.slices_in(block.read)]
+    overhang = Overhang() if overhang is None else overhang
+    overhang.begin(block.core)
     events: Counter[str] = Counter()
+    later: list[Callable[[], tuple[str, ...]]] = []
+    valid = pixels.valid[block.core.slices_in(block.read)]
     tiles = plan.tiles_of(block.core) if valid.any() else []
-    blend = _Blend(segmenter, block.core, plan, Overhang() if overhang is None else overhang)
-    rows = [list(group) for _, group in groupby(tiles, key=lambda tile: tile.row)]
-    for index, row in enumerate(rows):
-        for tile in row:
-            events.update(blend.add(tile, _cut(pixels, tile.window, block.read)))
-        done_until = rows[index + 1][0].window.row_off if index + 1 < len(rows) else block.core.row_end
-        for window, scores in blend.release(done_until):
-            part = window.slices_in(block.core)
-            core.fill(part, scores, valid[part], rule)
+    blend = Blend(segmenter, block.core, tiles, plan)
+    for tile, scored, own in _scored(segmenter, pixels, block, tiles, blend, overhang):
+        if callable(own):
+            later.append(own)
+        else:
+            events.update(own)
+        overhang.keep(tile, scored, own, block.core)
+        for part, scores in blend.add(tile, scored):
+            core.fill(part.slices_in(block.core), scores, rule)
+    label, confidence, score = core.result(valid)
+    for told in later:
+        events.update(told())
     total = time.perf_counter() - started
-    return BlockMap(
-        core.label,
-        core.confidence,
-        core.score,
-        dict(events),
-        {"read": read_seconds, "compute": total - read_seconds},
-        len(tiles),
+    seconds = {"read": read_seconds, "compute": total - read_seconds}
+    return BlockMap(label, confidence, score, dict(events), seconds, len(tiles))
+
+
+def _scored(
+    segmenter: Segmenter, pixels: Pixels, block: Block, tiles: list[Tile], blend: Blend, overhang: Overhang
+) -> Iterator[tuple[Tile, Scored, Events]]:
+    """Each tile with valid pixels in turn; the segmenter looks at as many at once as it asks for."""
+    here = [t for t in tiles if pixels.valid[t.window.slices_in(block.read)].any()]
+    fresh = deque(tile for tile in here if tile not in overhang)
+    placed = (
+        segmenter.place(pixels.rgb, pixels.valid) if isinstance(segmenter, Resident) else (pixels.rgb, pixels.valid)
     )
+    ready: deque[tuple[Scored, Events]] = deque()
+    for tile in here:
+        known = overhang.take(tile)
+        if known is None:
+            if not ready:
+                count = segmenter.tiles_at_once if isinstance(segmenter, ManyTiles) else 1
+                batch = [fresh.popleft() for _ in range(min(count, len(fresh)))]
+                samples = [_sample(t, placed, block.read) for t in batch]
+                for looked, found in zip(batch, _look(segmenter, samples), strict=True):
+                    own = found.events if isinstance(found, TileScores) else found[2]
+                    ready.append((blend.weighted(looked, found), own))
+            known = ready.popleft()
+        yield tile, *known
 
 
-def _cut(pixels: Pixels, window: Window, outer: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    rows, cols = window.slices_in(outer)
-    return np.ascontiguousarray(pixels.rgb[:, rows, cols]), np.ascontiguousarray(pixels.valid[rows, cols])
+def _look(segmenter: Segmenter, samples: list[TileSample]) -> list[Look]:
+    """What the segmenter says of tiles: evidence and weight if it is frozen, else scores."""
+    if isinstance(segmenter, ManyTiles):
+        return segmenter.look(samples)
+    if isinstance(segmenter, FrozenSegmenter):
+        return [(*segmenter.evidence(*sample), ()) for sample in samples]
+    return [segmenter.segment(*sample) for sample in samples]
 
 
-@dataclass(frozen=True, eq=False)
-class _Scored:
-    """What one tile adds, weighted: to all of its window or to a part of it."""
-
-    window: Window
-    values: NDArray[np.float32]
-    weight: NDArray[np.float32]
-    background: NDArray[np.float32] | None
-    events: tuple[str, ...]
-
-    def part(self, window: Window) -> _Scored:
-        """A copy of a part, so that the rest can be forgotten."""
-        rows, cols = window.slices_in(self.window)
-        background = None if self.background is None else self.background[rows, cols].copy()
-        return _Scored(
-            window, self.values[:, rows, cols].copy(), self.weight[rows, cols].copy(), background, self.events
-        )
+def _sample(tile: Tile, placed: tuple[Array, Array], outer: Window) -> TileSample:
+    rows, cols = tile.window.slices_in(outer)
+    rgb, valid = placed[0][:, rows, cols], placed[1][rows, cols]
+    if isinstance(rgb, np.ndarray):
+        rgb, valid = np.ascontiguousarray(rgb), np.ascontiguousarray(valid)
+    return rgb, valid, tuple(c.relative_to(tile.window) for c in tile.crops)
 
 
 class Overhang:
     """What the tiles of one block lay over its right-hand neighbour: narrow strips, forgotten when another block comes."""
 
     def __init__(self) -> None:
-        self._parts: dict[tuple[int, int], _Scored] = {}
+        self._parts: dict[tuple[int, int], tuple[Scored, Events]] = {}
         self._core: Window | None = None
 
     def begin(self, core: Window) -> None:
@@ -125,115 +141,51 @@ class Overhang:
         if last is None or (last.row_off, last.row_end, last.col_end) != (core.row_off, core.row_end, core.col_off):
             self._parts.clear()
 
-    def keep(self, tile: Tile, scored: _Scored, core: Window) -> None:
+    def keep(self, tile: Tile, scored: Scored, events: Events, core: Window) -> None:
         """Remember what lies right of `core`, in its rows."""
         window = scored.window
         top, bottom = max(window.row_off, core.row_off), min(window.row_end, core.row_end)
         if window.col_end > core.col_end:
             right = Window(top, core.col_end, bottom - top, window.col_end - core.col_end)
-            self._parts[tile.row, tile.col] = scored.part(right)
+            self._parts[tile.row, tile.col] = scored.part(right), events
 
-    def take(self, tile: Tile) -> _Scored | None:
-        """What the left-hand neighbour kept of a tile, once."""
+    def __contains__(self, tile: Tile) -> bool:
+        return (tile.row, tile.col) in self._parts
+
+    def take(self, tile: Tile) -> tuple[Scored, Events] | None:
+        """What the left-hand neighbour kept of a tile, with its events, once."""
         return self._parts.pop((tile.row, tile.col), None)
 
 
 class _Core:
-    """Output arrays of one block, no data until filled."""
+    """Output arrays of one block: where the scores are while it is filled, on the host in the end."""
 
     def __init__(self, window: Window, classes: int, keep_scores: bool) -> None:
-        self.label = np.full(window.shape, label_nodata(classes), label_dtype(classes))
-        self.confidence = np.full(window.shape, CONFIDENCE_NODATA, np.uint8)
-        self.score = np.full((classes, *window.shape), CONFIDENCE_NODATA, np.uint8) if keep_scores else None
+        self.shape, self.classes, self.keep_scores = window.shape, classes, keep_scores
+        self.arrays: list[Array] = []
 
-    def fill(self, part: tuple[slice, slice], scores: TileScores, valid: NDArray[np.bool_], rule: DecisionRule) -> None:
-        self.label[part], self.confidence[part] = decide(scores.scores, valid, rule, scores.background_evidence)
-        if self.score is not None:
-            self.score[(slice(None), *part)] = np.where(valid, quantised(scores.scores), CONFIDENCE_NODATA)
+    def fill(self, part: tuple[slice, slice], scores: TileScores, rule: DecisionRule) -> None:
+        """Decide a part."""
+        found = [*decided(scores.scores, rule, scores.background_evidence)]
+        if self.keep_scores:
+            found.append(quantised(scores.scores))
+            if on_host(scores.scores):
+                found[-1] = as_numpy(found[-1])
+        if not self.arrays:
+            self.arrays = [empty((*f.shape[:-2], *self.shape), f) for f in found]
+        for array, values in zip(self.arrays, found, strict=True):
+            array[(..., *part)] = values
 
-
-class _Blend:
-    """Weighted sum of tiles over a rolling band of rows: C × tile height × core width, never the whole block."""
-
-    def __init__(self, segmenter: Segmenter, core: Window, plan: Plan, overhang: Overhang) -> None:
-        self.segmenter, self.core, self.overhang = segmenter, core, overhang
-        overhang.begin(core)
-        self.frozen = segmenter if isinstance(segmenter, FrozenSegmenter) else None
-        self.ramp = plan.geometry.tile - plan.geometry.pitch
-        self.channels = self.frozen.channels if self.frozen else segmenter.class_count
-        self.top = core.row_off
-        height = min(plan.geometry.tile, core.height)
-        self.total = np.zeros((self.channels, height, core.width), np.float32)
-        self.weight = np.zeros((height, core.width), np.float32)
-        self.background: NDArray[np.float32] | None = None
-
-    def add(self, tile: Tile, pixels: tuple[NDArray[np.uint8], NDArray[np.bool_]]) -> tuple[str, ...]:
-        rgb, valid = pixels
-        inside = tile.window.intersect(self.core)
-        if inside is None or not valid.any():
-            return ()
-        scored = self.overhang.take(tile)
-        if scored is None:
-            scored = self._score(tile, rgb, valid)
-        self.overhang.keep(tile, scored, self.core)
-        source = inside.slices_in(scored.window)
-        band = (
-            slice(inside.row_off - self.top, inside.row_end - self.top),
-            slice(inside.col_off - self.core.col_off, inside.col_end - self.core.col_off),
-        )
-        self._grow(band[0].stop)
-        self.total[(slice(None), *band)] += scored.values[(slice(None), *source)]
-        self.weight[band] += scored.weight[source]
-        if scored.background is not None:
-            if self.background is None:
-                self.background = np.zeros_like(self.weight)
-            self.background[band] += scored.background[source]
-        return scored.events
-
-    def _score(self, tile: Tile, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> _Scored:
-        crops = tuple(c.relative_to(tile.window) for c in tile.crops)
-        if self.frozen:
-            values, weight = self.frozen.evidence(rgb, valid, crops)
-            return _Scored(tile.window, values, weight, None, ())
-        result = self.segmenter.segment(rgb, valid, crops)
-        weight = taper(tile.window, self.ramp)
-        background = None if result.background_evidence is None else result.background_evidence * weight
-        return _Scored(tile.window, result.scores * weight, weight, background, result.events)
-
-    def _grow(self, rows: int) -> None:
-        """Make room when a tile moved back from the border overlaps more rows than a regular one."""
-        missing = rows - self.weight.shape[0]
-        if missing > 0:
-            self.total = np.pad(self.total, ((0, 0), (0, missing), (0, 0)))
-            self.weight = np.pad(self.weight, ((0, missing), (0, 0)))
-            if self.background is not None:
-                self.background = np.pad(self.background, ((0, missing), (0, 0)))
-
-    def release(self, until: int) -> Iterator[tuple[Window, TileScores]]:
-        """Finish the rows above `until`, which no later tile touches, strip by strip, then shift the band.
-
-        A strip may share memory with the band: use it before asking for the next one.
-        """
-        until = min(until, self.core.row_end)
-        rows = until - self.top
-        if rows <= 0:
-            return
-        for begin in range(0, rows, _STRIP):
-            yield self._finish(begin, min(begin + _STRIP, rows))
-        for array in (self.total, self.weight, self.background):
-            if array is not None:
-                kept = array.shape[-2] - rows
-                array[..., :kept, :] = array[..., rows:, :].copy()
-                array[..., kept:, :] = 0
-        self.top = until
-
-    def _finish(self, begin: int, end: int) -> tuple[Window, TileScores]:
-        window = Window(self.top + begin, self.core.col_off, end - begin, self.core.width)
-        weight = np.where(self.weight[begin:end] > 0, self.weight[begin:end], np.float32(1))
-        mean = self.total[:, begin:end]
-        mean /= weight  # in place: these rows are given away, then overwritten
-        if self.frozen:
-            return window, self.frozen.finish(mean)
-        return window, TileScores(
-            mean, None if self.background is None else np.divide(self.background[begin:end], weight, dtype=np.float32)
-        )
+    def result(self, valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Labels, confidence and scores in NumPy, no data where pixels are not valid."""
+        fills = (label_nodata(self.classes), CONFIDENCE_NODATA, CONFIDENCE_NODATA)
+        kinds = (label_dtype(self.classes), np.dtype(np.uint8), np.dtype(np.uint8))
+        if not self.arrays:
+            shapes = (self.shape, self.shape, (self.classes, *self.shape))
+            empty_ones = [np.full(s, f, k) for s, f, k in zip(shapes, fills, kinds, strict=True)]
+            return empty_ones[0], empty_ones[1], empty_ones[2] if self.keep_scores else None
+        found = [as_numpy(a).astype(kind, copy=False) for a, kind in zip(self.arrays, kinds, strict=False)]
+        if not valid.all():
+            for array, fill in zip(found, fills, strict=False):
+                array[..., ~valid] = fill
+        return found[0], found[1], found[2] if self.keep_scores else None

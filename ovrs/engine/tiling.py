@@ -50,10 +50,14 @@ class TileGeometry:
         return self.crop + (self.crops_per_tile - 1) * self.stride
 
 
+def crop_count(length: int, crop: int, stride: int) -> int:
+    """Crops along one axis."""
+    return max(length - crop + stride - 1, 0) // stride + 1
+
+
 def crop_starts(length: int, crop: int, stride: int) -> list[int]:
     """Start of every crop along one axis; a scene shorter than a crop has a single, shorter one."""
-    count = max(length - crop + stride - 1, 0) // stride + 1
-    return [max(0, min(i * stride, length - crop)) for i in range(count)]
+    return [max(0, min(i * stride, length - crop)) for i in range(crop_count(length, crop, stride))]
 
 
 @dataclass(frozen=True)
@@ -148,25 +152,40 @@ class Plan:
     @property
     def tile_shape(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        rows, cols = (len(self._groups(length, 0, length)) for length in (self.height, self.width))
-        return rows, cols
+        return self._count(self.height), self._count(self.width)
 
     def tile(self, row: int, col: int) -> Tile:
         """One tile by its place."""
-        rows, cols = (self._groups(length, 0, length) for length in (self.height, self.width))
-        return self._tile(*rows[row], *cols[col])
+        return self._tile(row, self._group(self.height, row), col, self._group(self.width, col))
 
     def tile_lines(self, axis_length: int) -> list[int]:
         """First row (or column) of every tile but the first along an axis."""
-        return [starts[0] for _, starts in self._groups(axis_length, 0, axis_length)][1:]
+        return [self._group(axis_length, index)[0] for index in range(1, self._count(axis_length))]
+
+    def _count(self, length: int) -> int:
+        """Tiles along an axis."""
+        return -(-crop_count(length, self.geometry.crop, self.geometry.stride) // self.geometry.crops_per_tile)
+
+    def _group(self, length: int, index: int) -> list[int]:
+        """Starts of the crops of one tile along an axis; costs the same wherever it lies."""
+        g = self.geometry
+        first = index * g.crops_per_tile
+        end = min(first + g.crops_per_tile, crop_count(length, g.crop, g.stride))
+        return [max(0, min(i * g.stride, length - g.crop)) for i in range(first, end)]
 
     def _groups(self, length: int, begin: int, end: int) -> list[tuple[int, list[int]]]:
-        g = self.geometry
-        starts = crop_starts(length, g.crop, g.stride)
-        groups = [
-            (i // g.crops_per_tile, starts[i : i + g.crops_per_tile]) for i in range(0, len(starts), g.crops_per_tile)
-        ]
-        return [(i, group) for i, group in groups if group[0] < end and group[-1] + min(g.crop, length) > begin]
+        """The tiles along an axis that touch begin to end, with the starts of their crops."""
+        size = min(self.geometry.crop, length)
+        # a tile reaches less than two pitches beyond its regular start, so none before this one touches
+        index = max(0, min(begin, length) // self.geometry.pitch - 1 - -(-size // self.geometry.pitch))
+        found = []
+        for number in range(index, self._count(length)):
+            starts = self._group(length, number)
+            if starts[0] >= end:
+                break
+            if starts[-1] + size > begin:
+                found.append((number, starts))
+        return found
 
     def _tile(self, row: int, row_starts: list[int], col: int, col_starts: list[int]) -> Tile:
         height, width = min(self.geometry.crop, self.height), min(self.geometry.crop, self.width)
@@ -187,6 +206,13 @@ def taper(window: Window, ramp: int) -> NDArray[np.float32]:
         float32 `(height, width)` in (0, 1].
     """
     return np.outer(_ramp(window.height, ramp), _ramp(window.width, ramp)).astype(np.float32)
+
+
+def plateau(window: Window, ramp: int) -> Window | None:
+    """The part of a tile's window where `taper` is one; None if there is none."""
+    top, left = (max(1, min(ramp, length // 2)) for length in window.shape)
+    height, width = window.height - 2 * top, window.width - 2 * left
+    return Window(window.row_off + top, window.col_off + left, height, width) if height > 0 and width > 0 else None
 
 
 def _ramp(length: int, ramp: int) -> NDArray[np.float64]:

@@ -53,12 +53,18 @@ class Only:
 class Settings(Fields):
     """What one method is told, complete: `ovrs.methods.registry.resolve` makes it, and the segmenter receives it."""
 
-    APART: ClassVar[Mapping[str, str]] = {"threshold": "the rule of decision enters"}
+    APART: ClassVar[Mapping[str, str]] = {
+        "threshold": "the rule of decision enters",
+        "examples": "the places and classes that it holds enter: the same file may hold others tomorrow",
+    }
 
     method: str
     """The method's name, one of `ovrs methods`."""
     threshold: float = Field(default=0.0, ge=0, le=1)
     """Probability below which a pixel becomes background. Default: the vocabulary's rule."""
+    examples: AbsolutePath = None
+    """Vector file of points or polygons with a class, some ten a class: places of this scene by which CLIP's methods are
+    taught. `FILE|layer=NAME` names a layer."""
 
     @classmethod
     def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, object]:  # noqa: ARG003

@@ -57,6 +57,7 @@ class Head(Settings):
         **Settings.APART,
         "proxy_weights": "the weights in the file enter",
         "upsampler_weights": "the weights in the file enter",
+        "shares": "the rule of decision enters",
     }
 
     dense: DenseVariant = "segearth"
@@ -81,6 +82,8 @@ class Head(Settings):
     """`aggregate` mixed: share of the maximum, the rest is the mean."""
     balance: bool = False
     """Take the logarithm of a class's number of queries off its logits."""
+    shares: bool = False
+    """Tell confidence as the winner's share of all classes' scores, divided after the threshold (NACLIP)."""
     pamr: int = Field(default=0, ge=0, le=100)
     """Steps of pixel-adaptive refinement of each tile's scores; NACLIP and CASS use 10."""
     area_threshold: float = Field(default=0.0, ge=0, le=1)

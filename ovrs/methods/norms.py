@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ovrs.methods.base import Method
+from ovrs.methods.base import Method, Only
 from ovrs.methods.clip import LAST_BLOCK, NO_GLOBAL_TERM, OWN_TEMPLATES, Clip
 
 LAYER_SHARE = 0.75
@@ -35,9 +35,11 @@ class Mlmp(Norms):
     beta: float = Field(default=1.0, ge=0)
     """Sharpness of the uncertainty weights at inference; 0 weighs all layers alike."""
     templates: Literal["separate", "mean", "weights", "single"] = "separate"
-    """How the seven prompts are joined: `separate` takes the mean of their entropies, `mean` the entropy of their mean
+    """How the prompts are joined: `separate` takes the mean of their entropies, `mean` the entropy of their mean
     vector; `weights` adapts to each prompt alone and averages the LayerNorm parameters; `single` takes "a photo of a {}"
     alone."""
+    template_count: Annotated[Literal[3, 7, 20, 80], Only("templates", ("separate", "mean", "weights"))] = 7
+    """How many prompts; 20 and 80 come from CLIP's eighty."""
 
     def depths(self, blocks: int) -> tuple[int, ...]:
         """0-based indices of the fused blocks of a tower, ascending."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from ovrs.errors import OptionError
-from ovrs.methods import cass, clip, norms, sam3, tmpa, tpt
+from ovrs.methods import cass, clip, coninfer, norms, sam3, tmpa, tpt
 from ovrs.methods.base import Method, Only, Settings
 
 METHODS: dict[str, Method] = {
@@ -29,7 +29,9 @@ METHODS: dict[str, Method] = {
         cass.CASS,
         sam3.SAM3,
         sam3.SEGEARTH_OV3,
+        sam3.PROC_SAM3,
         sam3.COCO_SAM3,
+        coninfer.CONINFER,
     )
 }
 """By name."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ovrs.methods.base import AbsolutePath, Method, SceneSettings, Settings
+from ovrs.methods.base import AbsolutePath, Method, Only, SceneSettings, Settings
 
 
 class Masks(Settings):
@@ -19,6 +19,10 @@ class Masks(Settings):
     """Whether the background class is only what stays below the threshold, or asked for too."""
     prompt_chunk: int | None = Field(default=None, ge=1)
     """Phrases grounded at a time; null takes 2 on a CPU, 4 on a GPU (halved when its memory is short)."""
+    decode: Literal["all", "present"] = "all"
+    """Decode every phrase, or only those that a pass over the window at two thirds of its size finds (ActiveSAM)."""
+    present_floor: Annotated[float, Only("decode", ("present",))] = Field(default=0.01, ge=0, le=1)
+    """`decode` present: phrases whose presence in that pass is lower count as absent."""
 
 
 class Plain(Masks):
@@ -37,7 +41,22 @@ class Phrased(Masks):
     """At most so many synonyms of a class; 0 is the paper's SEC row."""
 
 
-class SegearthOv3(Phrased):
+class Gated(Phrased):
+    """Settings of a method that weighs masks by the presence of their phrase."""
+
+    presence: Literal["product", "gate", "logit", "instances", "none"] = "product"
+    """How presence p weighs a phrase's mask: as published, times p; a hard gate at `presence_gate`; its logit added to the
+    mask's; in the scores of instances alone; or not at all."""
+    presence_gate: Annotated[float, Only("presence", ("gate",))] = Field(default=0.5, ge=0, le=1)
+    """`presence` gate: phrases with less presence have no mask."""
+    confidence: float = Field(default=0.3, ge=0, le=1)
+    """Instances whose object score times presence is lower do not count."""
+    windows: Literal["class", "phrase"] = "class"
+    """Whether overlapping windows are averaged after the best phrase of a class is taken, or phrase by phrase before it, as
+    published (memory grows with the phrases)."""
+
+
+class SegearthOv3(Gated):
     """SegEarth-OV3: every phrase is asked for, and the background too."""
 
     method: Literal["segearth_ov3"] = "segearth_ov3"
@@ -46,8 +65,23 @@ class SegearthOv3(Phrased):
     """Whether the detector is asked for synonyms too."""
     background: Literal["threshold", "prompt"] = "prompt"
     """Whether the background class is only what stays below the threshold, or asked for too."""
-    confidence: float = Field(default=0.3, ge=0, le=1)
+
+
+class ProcSam3(Gated):
+    """ProC-SAM3: a pool of phrases for each class, instances let in by presence, score and agreement."""
+
+    method: Literal["proc_sam3"] = "proc_sam3"
+    """Pools of phrases, and instances let in where they agree with the class-wide mask."""
+    structure_prompts: Literal["name", "all"] = "all"
+    """Whether the detector is asked for synonyms too."""
+    synonyms: int = Field(default=9, ge=0)
+    """At most so many phrases of a class beside its name."""
+    background: Literal["threshold", "prompt"] = "prompt"
+    """Whether the background class is only what stays below the threshold, or asked for too."""
+    confidence: float = Field(default=0.4, ge=0, le=1)
     """Instances whose object score times presence is lower do not count."""
+    windows: Literal["class", "phrase"] = "phrase"
+    """Whether overlapping windows are averaged after the best phrase of a class is taken, or phrase by phrase before it."""
 
 
 class CocoSam3(Phrased, SceneSettings):
@@ -82,7 +116,11 @@ class CocoSam3(Phrased, SceneSettings):
     prior_weight: float = Field(default=1.0, ge=0)
     """λ. Used only when the space passed the probe."""
     prior_tau: float = Field(default=0.1, gt=0)
-    """Temperature of the cosines."""
+    """Temperature of the cosines when the phrases of a class are joined."""
+    class_tau: float = Field(default=1.0, gt=0)
+    """Temperature of the prior's softmax over classes."""
+    synonym_join: Literal["mean", "sum"] = "mean"
+    """How the phrases of a class are joined in the prior: with the paper's sum a class can win by having more of them."""
     prior_model: str = "bundled"
     """`rs_clip`: any CLIP that --model takes."""
     prior_pretrained: str | None = None
@@ -109,6 +147,14 @@ SEGEARTH_OV3 = Method(
     proof="equations",
     settings=SegearthOv3,
     build="ovrs.model.sam3.build:mask_segmenter",
+    family="sam3",
+)
+PROC_SAM3 = Method(
+    what="pools of phrases, instances let in by presence and agreement",
+    source="arXiv 2606.21863",
+    proof="equations",
+    settings=ProcSam3,
+    build="ovrs.model.sam3.build:proc_segmenter",
     family="sam3",
 )
 COCO_SAM3 = Method(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from ovrs.engine.block import map_block
 from ovrs.errors import OptionError
 from ovrs.preview import windows as choosing
 from ovrs.preview.estimate import Estimate, estimate
-from ovrs.run import adaptation, begin, mosaic, network, segmenters
+from ovrs.run import begin, mosaic, segmenters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -92,14 +92,14 @@ def preview(
     if not settings:
         raise OptionError("a preview needs at least one setting")
     with tempfile.TemporaryDirectory(prefix="ovrs-preview-") as folder:
-        out = Path(folder) / "preview.zarr"
+        place = Path(folder)
         windows: list[Window] = []
         sketches, pictures = [], []
-        for name, request in settings.items():
+        for number, (name, request) in enumerate(settings.items()):
             if progress is not None:
                 progress(name)
-            scene = mosaic.as_one([request.uri, *request.others], out)
-            job, _ = begin.build_job(scene, request.words, out, request.options)
+            scene = mosaic.as_one([request.uri, *request.others], place / "scene.zarr")
+            job, _ = begin.build_job(scene, request.words, place / f"{number}.zarr", request.options)
             if not windows:
                 windows = _windows(job, parts, seed, at, bbox)
                 pictures = [np.moveaxis(job.scene.read(window).rgb, 0, -1) for window in windows]
@@ -125,10 +125,8 @@ def _windows(
 
 def _sketched(name: str, job: Job, windows: list[Window]) -> Sketch:
     begun = time.perf_counter()
-    if job.spec.adapts_to_scene:
-        state = job.out.with_name(adaptation.STATE_FILE)
-        adaptation.keep(network.learn(job), state)
-        job = replace(job, spec=replace(job.spec, state=state))
+    if job.spec.adapts_to_scene or job.places is not None:
+        job = begin.adapted_to_scene(job)
     segmenter = segmenters.build(job.spec)
     learned = time.perf_counter() - begun
     maps = [

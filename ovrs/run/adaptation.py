@@ -7,6 +7,7 @@ same; blocks then need no agreement at their borders, because nothing differs be
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import zlib
 from typing import TYPE_CHECKING
@@ -14,21 +15,37 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ovrs import files
-from ovrs.errors import StoreError
+from ovrs.errors import StoreError, told
+from ovrs.objects.address import objects_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from ovrs.engine.contract import Learned, TileSample
     from ovrs.engine.tiling import Plan
+    from ovrs.objects.address import Place
+    from ovrs.objects.interface import Objects
     from ovrs.scene.raster import SceneSource
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "adaptation.npz"
 _SEED = 0
+
+
+def _bytes(file: Place) -> bytes | None:
+    """Content of a file beside the markers; None when there is none.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    try:
+        found = objects_at(file.parent).get(file.name)
+    except OSError as error:
+        raise StoreError(
+            f"{file} cannot be read: {told(error)}; put back a copy of it, or begin anew with --overwrite"
+        ) from error
+    return None if found is None else found.content
 
 
 def sample_tiles(scene: SceneSource, plan: Plan, count: int) -> Iterator[TileSample]:
@@ -61,23 +78,30 @@ def spread(rows: int, cols: int, count: int) -> list[tuple[int, int]]:
     return [*cells.values(), *(tile for tile in order if tile not in first)]
 
 
-def keep(state: Learned, file: Path) -> None:
-    """Write what was learned from a scene."""
+def nothing() -> Learned:
+    """The state of a run that learns nothing from its scene as a whole."""
+    return {"tiles": np.asarray(0), "events": np.asarray([], str)}
+
+
+def keep(state: Learned, place: Objects) -> None:
+    """Write what was learned from a scene to its run directory."""
     log.info("scene-level adaptation learned from a sample: %s", ", ".join(state["events"].tolist()))
-    with files.atomic(file) as temporary:
-        np.savez(temporary, allow_pickle=False, **state)
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **state)
+    place.put(STATE_FILE, stream.getvalue())
 
 
-def read(file: Path) -> Learned:
+def read(file: Place) -> Learned:
     """What was learned, by name.
 
     Raises:
         StoreError: The file is gone or damaged, so the finished blocks cannot be continued alike.
     """
-    if not file.is_file():
+    content = _bytes(file)
+    if content is None:
         raise StoreError(f"{file} is missing: what this run learned from its scene; begin anew with --overwrite")
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as state:
+        with np.load(io.BytesIO(content), allow_pickle=False) as state:
             return {name: state[name] for name in state.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
         raise StoreError(
@@ -86,7 +110,7 @@ def read(file: Path) -> Learned:
         ) from error
 
 
-def digest_of(file: Path) -> str:
+def digest_of(file: Place) -> str:
     """SHA-256 of what was learned, for provenance and for workers that keep a segmenter.
 
     Raises:
@@ -99,7 +123,7 @@ def digest_of(file: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def facts_of(file: Path) -> dict[str, object]:
+def facts_of(file: Place) -> dict[str, object]:
     """What a map's provenance says of the adaptation to its scene.
 
     Raises:
@@ -110,4 +134,13 @@ def facts_of(file: Path) -> dict[str, object]:
         raise StoreError(f"{file} is damaged (no tiles or events); begin anew with --overwrite")
     facts = {"learned": digest_of(file), "tiles": int(state["tiles"]), "events": state["events"].tolist()}
     numbers = ("bias", "weight", "entropy", "crops", "support")
-    return facts | {name: np.round(state[name], 4).tolist() for name in numbers if name in state}
+    facts |= {name: np.round(state[name], 4).tolist() for name in numbers if name in state}
+    if "taught_event" in state:
+        strength = float(state.get("taught_strength", np.inf))
+        facts["taught"] = {
+            "event": str(state["taught_event"][0]),
+            "places": int(state["taught_places"]),
+            "strength": None if np.isinf(strength) else strength,
+            "judged": np.round(state.get("taught_judged", np.zeros(0)), 4).tolist(),
+        }
+    return facts

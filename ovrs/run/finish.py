@@ -14,6 +14,7 @@ from ovrs.run.record import settled, summarise
 from ovrs.scene import identity
 from ovrs.store import layout as store
 from ovrs.store import pyramid
+from ovrs.store.target import FolderTarget
 
 if TYPE_CHECKING:
     from ovrs.run.job import Job
@@ -22,20 +23,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def holes_to_fill(job: Job) -> list[str]:
-    """Names of the blocks without which the map was finished, where this run allows none to be missing."""
-    if not job.out.exists() or job.options.run.allow_holes:
-        return []
-    found: Any = store.facts(store.open_complete(job.out)).get("holes")
-    return list(found or ())
-
-
 def reopen(job: Job) -> None:
     """Give a finished map its unfinished name where it has holes to fill; call with the run's lock held."""
-    holes = holes_to_fill(job)
+    holes = job.holes_to_fill()
     if holes:
         log.warning("%s was finished without %d of its blocks; they are tried again", job.out, len(holes))
-        job.out.rename(store.partial_path(job.out))
+        job.target.reopen()
 
 
 def finish(job: Job) -> dict[str, object]:
@@ -47,14 +40,15 @@ def finish(job: Job) -> dict[str, object]:
     Raises:
         IncompleteRunError: Blocks are missing or failed and holes were not allowed.
     """
-    if job.out.exists():
-        if holes := holes_to_fill(job):
+    target, run = job.target, job.run_dir
+    if target.is_finished:
+        if holes := job.holes_to_fill():
             raise IncompleteRunError(_hole_message(job, holes, job.run_dir.records()))
         return store.facts(store.open_complete(job.out))
     identity.refuse_changed(job.scene.origin)
-    partial, run = store.partial_path(job.out), job.run_dir
     put_back_schema(job)
-    verify.require_whole(job.out, run, job.plan)
+    unfinished = target.unfinished()
+    verify.require_whole(job.out, target, run, job.plan)
     records, holes = run.records(), job.missing()
     if holes and not job.options.run.allow_holes:
         failed = [records[name] for name in holes if name in records]
@@ -63,20 +57,27 @@ def finish(job: Job) -> dict[str, object]:
         log.warning("block %s stays no data: %s", name, records[name].reason if name in records else "never computed")
     vocabulary = job.spec.vocabulary
     for name in holes:  # a block that failed while it was written may have some of its arrays
-        store.clear_block(partial, job.block(name).core)
-    store.sweep(partial)
+        store.clear_block(unfinished, job.block(name).core)
+    if isinstance(target, FolderTarget):
+        store.sweep(target.partial)
     if job.options.run.pyramid:
         pyramid.build(
-            partial, job.scene.geobox, classes=vocabulary.class_names, colours=vocabulary.colours, chunk=job.plan.chunk
+            unfinished,
+            job.scene.geobox,
+            classes=vocabulary.class_names,
+            colours=vocabulary.colours,
+            chunk=job.plan.chunk,
+            shard=job.shard,
         )
     attributes = settled(summarise(job, records, holes), verify.read_manifest(run).facts)
-    group = zarr.open_group(partial, mode="r+", use_consolidated=False)
+    group = zarr.open_group(unfinished, mode="r+", use_consolidated=False)
     plain: Any = attributes  # JSON, which Zarr has a narrower name for
     group.attrs["ovrs"] = plain
     if job.options.run.zarr_format == 2:
-        zarr.consolidate_metadata(partial, zarr_format=2)
-    verify.write_manifest(run, partial, attributes)
-    partial.rename(job.out)
+        zarr.consolidate_metadata(unfinished, zarr_format=2)
+    verify.write_manifest(run, target.objects(finished=False), attributes)
+    target.commit()
+    run.complete(job.digest)
     return attributes
 
 

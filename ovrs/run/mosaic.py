@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ovrs import files
 from ovrs.errors import StoreError
 from ovrs.run import overwrite as clearing
-from ovrs.run.rundir import Lock, RunDir
+from ovrs.run.lock import Lock
+from ovrs.run.rundir import RunDir
 from ovrs.scene import mosaic
 
 if TYPE_CHECKING:

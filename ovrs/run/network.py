@@ -16,7 +16,7 @@ from ovrs.errors import DigestMismatchError, OvrsError, SchedulerLostError
 from ovrs.methods.base import SceneSettings
 from ovrs.provenance import canonical
 from ovrs.redact import guard_logs, redacted
-from ovrs.run import adaptation, segmenters
+from ovrs.run import adaptation, segmenters, teaching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,10 +89,14 @@ def _described(spec: SegmenterSpec) -> Network:
 
 def _learned(job: Job) -> Learned:
     segmenter = segmenters.build(job.spec)
-    assert isinstance(segmenter, SceneAdaptive)  # whoever plans has looked
     require_same(job)
-    assert isinstance(job.spec.method, SceneSettings)
-    return segmenter.adapt_scene(adaptation.sample_tiles(job.scene, job.plan, job.spec.method.scene_tiles))
+    state = adaptation.nothing()
+    if job.spec.adapts_to_scene:
+        assert isinstance(segmenter, SceneAdaptive)  # whoever plans has looked
+        assert isinstance(job.spec.method, SceneSettings)
+        state = segmenter.adapt_scene(adaptation.sample_tiles(job.scene, job.plan, job.spec.method.scene_tiles))
+        segmenter = segmenter.with_state(state)
+    return state if job.places is None else {**state, **teaching.learn(segmenter, job, job.places)}
 
 
 def _asked(question: Callable[[], Answer], run: RunOptions) -> Answer:

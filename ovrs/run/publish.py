@@ -1,17 +1,19 @@
 """Put a finished map where others read it: another folder, or object storage through fsspec.
 
-The root metadata (`zarr.json`, in format 2 `.zgroup` and `.zmetadata`) goes last, so a reader sees a whole map or none, and a publish that
-was cut off is continued by the same command.
+The root metadata (`zarr.json`, in format 2 `.zgroup` and `.zmetadata`) goes last, so a reader sees a whole map or none.
+Where a map is replaced, its root metadata are removed first of all. A publish that was cut off is continued by the same
+command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import posixpath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ovrs.errors import OutputError, OvrsError, StoreError, told
 from ovrs.provenance import canonical
@@ -51,19 +53,16 @@ def publish(source: Path, url: str, *, overwrite: bool = False) -> int:
     files, root = filesystem(url)
     plan = {p.relative_to(source).as_posix(): p.stat().st_size for p in sorted(source.rglob("*")) if p.is_file()}
     try:
-        there = _begun(files, root)
-        if there is not None and there != digest:
-            if not overwrite:
-                raise StoreError(
-                    f"{url} holds another map (digest {there}); --overwrite replaces it, or choose another name"
-                )
-            files.rm(root, recursive=True)
-            there = None
-        if there is None:
-            files.makedirs(root, exist_ok=True)
-            files.pipe_file(
-                posixpath.join(root, store.PUBLISHING), json.dumps({"digest": digest, "files": len(plan)}).encode()
+        there, clearing = _begun(files, root)
+        if there not in ("", digest) and not overwrite:
+            raise StoreError(
+                f"{url} holds another map (digest {there}); --overwrite replaces it, or choose another name"
             )
+        if there not in ("", digest) or clearing:
+            _clear(files, root, digest)
+        if there != digest or clearing:
+            files.makedirs(root, exist_ok=True)
+            _note(files, root, {"digest": digest, "files": len(plan)})
         present = _sizes(files, root)
         missing = [name for name, size in plan.items() if present.get(name) != size]
         last = [name for name in store.ROOT_FILES if name in plan]
@@ -109,15 +108,18 @@ def published_facts(url: str) -> dict[str, object] | None:
     """
     files, root = filesystem(url)
     try:
-        for name in ("zarr.json", ".zattrs"):
-            file = posixpath.join(root, name)
-            if files.exists(file):
-                content = json.loads(files.cat_file(file))
-                attributes = content.get("attributes", content)
-                facts: dict[str, object] | None = attributes.get("ovrs")
-                return facts
+        return _facts(files, root)
     except (OSError, ValueError, AttributeError) as error:
         raise StoreError(f"{url} cannot be read: {error}") from error
+
+
+def _facts(files: AbstractFileSystem, root: str) -> dict[str, object] | None:
+    for name in ("zarr.json", ".zattrs"):
+        file = posixpath.join(root, name)
+        if files.exists(file):
+            content = json.loads(files.cat_file(file))
+            facts: dict[str, object] | None = content.get("attributes", content).get("ovrs")
+            return facts
     return None
 
 
@@ -127,16 +129,41 @@ def staging_path(url: str, folder: Path) -> Path:
     return folder / f"{name}-{hashlib.sha256(redacted(url).encode()).hexdigest()[:8]}.zarr"
 
 
-def _begun(files: AbstractFileSystem, root: str) -> str | None:
+def _begun(files: AbstractFileSystem, root: str) -> tuple[str, bool]:
+    """Digest of the map that is at a place, whole or in part, and whether an older one is still being removed there."""
     file = posixpath.join(root, store.PUBLISHING)
     if files.exists(file):
         try:
-            return str(json.loads(files.cat_file(file))["digest"])
+            content = json.loads(files.cat_file(file))
+            return str(content["digest"]), bool(content.get("clearing"))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{file} is damaged ({error}); remove what is there, or choose another name") from error
-    if files.exists(root) and files.ls(root):
+    if not files.exists(root) or not files.ls(root):
+        return "", False
+    facts = _facts(files, root)
+    if facts is None:
         raise StoreError(f"{root} is not empty and was not published by ovrs; choose another name")
-    return None
+    digest: Any = facts["digest"]
+    return short(digest), True  # made in place by a run
+
+
+def _clear(files: AbstractFileSystem, root: str, digest: str) -> None:
+    """Remove a map: for readers first, so that no reader ever finds a part of it under whole metadata."""
+    for name in store.ROOT_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            files.rm_file(posixpath.join(root, name))
+    _note(files, root, {"digest": digest, "clearing": True})
+    kept = posixpath.join(root, store.PUBLISHING)
+    files.invalidate_cache()
+    names = [name for name in files.find(root) if name != kept]
+    run = root.removesuffix(".zarr") + ".run"  # of a map that was made in place: it tells of another one now
+    names += files.find(run) if root.endswith(".zarr") and files.exists(posixpath.join(run, "run.json")) else []
+    for name in names:
+        files.rm_file(name)
+
+
+def _note(files: AbstractFileSystem, root: str, content: dict[str, object]) -> None:
+    files.pipe_file(posixpath.join(root, store.PUBLISHING), json.dumps(content).encode())
 
 
 def _sizes(files: AbstractFileSystem, root: str) -> dict[str, int]:

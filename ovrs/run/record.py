@@ -10,6 +10,7 @@ from ovrs.encoding import CONFIDENCE_SCALE
 from ovrs.provenance import NUMERICS, canonical, digest, versions
 from ovrs.redact import cleaned
 from ovrs.run.adaptation import facts_of
+from ovrs.run.place import kinds
 from ovrs.scene.grid import has_ground, pixel_size_m
 from ovrs.store.record import ClassArea, RunDescription, RunRecord
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 _HINTS = ("name", "version")
 """Facts about the file that do not make another scene of it: what it is called, and its time of change or tag."""
+
+
+_TOLD = ("licence", "deviations")
+"""Facts about the model that change no number: they stand in the record and do not enter the digest."""
 
 
 def describe(job: Job, uri: str | Path) -> RunDescription:
@@ -51,11 +56,13 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
         "grid": grid,
         "radiometry": {**radiometry, **job.options.scene.decisive()},
         "vocabulary": vocabulary.digest(),
-        "model": dict(job.facts),
-        "rule": vars(job.rule),
-        "plan": {**plan, **job.options.run.decisive()},
+        "model": {k: v for k, v in job.facts.items() if k not in _TOLD},
+        "rule": job.rule.facts(),
+        "plan": {**plan, **job.options.run.decisive(), **({"shards": True} if job.shard else {})},
         "code": NUMERICS,
     }
+    if job.places is not None:
+        parts["examples"] = job.places.digest
     own: Any = scene.source["transform"]
     note = "pixels resampled onto a north-up grid" if scene.warp else "the source's own pixels"
     description = {
@@ -72,7 +79,7 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
         "radiometry": radiometry,
         "plan": plan,
         "model": dict(job.facts),
-        "rule": vars(job.rule),
+        "rule": job.rule.facts(),
         "composed_prompts": list(vocabulary.composed_classes),
         "asked_by_name": list(vocabulary.unknown_classes),
         "vocabulary": vocabulary.model_dump(mode="json"),
@@ -97,12 +104,14 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
             events[event] = events.get(event, 0) + count
     total, ground = sum(pixels), sum(areas)
     confidence = sum(r.confidence_sum for r in records.values())
+    mixed = kinds(job.run_dir)
     found = {
         **job.run_dir.description().dump(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(r.seconds for r in records.values()), 1),
         "blocks": job.plan.block_count,
         "holes": holes,
+        **({"mixed_workers": mixed} if len(mixed) > 1 else {}),
         "tile_events": events,
         "scene_adaptation": None if job.spec.state is None else facts_of(job.spec.state),
         "valid_pixels": total,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ovrs.objects.address import is_there
 from ovrs.run.rundir import RunDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from ovrs.objects.address import Place
     from ovrs.run.rundir import BlockRecord
     from ovrs.store.map import Map
     from ovrs.store.record import RunRecord
@@ -55,9 +57,11 @@ class Status:
 
     complete: bool
     text: str
+    facts: dict[str, object]
+    """The same for machines: blocks by state, seconds of work, failed blocks with their reasons."""
 
 
-def status_of(out: Path) -> Status:
+def status_of(out: Place) -> Status:
     """Blocks done and failed, from the markers on disk.
 
     Raises:
@@ -70,7 +74,7 @@ def status_of(out: Path) -> Status:
     total = plan_of(description).block_count
     done = [r for r in records.values() if r.finished]
     failed = [r for r in records.values() if not r.finished]
-    complete = out.exists()
+    complete = is_there(out)
     state = "complete" if complete else ("ready to be finished" if len(done) == total else "incomplete, resumable")
     lines = [
         f"{out}: {state}",
@@ -81,7 +85,21 @@ def status_of(out: Path) -> Status:
     ]
     lines += [f"  failed {r.name} (attempt {r.attempt}): {r.reason}" for r in failed]
     lines += [f"  damaged marker {name}: its block is computed again" for name in run.damaged()]
-    return Status(complete, "\n".join(lines))
+    facts = {
+        "map": str(out),
+        "state": state.split(",")[0],
+        "complete": complete,
+        "blocks": total,
+        "done": len(done),
+        "empty": sum(r.status == "empty" for r in done),
+        "failed": [{"block": r.name, "attempt": r.attempt, "error": r.error, "reason": r.reason} for r in failed],
+        "damaged_markers": run.damaged(),
+        "pixels": sum(sum(r.histogram.values()) for r in done),
+        "seconds": round(sum(r.seconds for r in done), 3),
+        "stages": {k: round(sum(r.stages.get(k, 0.0) for r in done), 3) for k in ("read", "compute", "write")},
+        "workers": dict(Counter(r.worker for r in done if r.worker)),
+    }
+    return Status(complete, "\n".join(lines), facts)
 
 
 def area_lines(record: RunRecord) -> list[str]:
@@ -102,6 +120,10 @@ def _whose(provenance: dict[str, str]) -> str:
     return f"; preset {provenance['preset']}; words: {provenance['words']}{sentences}"
 
 
+_APART = ("model", "weights", "licence", "deviations")
+"""Facts about the model with lines of their own."""
+
+
 def info_of(mapped: Map, *, as_json: bool = False) -> str:
     """Provenance and content of a map as text or JSON."""
     record = mapped.record
@@ -115,9 +137,11 @@ def info_of(mapped: Map, *, as_json: bool = False) -> str:
         f"scene      {record.uri}  {scene.width}x{scene.height}, {scene.count} bands {scene.dtypes[0]}",
         f"grid       {grid.shape[1]}x{grid.shape[0]} px, {size[0]:.4g} x {size[1]:.4g} m, EPSG:{grid.epsg}; {record.grid_note}",
         f"bands      {','.join(map(str, record.radiometry.bands))}; stretch {'none' if stretch is None else stretch.dump()}",
-        f"model      {model.model}  weights sha256 {str(model.weights)[:16]}…",
-        "method     " + ", ".join(f"{k}={v}" for k, v in told.items() if k not in ("model", "weights")),
-        f"rule       background {record.rule.background}, threshold {record.rule.threshold}",
+        f"model      {model.model}  weights sha256 {str(model.weights)[:16]}…, licence {model.licence or 'not told'}",
+        "method     " + ", ".join(f"{k}={v}" for k, v in told.items() if k not in _APART),
+        *(f"deviates   {line}" for line in model.deviations or ()),
+        f"rule       background {record.rule.background}, threshold {record.rule.threshold}"
+        + (", confidence as a share of all scores" if record.rule.shares else ""),
         f"run        {record.begun} to {record.finished}, {record.blocks} blocks, {record.seconds} s, ovrs {record.version}",
         f"tiles      {', '.join(f'{k} {v}' for k, v in sorted(record.tile_events.items())) or '-'}",
         f"versions   {', '.join(f'{k} {v}' for k, v in record.versions.items())}",

@@ -17,6 +17,7 @@ from ovrs.run import adaptation
 if TYPE_CHECKING:
     from ovrs.engine.contract import Segmenter
     from ovrs.methods.base import Settings
+    from ovrs.objects.address import Place
     from ovrs.options import MethodOptions, ModelOptions
     from ovrs.words.vocabulary import Vocabulary
 
@@ -32,7 +33,7 @@ class SegmenterSpec:
     method: Settings
     """Complete: see `of`."""
     vocabulary: Vocabulary
-    state: Path | None = None
+    state: Place | None = None
     """What was learned from the scene (`ovrs.run.adaptation`), for segmenters that adapt to it once."""
 
     @classmethod
@@ -108,8 +109,15 @@ def _make(spec: SegmenterSpec) -> Segmenter:
 
 def _with_state(segmenter: Segmenter, spec: SegmenterSpec) -> Segmenter:
     assert spec.state is not None  # the caller has looked
-    if not isinstance(segmenter, SceneAdaptive):
-        raise OptionError(
-            f"method {spec.method.method} does not adapt to a scene as a whole; use --set adaptation=tile"
-        )
-    return segmenter.with_state(adaptation.read(spec.state))
+    state = adaptation.read(spec.state)
+    if spec.adapts_to_scene:
+        if not isinstance(segmenter, SceneAdaptive):
+            raise OptionError(
+                f"method {spec.method.method} does not adapt to a scene as a whole; use --set adaptation=tile"
+            )
+        segmenter = segmenter.with_state(state)
+    if spec.method.examples is None:
+        return segmenter
+    from ovrs.model.adapt.teaching import with_examples
+
+    return with_examples(segmenter, state)

@@ -17,26 +17,32 @@ import numpy as np
 
 from ovrs.engine.tiling import Plan, TileGeometry
 from ovrs.errors import DamagedBlocksError, StoreError
+from ovrs.objects.address import Place, objects_at
+from ovrs.objects.many import each
 from ovrs.run import adaptation
-from ovrs.run.rundir import RunDir, read_sealed, write_sealed
+from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.keys import hidden
+from ovrs.store.target import target_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import zarr
     from numpy.typing import NDArray
+    from zarr.abc.store import Store
 
     from ovrs.engine.tiling import Block
+    from ovrs.objects.interface import Objects
     from ovrs.run.rundir import BlockRecord
     from ovrs.store.record import RunDescription
+    from ovrs.store.target import Target
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FOREIGN = "foreign, not written by this run"
 FOLDER = "a folder in place of a file"
-_READ = 1 << 20
 
 
 Checksum = list[int | str]
@@ -95,31 +101,30 @@ class Report:
     problems: tuple[Problem, ...]
 
 
-def check(out: Path) -> Report:
+def check(out: Place) -> Report:
     """Compare a finished or unfinished store with what its run recorded.
 
     Raises:
         StoreError: There is no run directory to compare with, its `run.json` is damaged, or there is no store.
     """
-    run = RunDir(out)
-    if not run.exists and out.exists():
+    run, target = RunDir(out), target_of(out)
+    if not run.exists and target.is_finished:
         raise StoreError(f"{out} has no run directory {run.path} beside it, so there is nothing to compare it with")
     plan = plan_of(run.description())
-    if out.exists():
+    if target.is_finished:
         return _finished(out, run, plan)
-    partial = store.partial_path(out)
-    if not partial.exists():
+    if not target.is_begun:
         raise StoreError(f"no store at {out}, though {run.path} tells of a run; `ovrs resume {out}` computes it again")
     damaged = [Problem(_marker(run, name), "damaged, its block counts as not computed") for name in run.damaged()]
     records = {n: r for n, r in run.records().items() if r.finished}
     try:
-        wrong = [problem for _, problem in damaged_blocks(partial, plan, records)]
+        wrong = [problem for _, problem in damaged_blocks(target.unfinished(), plan, records)]
     except StoreError as error:
-        wrong = [Problem(partial.name, str(error))]
+        wrong = [Problem(out.name, str(error))]
     return Report(finished=False, compared=len(records), blocks=plan.block_count, problems=(*damaged, *wrong))
 
 
-def _finished(out: Path, run: RunDir, plan: Plan) -> Report:
+def _finished(out: Place, run: RunDir, plan: Plan) -> Report:
     manifest = read_manifest(run)
     problems = list(_markers(run, plan, manifest))
     if not manifest.files:
@@ -127,7 +132,7 @@ def _finished(out: Path, run: RunDir, plan: Plan) -> Report:
         problems.insert(0, Problem(f"{run.path.name}/{MANIFEST}", f"missing or damaged, {way}"))
         records = {n: r for n, r in run.records().items() if r.finished}
         try:
-            problems += [problem for _, problem in damaged_blocks(out, plan, records)]
+            problems += [problem for _, problem in damaged_blocks(store.readable(out), plan, records)]
         except StoreError as error:
             problems.append(Problem(out.name, str(error)))
     else:
@@ -141,62 +146,70 @@ def _markers(run: RunDir, plan: Plan, manifest: Manifest) -> Iterator[Problem]:
     for name in plan.block_names():
         if name not in holes and not (name in records and records[name].finished):
             yield Problem(_marker(run, name), "missing or damaged")
-    state = run.path / adaptation.STATE_FILE
     if manifest.learned:
         try:
-            same = adaptation.digest_of(state) == manifest.learned
+            same = adaptation.digest_of(run.path / adaptation.STATE_FILE) == manifest.learned
         except StoreError:
             same = False
         if not same:
-            yield Problem(f"{run.path.name}/{state.name}", "missing or damaged")
+            yield Problem(f"{run.path.name}/{adaptation.STATE_FILE}", "missing or damaged")
 
 
 def _marker(run: RunDir, name: str) -> str:
     return f"{run.path.name}/{run.blocks.name}/{name}.json"
 
 
-def differences(root: Path, wanted: Mapping[str, Checksum]) -> Iterator[Problem]:
+def differences(out: Place, wanted: Mapping[str, Checksum]) -> Iterator[Problem]:
     """Files of a store that differ from the manifest's, lack, or are not in it."""
-    for name, entry in wanted.items():
-        file = root / name
+    below = objects_at(out)
+
+    def fault_of(name: str) -> str:
         try:
-            if not file.is_file():
-                yield Problem(name, "missing" if not file.exists() else FOLDER)
-            elif checksum(file) != entry:
-                yield Problem(name, "differs from what was written")
+            found = below.get(name)
         except OSError as error:
-            yield Problem(name, f"cannot be read ({error.strerror or error})")
-    for name in _names(root):
+            return f"cannot be read ({error.strerror or error})"
+        if found is None:
+            return FOLDER if isinstance(out, Path) and (out / name).exists() else "missing"
+        return "" if checksum(found.content) == wanted[name] else "differs from what was written"
+
+    yield from (Problem(name, fault) for name, fault in each(below, wanted, fault_of) if fault)
+    for name in _names(out):
         if name not in wanted:
             yield Problem(name, FOREIGN)
 
 
-def checksum(file: Path) -> Checksum:
-    """Size in bytes and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with file.open("rb") as stream:
-        while part := stream.read(_READ):
-            digest.update(part)
-            size += len(part)
-    return [size, digest.hexdigest()]
+def checksum(content: bytes) -> Checksum:
+    """Size in bytes and SHA-256 of a file's content."""
+    return [len(content), hashlib.sha256(content).hexdigest()]
 
 
-def write_manifest(run: RunDir, root: Path, facts: Mapping[str, object]) -> None:
-    """Record the checksums of all files of a store that is about to get its final name."""
-    write_sealed(run.path / MANIFEST, {"facts": facts, "files": {name: checksum(root / name) for name in _names(root)}})
+def write_manifest(run: RunDir, below: Objects, facts: Mapping[str, object]) -> None:
+    """Record the checksums of all files of a store that is about to become a finished one."""
+
+    def told(name: str) -> Checksum:
+        found = below.get(name)
+        if found is None:
+            raise StoreError(f"{name} of {run.store} vanished while the run was finished; the same command goes on")
+        return checksum(found.content)
+
+    names = [entry.key for entry in below.list()]
+    run.write(MANIFEST, {"facts": facts, "files": dict(each(below, names, told))})
 
 
 def read_manifest(run: RunDir) -> Manifest:
     """The run's manifest; empty when there is none or it is damaged."""
-    content, fault = read_sealed(run.path / MANIFEST)
+    content, fault = run.read(MANIFEST)
     facts, listed = content.get("facts"), content.get("files")
     if fault or not isinstance(listed, dict):
         return Manifest()
     return Manifest(facts=facts if isinstance(facts, dict) else {}, files=listed)
 
 
-def _names(root: Path) -> list[str]:
-    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
+def _names(out: Place) -> list[str]:
+    if isinstance(out, Path):
+        return sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir())
+    left = {hidden(name) for name in store.ROOT_FILES}  # of a commit that was cut off after the map was there
+    return [entry.key for entry in objects_at(out).list() if entry.key not in left]
 
 
 def block_crc(label: NDArray[Any], confidence: NDArray[Any], score: NDArray[Any] | None = None) -> str:
@@ -208,7 +221,7 @@ def block_crc(label: NDArray[Any], confidence: NDArray[Any], score: NDArray[Any]
     return f"{crc:08x}"
 
 
-def damaged_blocks(path: Path, plan: Plan, records: dict[str, BlockRecord]) -> Iterator[tuple[str, Problem]]:
+def damaged_blocks(path: Path | Store, plan: Plan, records: dict[str, BlockRecord]) -> Iterator[tuple[str, Problem]]:
     """Names of finished blocks whose pixels do not match their markers, with the damaged chunk where one is unreadable.
 
     Raises:
@@ -216,7 +229,7 @@ def damaged_blocks(path: Path, plan: Plan, records: dict[str, BlockRecord]) -> I
     """
     group = store.opened(path)
     layers = {name: store.array(group, name) for name in ("label", "confidence")}
-    if (path / "score").exists():
+    if "score" in group:
         layers["score"] = store.array(group, "score")
     known = set(plan.block_names())
     for name, record in records.items():
@@ -232,14 +245,14 @@ def damaged_blocks(path: Path, plan: Plan, records: dict[str, BlockRecord]) -> I
             yield name, Problem(f"block {name}", "differs from what was written")
 
 
-def require_whole(out: Path, run: RunDir, plan: Plan) -> None:
+def require_whole(out: Place, target: Target, run: RunDir, plan: Plan) -> None:
     """Refuse to finish with blocks that no longer hold what was written; their markers are removed.
 
     Raises:
         DamagedBlocksError: Names the blocks, which then count as not computed.
     """
     records = {name: r for name, r in run.records().items() if r.finished}
-    damaged = list(damaged_blocks(store.partial_path(out), plan, records))
+    damaged = list(damaged_blocks(target.unfinished(), plan, records))
     for name, problem in damaged:
         log.warning("block %s is computed again: %s", name, problem)
         run.forget(name)
@@ -261,7 +274,7 @@ def _region(block: Block, layer: zarr.Array[Any]) -> tuple[slice, ...]:
 def _unreadable(layers: dict[str, store.Layer], block: Block) -> str | None:
     """The first chunk file of a block that cannot be read."""
     for name, layer in layers.items():
-        sizes = layer.chunks
+        sizes = layer.shards or layer.chunks
         ranges = [
             range((part.start or 0) // size, -(-(part.stop or length) // size))
             for part, size, length in zip(_region(block, layer), sizes, layer.shape, strict=True)

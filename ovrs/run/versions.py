@@ -19,7 +19,7 @@ from ovrs.errors import OutputError, told
 from ovrs.files import writing
 from ovrs.run import overwrite
 from ovrs.run.publish import is_remote, published_facts
-from ovrs.run.rundir import RunDir
+from ovrs.run.rundir import run_folder
 from ovrs.store import layout as store
 from ovrs.store.place import UNREADABLE
 
@@ -87,7 +87,7 @@ def promote(made: str, out: str, older: str) -> None:
             partial = store.partial_path(Path(out))
             if partial.exists():
                 shutil.rmtree(partial)
-                shutil.rmtree(RunDir(Path(out)).path, ignore_errors=True)
+                shutil.rmtree(run_folder(Path(out)), ignore_errors=True)
         _move(Path(made), Path(out))
         with contextlib.suppress(OSError):  # other versions are in it
             Path(made).parent.rmdir()
@@ -100,9 +100,9 @@ def _move(source: Path, target: Path) -> None:
             raise OutputError(f"{target} is in the way of a version of {source.name}; move it away")
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
-    run = RunDir(source).path
-    if target.exists() and run.exists() and not RunDir(target).path.exists():
-        run.rename(RunDir(target).path)
+    run = run_folder(source)
+    if target.exists() and run.exists() and not run_folder(target).exists():
+        run.rename(run_folder(target))
     for suffix in _PRODUCTS:
         for product in (source.with_suffix(suffix), source.with_name(f"{source.stem}-classes{suffix}")):
             if product.is_file() and is_marked(product) and target.exists():
@@ -125,9 +125,22 @@ def _promote_objects(made: str, out: str, older: str) -> None:
     files.invalidate_cache()
     if files.exists(source):
         new = _root(files, source)
-        if new is not None and _root(files, target) != new:
+        there = _root(files, target)
+        if new is not None and there != new:
+            _move_run(files, target, old if there is not None else "")
             _move_objects(files, target, old)
         _move_objects(files, source, target)
+    _move_run(files, source, target)
+
+
+def _move_run(files: AbstractFileSystem, source: str, target: str) -> None:
+    """The run directory of a map, which was made in place; without a target it is removed."""
+    run, there = (f"{place.removesuffix('.zarr')}.run" for place in (source, target))
+    files.invalidate_cache()
+    for name in files.find(run):
+        if target:
+            files.cp_file(name, there + name[len(run) :])
+        files.rm_file(name)
 
 
 def _move_objects(files: AbstractFileSystem, source: str, target: str) -> None:

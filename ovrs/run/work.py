@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import socket
 import threading
 import time
 from collections import deque
@@ -13,15 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ovrs.encoding import CONFIDENCE_NODATA
-from ovrs.engine import allocator
+from ovrs.engine import allocator, workers
 from ovrs.engine.block import BlockMap, Overhang, map_block
-from ovrs.errors import SceneChangedError, told
+from ovrs.errors import OutputError, SceneChangedError, StoreError, StoreLockedError, told
 from ovrs.redact import guard_logs, redacted
-from ovrs.run import network, segmenters, verify
+from ovrs.run import network, place, segmenters, verify
 from ovrs.run.rundir import BlockRecord
 from ovrs.scene import identity
 from ovrs.scene.grid import row_areas_m2
 from ovrs.store import layout as store
+from ovrs.telemetry import log_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,10 +38,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Worker:
+class Worker(workers.Work[list[str], list[BlockRecord]]):
     """A job as Dask calls it. Picklable."""
 
     job: Job
+    begun: str = ""
+    """When the run began, as `run.json` has it."""
+
+    @classmethod
+    def of(cls, job: Job) -> Worker:
+        """The job of a run that was begun."""
+        return cls(job, job.run_dir.description().begun)
 
     def __repr__(self) -> str:
         return f"Worker({self.job!r})"
@@ -47,20 +58,44 @@ class Worker:
         found = {name: self.job.run_dir.record_of(name) for name in names}  # of a worker that died within the piece
         done = [record for record in found.values() if record is not None and record.finished]
         left = [name for name, record in found.items() if record not in done]
-        return [*done, *run_blocks(self.job, left)]
+        return [*done, *run_blocks(self.job, left, workers.is_cancelled)]
+
+    def label(self, names: list[str]) -> tuple[str, str]:
+        """Name of the map without blanks or hyphens, and the first block."""
+        return re.sub(r"[^\w.]+", "_", self.job.out.name.removesuffix(".zarr"))[:60], names[0]
 
     def parts(self, names: list[str]) -> list[list[str]]:
         """Each block by itself: one of them kills the workers, and the others are to be computed."""
         return [[name] for name in names]
 
-    def warm(self) -> None:
-        """Make this process, a worker, ready: no secret in its logs, freed memory kept, the model loaded."""
+    def prepare(self) -> dict[str, str]:
+        """Make this process, a worker, ready: no secret in its logs, freed memory kept, scene and output seen, the model loaded."""
         guard_logs()
         allocator.keep_freed_memory()
-        segmenters.build(self.job.spec)
+        log_as_json()
+        place.require_seen(self.job, self.begun)
+        return place.facts_here(self.job)
+
+    def check_here(self) -> None:
+        place.require_seen(self.job, self.begun)
+
+    def wanted(self) -> dict[str, str]:
+        return place.wanted(self.job)
+
+    def admitted(self, facts: dict[str, str]) -> None:
+        place.note_kind(self.job.run_dir, facts)
+
+    def doubts(self, records: list[BlockRecord]) -> bool:
+        return place.is_of_the_place(records)
 
     def lost(self, names: list[str], error: Exception) -> list[BlockRecord]:
-        """Record blocks that killed every worker they were given to."""
+        """Record blocks that killed every worker they were given to, or that ended with an error outside any block.
+
+        Raises:
+            StoreError: The error is one of the run, such as a scene that changed or a lock that was lost.
+        """
+        if isinstance(error, StoreError) and not isinstance(error, OutputError):
+            raise error
         found = []
         for name in names:
             before = self.job.run_dir.record_of(name)
@@ -68,19 +103,20 @@ class Worker:
                 found.append(before)
                 continue
             attempt = before.attempt + 1 if before else 1
-            kind = type(error).__name__
-            reason = f"{kind}: the workers that computed it died ({str(error).splitlines()[0]})"
+            died = isinstance(error, workers.Died) or type(error).__name__ == "KilledWorker"
+            kind = "KilledWorker" if died else type(error).__name__
+            what = f"the workers that computed it died ({str(error).splitlines()[0]})" if died else told(error)
+            reason = redacted(f"{kind}: {what}")
             record = BlockRecord(name=name, status="failed", error=kind, reason=reason, attempt=attempt)
             log.warning("block %s failed: %s", name, reason)
-            self.job.run_dir.record(record)
-            found.append(record)
+            found.append(self.job.run_dir.record(record))
         return found
 
 
-def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
+def run_blocks(job: Job, names: list[str], is_over: Callable[[], bool] = lambda: False) -> Iterator[BlockRecord]:
     """Compute blocks one after another; meanwhile one thread reads the next one's pixels, another writes the last one's.
 
-    A failure becomes a marker with the reason, never a hole.
+    A failure becomes a marker with the reason, never a hole. Ends before the next block once `is_over` says so.
     """
     overhang = Overhang()
     with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
@@ -88,6 +124,8 @@ def run_blocks(job: Job, names: list[str]) -> Iterator[BlockRecord]:
         leaving: deque[Future[BlockRecord]] = deque()
         try:
             for index, name in enumerate(names):
+                if is_over():
+                    break
                 for ahead in names[index + len(coming) : index + 2]:
                     coming.append(reader.submit(job.scene.read, job.block(ahead).read))
                 pixels, started = coming.popleft(), time.perf_counter()
@@ -133,25 +171,35 @@ def _computed(
 
 def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -> BlockRecord:
     """Write a block's pixels, then its marker, or a marker with the reason of failure."""
+    job.run_dir.guard()
     before = job.run_dir.record_of(name)
     attempt = before.attempt + 1 if before else 1
     try:
         job.scene.require_unchanged()  # also where reading failed: a scene cut short is another one
         if isinstance(result, Exception):
             raise result
-        block, partial = job.block(name), store.partial_path(job.out)
-        store.write_block(partial, block.core, job.plan.chunk, result.label, result.confidence, result.score)
-        record = _record(job, block, result)
-    except SceneChangedError:
+        block = job.block(name)
+        writing = time.perf_counter()
+        store.write_block(
+            job.target.unfinished(),
+            block.core,
+            job.shard or job.plan.chunk,
+            result.label,
+            result.confidence,
+            result.score,
+        )
+        stages = {**result.seconds, "write": time.perf_counter() - writing}
+        record = replace(_record(job, block, result), stages={k: round(v, 3) for k, v in stages.items()})
+    except (SceneChangedError, StoreLockedError):
         raise
     except Exception as error:
         kind = type(error).__name__
         record = BlockRecord(name=name, status="failed", error=kind, reason=redacted(f"{kind}: {told(error)}"))
         log.warning("block %s failed: %s", name, record.reason)
         log.debug("block %s", name, exc_info=True)
-    record = replace(record, attempt=attempt, seconds=round(time.perf_counter() - started, 3))
-    job.run_dir.record(record)
-    return record
+    seconds = round(time.perf_counter() - started, 3)
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    return job.run_dir.record(replace(record, attempt=attempt, seconds=seconds, worker=worker))
 
 
 def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:

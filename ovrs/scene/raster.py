@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
@@ -15,7 +16,7 @@ from ovrs.errors import SceneReadError, told
 from ovrs.redact import redacted
 from ovrs.scene import identity
 from ovrs.scene.radiometry import Stretch, to_rgb
-from ovrs.scene.reader import environment, open_reader
+from ovrs.scene.reader import environment, open_reader, quiet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,6 +75,18 @@ class RasterScene:
         """Refuse to go on with a file that is no longer the one that was opened (errors as `Origin.require_unchanged`)."""
         if self.origin is not None:
             self.origin.require_unchanged()
+
+    def require_opening(self) -> None:
+        """Open the file in this process, reading no pixel.
+
+        Raises:
+            SceneReadError: It is not here, or cannot be opened.
+        """
+        try:
+            with environment(self.uri), quiet(), rasterio.open(self.uri):
+                return
+        except RasterioError as error:
+            raise SceneReadError(f"{self.uri} cannot be opened: {told(error)}") from error
 
     @property
     def bands(self) -> tuple[int, ...]:

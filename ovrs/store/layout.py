@@ -14,8 +14,6 @@ would turn class numbers into floating point.
 from __future__ import annotations
 
 import logging
-import shutil
-import uuid
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,10 @@ from ovrs import files
 from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE, label_dtype, label_nodata
 from ovrs.errors import GridMismatchError, StoreError
 from ovrs.names import cf_words
+from ovrs.objects.address import ROOT_FILES as ROOT_FILES
+from ovrs.objects.address import Address, Place, is_there, objects_at
 from ovrs.store import codec, geozarr, intact
+from ovrs.store.keys import Hidden, KeyStore
 from ovrs.store.place import UNREADABLE, is_fault_of_reading
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
+    from zarr.abc.store import Store
     from zarr.core.common import JSON
 
     from ovrs.scene.grid import Window
@@ -47,9 +49,6 @@ codec.install()
 
 PUBLISHING = "publish.json"
 """File of a place that a map is published to; the root metadata come last."""
-
-ROOT_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zmetadata")
-"""Metadata of the root group, in formats 3 and 2."""
 
 PYRAMID_FLOOR = 256
 """Overview levels are added until both sides are at most this many pixels."""
@@ -65,18 +64,20 @@ class Schema:
     """Red, green, blue of each class, 0..255."""
     chunk: int
     """Side of a chunk in pixels."""
+    shard: int | None = None
+    """Side of a shard in pixels: the chunks of a block lie in one file per array. None: every chunk is a file."""
     zarr_format: Literal[2, 3] = 3
     keep_scores: bool = False
     """Whether every class's score is stored, too."""
 
 
-def create(path: Path, geobox: GeoBox, schema: Schema, *, attributes: Mapping[str, JSON] | None = None) -> None:
+def create(path: Path | Store, geobox: GeoBox, schema: Schema, *, attributes: Mapping[str, JSON] | None = None) -> None:
     """Create the schema of a store at `path`; every pixel is no data.
 
     Raises:
         StoreError: `path` exists.
     """
-    if path.exists():
+    if isinstance(path, Path) and path.exists():
         raise StoreError(f"{path} exists already")
     group = zarr.create_group(path, zarr_format=schema.zarr_format)
     level(group, geobox, schema)
@@ -85,7 +86,7 @@ def create(path: Path, geobox: GeoBox, schema: Schema, *, attributes: Mapping[st
 
 def level(group: zarr.Group, geobox: GeoBox, schema: Schema) -> None:
     """Create the arrays of one resolution level and its georeferencing in `group`."""
-    classes, colours, chunk = schema.classes, schema.colours, schema.chunk
+    classes, colours, chunk, shard = schema.classes, schema.colours, schema.chunk, schema.shard
     nodata = label_nodata(len(classes))
     shape = (geobox.height, geobox.width)
     # `coordinates` makes xarray treat the grid mapping as a coordinate without being told, as rioxarray's own files do
@@ -108,6 +109,7 @@ def level(group: zarr.Group, geobox: GeoBox, schema: Schema) -> None:
         nodata,
         ("y", "x"),
         {"long_name": "class", "nodata": nodata, **flags, **common},
+        shards=None if shard is None else (shard, shard),
     )
     meaning: dict[str, JSON] = {
         "_FillValue": CONFIDENCE_NODATA,
@@ -124,6 +126,7 @@ def level(group: zarr.Group, geobox: GeoBox, schema: Schema) -> None:
         CONFIDENCE_NODATA,
         ("y", "x"),
         {**meaning, **common},
+        shards=None if shard is None else (shard, shard),
     )
     if schema.keep_scores:
         _array(
@@ -135,6 +138,7 @@ def level(group: zarr.Group, geobox: GeoBox, schema: Schema) -> None:
             CONFIDENCE_NODATA,
             ("class", "y", "x"),
             {**meaning, "long_name": "score per class", "class_names": list(classes), **common},
+            shards=None if shard is None else (len(classes), shard, shard),
         )
     _georeference(group, geobox)
 
@@ -150,6 +154,7 @@ def _array(
     attributes: Mapping[str, JSON],
     *,
     compress: bool = True,
+    shards: tuple[int, ...] | None = None,
 ) -> zarr.Array[Any]:
     v3 = group.metadata.zarr_format == 3
     extra: Any = {"dimension_names": dims} if v3 else {}
@@ -158,10 +163,13 @@ def _array(
         extra["compressors"] = codec.FastGzip(level=1) if v3 else codec.TimelessGzip(level=1)
     else:
         extra["compressors"] = None
+    sides = tuple(min(c, s) for c, s in zip(chunks, shape, strict=True))
+    if shards is not None:  # whole chunks, and no larger than the array
+        extra["shards"] = tuple(-(-min(h, s) // c) * c for h, s, c in zip(shards, shape, sides, strict=True))
     return group.create_array(
         name,
         shape=shape,
-        chunks=tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)),
+        chunks=sides,
         dtype=dtype,
         fill_value=fill,
         attributes=named,
@@ -213,7 +221,7 @@ def _georeference(group: zarr.Group, geobox: GeoBox) -> None:
 
 
 def write_block(
-    path: Path,
+    path: Path | Store,
     window: Window,
     chunk: int,
     label: NDArray[Any],
@@ -237,7 +245,7 @@ def write_block(
         array(group, "score")[(slice(None), *region)] = score
 
 
-def clear_block(path: Path, window: Window) -> None:
+def clear_block(path: Path | Store, window: Window) -> None:
     """Make one block's core no data in every array; removes its chunks, so it works on a full disk too."""
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
     region = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
@@ -283,37 +291,7 @@ def array(group: zarr.Group, name: str) -> Layer:
     return Layer(member.async_array)
 
 
-def refresh(path: Path, geobox: GeoBox, schema: Schema) -> list[str]:
-    """Put back the schema of an unfinished store: metadata and coordinates that differ from what `create` writes.
-
-    Returns:
-        The files that differed, relative to `path`.
-
-    Raises:
-        StoreError: A folder of the store is a file, or the reverse.
-    """
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        create(fresh, geobox, schema)
-        changed = []
-        for file in sorted(p for p in fresh.rglob("*") if p.is_file()):
-            name = file.relative_to(fresh)
-            target = path / name
-            if target.is_file() and target.read_bytes() == file.read_bytes():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
-            changed.append(name.as_posix())
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise StoreError(
-            f"{error.filename2 or error.filename} is in the way of the store {path}; move it away"
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return changed
-
-
-def opened(path: Path) -> zarr.Group:
+def opened(path: Path | Store) -> zarr.Group:
     """The root group of a store, finished or not, for reading.
 
     Raises:
@@ -322,16 +300,19 @@ def opened(path: Path) -> zarr.Group:
     try:
         return zarr.open_group(path, mode="r", use_consolidated=False)
     except UNREADABLE as error:
-        file = next((path / n for n in ROOT_FILES if (path / n).exists()), path)
+        names = ROOT_FILES if isinstance(path, Path) else ()
+        file = next((path / n for n in names if isinstance(path, Path) and (path / n).exists()), path)
         raise StoreError(f"{file}: {path} is no Zarr group, or damaged ({type(error).__name__}: {error})") from error
 
 
-def open_complete(path: Path) -> zarr.Group:
+def open_complete(path: Place) -> zarr.Group:
     """Open a finished store for reading.
 
     Raises:
         StoreError: Missing, unfinished (says how to resume), damaged, or not written by `ovrs`.
     """
+    if isinstance(path, Address):
+        return _complete_address(path)
     if path.name.endswith(".zarr.partial"):
         path = path.with_name(path.name.removesuffix(".partial"))
     if not path.exists():
@@ -343,6 +324,24 @@ def open_complete(path: Path) -> zarr.Group:
         raise StoreError(f"no store at {path}")
     group = opened(path)
     require_finished(group, path, f"`ovrs verify {path}` names the damaged files, `ovrs repair {path}` restores them")
+    return group
+
+
+def readable(out: Place) -> Path | Store:
+    """A finished store as zarr reads it."""
+    return out if isinstance(out, Path) else KeyStore(objects_at(out), read_only=True)
+
+
+def _complete_address(out: Address) -> zarr.Group:
+    below = objects_at(out)
+    if not is_there(out):
+        if Hidden(below, ROOT_FILES).list():
+            raise StoreError(
+                f"{out} is not finished; `ovrs status {out}` shows how far it is, `ovrs resume {out}` goes on"
+            )
+        raise StoreError(f"no store at {out}")
+    group = opened(readable(out))
+    require_finished(group, str(out), f"`ovrs verify {out}` names the damaged files, `ovrs repair {out}` restores them")
     return group
 
 
@@ -360,7 +359,7 @@ def require_finished(group: zarr.Group, place: Path | str, way_out: str) -> None
 
 
 def partial_path(path: Path) -> Path:
-    """Where a store lives until it is committed."""
+    """Where a store of this machine lives until it is committed."""
     path = files.named(path)
     return path.with_name(path.name + ".partial")
 

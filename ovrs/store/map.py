@@ -19,12 +19,15 @@ from pydantic import ValidationError
 from zarr.storage import FsspecStore
 
 from ovrs.encoding import label_nodata
-from ovrs.errors import StoreError, told
+from ovrs.errors import OptionError, StoreError, told
 from ovrs.names import shown_names
+from ovrs.objects.address import Address
+from ovrs.objects.remote import knows
 from ovrs.options import SceneOptions
 from ovrs.redact import redacted
 from ovrs.scene.opening import open_scene
 from ovrs.store import layout
+from ovrs.store.keys import hidden
 from ovrs.store.place import filesystem, is_fault_of_reading, is_remote
 from ovrs.store.record import RunRecord
 
@@ -200,7 +203,12 @@ def open_map(place: str | Path) -> Map:
 
 
 def _remote(url: str) -> zarr.Group:
-    files, root = filesystem(url)
+    try:
+        files, root = filesystem(url)
+    except OptionError:  # no package of fsspec for it
+        if not knows(url):
+            raise
+        return layout.open_complete(Address(url.rstrip("/")))
     try:
         # sessions of fsspec, which closes them at the end of the process; those that zarr makes stay open
         store = FsspecStore(AsyncFileSystemWrapper(files, asynchronous=True), read_only=True, path=root)
@@ -208,17 +216,20 @@ def _remote(url: str) -> zarr.Group:
     except Exception as error:
         if not is_fault_of_reading(error):
             raise
-        if _begun(files, root):
+        if _exists(files, f"{root}/{layout.PUBLISHING}"):
             raise StoreError(f"{url} is only partly published; the same `ovrs publish` goes on") from error
+        if any(_exists(files, f"{root}/{hidden(name)}") for name in layout.ROOT_FILES):
+            way = f"`ovrs status {url}` shows how far it is, `ovrs resume {url}` goes on"
+            raise StoreError(f"{url} is not finished; {way}") from error
         raise StoreError(f"no map at {url}, or it cannot be read ({type(error).__name__}: {told(error)})") from error
     layout.require_finished(group, url, "publish the map again with --overwrite")
     return group
 
 
-def _begun(files: Any, root: str) -> bool:
-    """Whether a publish began at a place."""
+def _exists(files: Any, name: str) -> bool:
+    """Whether there is a file; False where the place does not answer."""
     try:
-        return bool(files.exists(f"{root}/{layout.PUBLISHING}"))
+        return bool(files.exists(name))
     except Exception as error:
         if not is_fault_of_reading(error):
             raise

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
+    from zarr.abc.store import Store
 
 
 def build(
-    path: Path, geobox: GeoBox, *, classes: Sequence[str], colours: Sequence[tuple[int, int, int]], chunk: int
+    path: Path | Store,
+    geobox: GeoBox,
+    *,
+    classes: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    chunk: int,
+    shard: int | None = None,
 ) -> list[int]:
     """Write levels 2, 4, … into their groups, each from the one before; returns the factors.
 
@@ -35,8 +42,8 @@ def build(
         factor *= 2
         box = _halved(source, geobox, factor)
         target = root.create_group(str(factor), overwrite=True)
-        store.level(target, box, store.Schema(classes=classes, colours=colours, chunk=chunk))
-        _reduce(source, target, len(classes), chunk)
+        store.level(target, box, store.Schema(classes=classes, colours=colours, chunk=chunk, shard=shard))
+        _reduce(source, target, len(classes), chunk, shard or chunk * 4)
         factors.append(factor)
         boxes[str(factor)] = box
         source = target
@@ -52,14 +59,22 @@ def _halved(source: zarr.Group, geobox: GeoBox, factor: int) -> GeoBox:
     return Box((-(-height // 2), -(-width // 2)), geobox.affine @ geobox.affine.scale(factor), geobox.crs)
 
 
-def _reduce(source: zarr.Group, target: zarr.Group, classes: int, chunk: int) -> None:
+def _reduce(source: zarr.Group, target: zarr.Group, classes: int, chunk: int, side: int) -> None:
+    """Fill a level from the finer one, in windows of `side` pixels: whole files, so that none is written twice."""
     label, confidence = store.array(source, "label"), store.array(source, "confidence")
     out_label, out_confidence = store.array(target, "label"), store.array(target, "confidence")
-    for window in strips(out_label.shape, chunk * 4):
+    for window in strips(out_label.shape, side):
         rows, cols = slice(window.row_off, window.row_end), slice(window.col_off, window.col_end)
-        fine = slice(2 * window.row_off, 2 * window.row_end), slice(2 * window.col_off, 2 * window.col_end)
-        out_label[rows, cols] = mode2(np.asarray(label[fine]), label_nodata(classes))
-        out_confidence[rows, cols] = mean2(np.asarray(confidence[fine]))
+        labels = np.empty((window.height, window.width), out_label.dtype)
+        sure = np.empty((window.height, window.width), out_confidence.dtype)
+        for part in strips(labels.shape, chunk * 4):
+            top, left = window.row_off + part.row_off, window.col_off + part.col_off
+            fine = slice(2 * top, 2 * (top + part.height)), slice(2 * left, 2 * (left + part.width))
+            within = slice(part.row_off, part.row_end), slice(part.col_off, part.col_end)
+            labels[within] = mode2(np.asarray(label[fine]), label_nodata(classes))
+            sure[within] = mean2(np.asarray(confidence[fine]))
+        out_label[rows, cols] = labels
+        out_confidence[rows, cols] = sure
 
 
 def strips(shape: tuple[int, ...], size: int) -> Iterator[Window]:

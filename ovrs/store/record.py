@@ -122,10 +122,14 @@ class ModelFacts(_Part):
     method: str
     weights: str | None = None
     """SHA-256, or `none`."""
+    licence: str | None = None
+    """Of the weights, where it is told."""
     prior_weight_used: float | None = None
     """SAM 3: weight of the semantic prior."""
     prior_reason: str | None = None
     """SAM 3: why the prior has this weight."""
+    deviations: list[str] | None = None
+    """SAM 3: where the run departs from its paper's equations, one sentence each."""
 
 
 class RuleFacts(_Part):
@@ -134,6 +138,8 @@ class RuleFacts(_Part):
     background: int | None
     """Number of the class that takes pixels below the threshold."""
     threshold: float
+    shares: bool = False
+    """Confidence is the winner's share of all classes' scores."""
 
 
 class EntryFacts(_Part):
@@ -236,6 +242,8 @@ class RunRecord(RunDescription):
     blocks: int
     holes: list[str]
     """Names of blocks that are missing and no data."""
+    mixed_workers: list[dict[str, str]] | None = None
+    """The kinds of Dask workers that computed blocks, where they differed and that was allowed."""
     tile_events: dict[str, int]
     """How often tiles reported what."""
     scene_adaptation: AdaptationFacts | None = None

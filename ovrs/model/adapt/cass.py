@@ -20,9 +20,9 @@ from ovrs.model.clip.dense import DenseTokens, encode_prelude, gaussian_prior, l
 from ovrs.model.clip.segmenter import Episodic
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
+    from ovrs.engine.arrays import Array
     from ovrs.engine.contract import TileScores
     from ovrs.model.clip.dense import Visual
     from ovrs.model.clip.parts import Parts
@@ -151,7 +151,7 @@ def move_text(text: Tensor, patches: Tensor, cls: Tensor, clusters: list[int], a
 class CassSegmenter(Episodic[Cass]):
     """CASS's text step: in each crop, some vectors move toward patches of that crop."""
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         features, bank = self.frozen.encode(rgb, valid, crops), self.frozen.bank
         clusters = cluster_classes(bank.vectors, self.settings.cluster_height)
         texts = [

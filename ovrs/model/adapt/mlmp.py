@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ovrs.methods.norms import Mlmp, Tent
 from ovrs.model.adapt.tuning import Branches, NormSegmenter, NormState, forward, initial_norms, mean_norms, project
-from ovrs.model.clip.text import build_prompt_stack
+from ovrs.model.clip.text import build_prompt_stack, imagenet_templates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,18 @@ MLMP_TEMPLATES = (
     "a photo of the small {}.",
 )
 TENT_TEMPLATES = ("a photo of a {}",)
+TEMPLATE_COUNTS = (1, 3, 7, 20, 80)
+"""Sizes of the paper's Figure 4."""
+
+
+def template_set(count: int) -> tuple[str, ...]:
+    """So many prompts as the paper's Figure 4 takes: the first of the seven, or of CLIP's eighty with the plain one in front."""
+    if count == 1:
+        return TENT_TEMPLATES
+    if count <= len(MLMP_TEMPLATES):
+        return MLMP_TEMPLATES[:count]
+    pool = [template("{}") for template in imagenet_templates()]
+    return (*TENT_TEMPLATES, *(t for t in pool if t != "a photo of a {}."))[:count]
 
 
 class Adapted(NamedTuple):
@@ -48,7 +60,7 @@ class Adapted(NamedTuple):
 
 
 def adapt(
-    visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, settings: Mlmp, *, joint: bool = False
+    visual: Visual, images: Tensor, prompts: Tensor, mean_prompt: Tensor, settings: Mlmp, *, sets: int | None = None
 ) -> Adapted:
     """Adapt B images, each for itself, and return their fused patch features.
 
@@ -58,10 +70,11 @@ def adapt(
         prompts: `(T, M, D)`, unit rows: the queries in each template.
         mean_prompt: `(M, D)`, the renormalised mean over templates; weighs the layers at inference.
         settings: See there.
-        joint: Adapt one set of parameters to all images together, as the authors do with their batches of two.
+        sets: So many sets of consecutive images, each with one set of parameters: 1 for all together, as the authors do
+            with their batches of two. None: every image has its own.
     """
     groups = prompts.split(1) if settings.templates == "weights" else (prompts,)
-    tuned = [tune(visual, images, group, settings, joint=joint) for group in groups]
+    tuned = [tune(visual, images, group, settings, sets=sets) for group in groups]
     depths = settings.depths(len(visual.transformer.resblocks))
     with torch.no_grad():
         frozen = mean_norms([norms for norms, _ in tuned])
@@ -74,10 +87,10 @@ def adapt(
 
 
 def tune(
-    visual: Visual, images: Tensor, prompts: Tensor, settings: Mlmp, *, joint: bool = False
+    visual: Visual, images: Tensor, prompts: Tensor, settings: Mlmp, *, sets: int | None = None
 ) -> tuple[NormState, Tensor]:
     """Adapt the loaded parameters to the prompts `(T, M, D)`; returns them and the losses `(steps, B)` before each step."""
-    norms = initial_norms(visual, 1 if joint else len(images), dtype=images.dtype)
+    norms = initial_norms(visual, sets or len(images), dtype=images.dtype)
     depths = settings.depths(len(visual.transformer.resblocks))
     optimiser = torch.optim.Adam(norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
     losses = []
@@ -87,8 +100,8 @@ def tune(
                 visual, forward(visual, images, norms, settings.dense, depths), norms, prompts, settings
             )
             optimiser.zero_grad()
-            # a sum, not a mean: every image gets the gradient it would get alone
-            (each.mean() if joint else each.sum()).backward()
+            # a sum, not a mean: every set of images gets the gradient it would get alone
+            each.view(sets or len(images), -1).mean(dim=1).sum().backward()
             optimiser.step()
             losses.append(each.detach())
     return norms.detached(), torch.stack(losses) if losses else images.new_zeros(0, len(images))
@@ -122,12 +135,12 @@ def segmenter(parts: Parts[Mlmp | Tent]) -> NormSegmenter:
     """MLMP, or TENT as its special case, on the vocabulary's queries; a tile's crops are adapted together."""
     own = parts.settings
     settings = own.as_mlmp() if isinstance(own, Tent) else own
-    templates = TENT_TEMPLATES if settings.templates == "single" else MLMP_TEMPLATES
+    templates = template_set(1 if settings.templates == "single" else settings.template_count)
     stack, bank = build_prompt_stack(parts.model, *parts.queries(), templates)
     prompts = bank.vectors[None] if settings.templates == "mean" else stack
     visual = parts.model.clip.visual
     return NormSegmenter(
         parts.frozen(bank),
         settings,
-        lambda images: adapt(visual, images, prompts, bank.vectors, settings, joint=True),
+        lambda images, sets: adapt(visual, images, prompts, bank.vectors, settings, sets=sets),
     )

@@ -45,16 +45,17 @@ class PseudoAdapted(NamedTuple):
 class _Tower:
     """Patch features of B images under changing norms, grouped into sets of samples."""
 
-    def __init__(self, visual: Visual, images: Tensor, settings: Pseudo, *, joint: bool) -> None:
-        self.visual, self.images, self.settings, self.joint = visual, images, settings, joint
-        self.norms = initial_norms(visual, 1 if joint else len(images), dtype=images.dtype)
+    def __init__(self, visual: Visual, images: Tensor, settings: Pseudo, sets: int | None) -> None:
+        self.visual, self.images, self.settings = visual, images, settings
+        self.groups = sets or len(images)
+        self.norms = initial_norms(visual, self.groups, dtype=images.dtype)
         self.optimiser = torch.optim.Adam(self.norms.parameters(), lr=settings.lr, betas=(0.9, 0.999))
         self.last = (len(visual.transformer.resblocks) - 1,)
 
     def samples(self) -> Tensor:
         """`(groups, n, D)`."""
         patches, _ = self.patches(self.norms)
-        return patches.flatten(0, 1)[None] if self.joint else patches
+        return patches.unflatten(0, (self.groups, -1)).flatten(1, 2)
 
     def patches(self, norms: NormState) -> tuple[Tensor, tuple[int, int]]:
         branches = forward(self.visual, self.images, norms, self.settings.dense, self.last)
@@ -62,7 +63,7 @@ class _Tower:
 
     def step(self, features: Tensor, texts: Tensor) -> Tensor:
         """One update toward agreement; returns each group's loss before it."""
-        images = (len(self.images) if self.joint else 1) if self.settings.compat else None
+        images = len(self.images) // self.groups if self.settings.compat else None
         each = agreement(features, texts, self.settings.scale, released=images)
         self.optimiser.zero_grad()
         each.sum().backward()  # a sum, not a mean: every group gets the gradient it would get alone
@@ -123,7 +124,7 @@ def clipartt(
     encode: Callable[[list[str]], Tensor],
     settings: Clipartt,
     *,
-    joint: bool = False,
+    sets: int | None = None,
 ) -> PseudoAdapted:
     """Adapt B images with prompts that join each patch's most likely classes.
 
@@ -134,9 +135,10 @@ def clipartt(
         names: Of the C classes.
         encode: Sentences to unit vectors `(n, D)`; each distinct sentence is asked for once.
         settings: See there.
-        joint: Adapt one set of parameters to all images together: their patches then form one set of samples.
+        sets: So many sets of consecutive images, each with one set of parameters: their patches form one set of samples.
+            None: every image has its own.
     """
-    tower, known = _Tower(visual, images, settings, joint=joint), dict[tuple[int, ...], int]()
+    tower, known = _Tower(visual, images, settings, sets), dict[tuple[int, ...], int]()
     vectors = reference.new_zeros(0, reference.shape[1])
     losses = []
     count = min(settings.top, len(names))
@@ -145,7 +147,7 @@ def clipartt(
             features = tower.samples()
             chosen = (features.detach() @ reference.T).topk(count, dim=-1).indices
             if settings.compat:
-                chosen = released_choice(chosen, len(images) if joint else 1)
+                chosen = released_choice(chosen, len(images) // tower.groups)
             combinations = [tuple(row) for row in chosen.flatten(0, 1).tolist()]
             new = sorted(set(combinations) - known.keys())
             if new:
@@ -157,10 +159,10 @@ def clipartt(
     return tower.result(losses)
 
 
-def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: Watt, *, joint: bool = False) -> PseudoAdapted:
-    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows; `joint`: see
+def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: Watt, *, sets: int | None = None) -> PseudoAdapted:
+    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows; `sets`: see
     `clipartt`)."""
-    tower = _Tower(visual, images, settings, joint=joint)
+    tower = _Tower(visual, images, settings, sets)
     parameters = tower.norms.parameters()
     losses = []
     with torch.enable_grad():
@@ -197,9 +199,9 @@ def clipartt_segmenter(parts: Parts[Clipartt]) -> NormSegmenter:
 
     reference = encode([f"a photo of a {n}" for n in names])
 
-    def adapt(images: Tensor) -> PseudoAdapted:
+    def adapt(images: Tensor, sets: int) -> PseudoAdapted:
         known = reference.to(images.device)
-        return clipartt(model.clip.visual, images, known, names, encode, settings, joint=True)
+        return clipartt(model.clip.visual, images, known, names, encode, settings, sets=sets)
 
     return NormSegmenter(parts.frozen(bank), settings, adapt)
 
@@ -211,7 +213,9 @@ def watt_segmenter(parts: Parts[Watt]) -> NormSegmenter:
     _, bank = build_prompt_stack(model, *parts.queries(), templates)
     stack, _ = build_prompt_stack(model, names, list(range(len(names))), templates)
     visual = model.clip.visual
-    return NormSegmenter(parts.frozen(bank), settings, lambda images: watt(visual, images, stack, settings, joint=True))
+    return NormSegmenter(
+        parts.frozen(bank), settings, lambda images, sets: watt(visual, images, stack, settings, sets=sets)
+    )
 
 
 def _names(parts: Parts[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""TMPA: test-time multi-prompt adaptation of the text side, one tile at a time.
+"""TMPA: test-time multi-prompt adaptation of the text side, several tiles in one pass, each for itself.
 
 Source: Yang, Wang, Hou, Hu, "Test-Time Multi-Prompt Adaptation for Open-Vocabulary Remote Sensing Image Segmentation",
 CVPR 2026, pp. 10699-10709. Each query moves by α towards a visual prototype of its class found in the tile itself;
@@ -10,6 +10,7 @@ F̃ = normalise((1-α) t + α f̄)  gives  x·F̃ = ((1-α) x·t + α x·f̄) / 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -20,6 +21,8 @@ from ovrs.methods.tmpa import Descent, TmpaShift
 from ovrs.model.clip.head import class_scores, entropy, join_queries
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from ovrs.model.clip.text import TextBank
@@ -63,44 +66,96 @@ class PatchSet(Protocol):
 
 
 class Prototypes(NamedTuple):
-    """Visual prototypes of one tile."""
+    """Visual prototypes of T tiles."""
 
     vectors: Tensor
-    """`(C, D)`, unit rows, zero where there is none."""
+    """`(T, C, D)`, unit rows, zero where there is none."""
     found: Tensor
-    """bool `(C,)`."""
+    """bool `(T, C)`."""
+
+
+class Stack(NamedTuple):
+    """Patches of T tiles, made up to the same number by patches that are not valid."""
+
+    patches: Tensor
+    """`(T, N, D)`, unit vectors."""
+    cls: Tensor
+    """`(T, B, D)`: one for `N / B` patches."""
+    valid: Tensor
+    """bool `(T, N)`."""
+    real: Tensor
+    """`(T,)`: patches that the tile has, valid or not."""
+
+    @classmethod
+    def of(cls, tiles: Sequence[PatchSet]) -> Stack:
+        """Put tiles side by side."""
+        inputs = max(len(t.patches) for t in tiles)
+
+        def side_by_side(values: list[Tensor]) -> Tensor:
+            if len(values) == 1:
+                return values[0][None]
+            return torch.stack([F.pad(v, (0, 0) * (v.ndim - 1) + (0, inputs - len(v))) for v in values])
+
+        patches = side_by_side([t.patches for t in tiles])
+        real = torch.tensor([t.patches.shape[0] * t.patches.shape[1] for t in tiles], device=patches.device)
+        valid = side_by_side([t.patch_valid for t in tiles])
+        return cls(patches.flatten(1, 2), side_by_side([t.cls for t in tiles]), valid.flatten(1), real)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean `(…, T)` of `(…, T, N)` over the valid patches of each tile; 0 where there are none."""
+        return torch.where(self.valid, values, 0).sum(dim=-1) / self.valid.sum(dim=-1).clamp(min=1)
 
 
 @torch.no_grad()
-def find_prototypes(features: PatchSet, bank: TextBank, settings: Descent) -> Prototypes:
-    """Per class, the mean of its lowest-entropy patches over all crops of the tile.
+def find_prototypes(stack: Stack, bank: TextBank, settings: Descent) -> Prototypes:
+    """Per tile and class, the mean of its lowest-entropy patches over all crops of the tile.
 
     A patch is a candidate when its entropy lies below the mean of the tile's valid patches and its best class has at
     least the uniform probability 1 / C. Ties go to the lowest flat index.
     """
-    patches, valid = features.patches.flatten(0, 1), features.patch_valid.flatten()
-    probabilities = (settings.scale * (bank.vectors @ patches.T)).softmax(dim=0)
-    uncertainty = entropy(probabilities) / torch.log(torch.tensor(float(max(2, len(probabilities)))))
+    probabilities = (settings.scale * _products(bank.vectors, stack.patches)).softmax(dim=0)
+    uncertainty = entropy(probabilities) / math.log(max(2, len(probabilities)))
     best, winner = join_queries(probabilities, bank, settings.max_share).max(dim=0)
-    vectors = patches.new_zeros(bank.class_count, patches.shape[1])
-    found = torch.zeros(bank.class_count, dtype=torch.bool, device=patches.device)
-    if not valid.any():
-        return Prototypes(vectors, found)
     # the mean over queries dilutes a class of several, so its floor is diluted alike
-    queries = torch.bincount(bank.class_of, minlength=bank.class_count)
-    floor = (settings.max_share + (1 - settings.max_share) / queries[winner]) / bank.class_count
-    candidate = valid & (uncertainty < uncertainty[valid].mean()) & (best >= floor)
-    wanted = max(3, round(settings.anchors * len(patches) / 196))
-    for index in range(bank.class_count):
-        rows = (candidate & (winner == index)).nonzero().flatten()
-        if len(rows):
-            rows = rows[uncertainty[rows].argsort(stable=True)[:wanted]]
-            vectors[index] = F.normalize(patches[rows].mean(dim=0), dim=0)
-            found[index] = True
-    if settings.absent == "mean" and found.any():
-        vectors[~found] = F.normalize(patches[valid].mean(dim=0), dim=0)
-        found[:] = True
+    floor = (settings.max_share + (1 - settings.max_share) / bank.sizes[winner]) / bank.class_count
+    candidate = stack.valid & (uncertainty < stack.mean(uncertainty)[:, None]) & (best >= floor)
+    wanted = (settings.anchors * stack.real / 196).round().clamp(min=3)
+    order = torch.where(candidate, uncertainty, torch.inf).argsort(dim=1, stable=True)
+    groups = F.one_hot(winner.gather(1, order), bank.class_count) * candidate.gather(1, order)[..., None]
+    first = groups * (groups.cumsum(dim=1) <= wanted[:, None, None])  # the surest of each class
+    chosen = torch.zeros_like(first).scatter_(1, order[..., None].expand_as(first), first).to(stack.patches)
+    count = chosen.sum(dim=1)
+    vectors = F.normalize(chosen.transpose(1, 2) @ stack.patches / count.clamp(min=1)[..., None], dim=-1)
+    found = count > 0
+    if settings.absent == "mean":
+        some = found.any(dim=1, keepdim=True)
+        middle = F.normalize(stack.mean(stack.patches.movedim(-1, 0)).T, dim=-1)
+        vectors = torch.where((some & ~found)[..., None], middle[:, None], vectors)
+        found = found | some
     return Prototypes(vectors, found)
+
+
+def _products(text: Tensor, patches: Tensor) -> Tensor:
+    """`(M, D)` and `(T, N, D)` to `(M, T, N)`."""
+    return (text @ patches.flatten(0, 1).T).unflatten(1, patches.shape[:2])
+
+
+EVENTS = ("adapted", "no_valid_patch", "no_prototype", "reverted_entropy", "reverted_collapse")
+
+
+class Calibrations(NamedTuple):
+    """The text to classify each of T tiles with. Nothing of it was brought to the host."""
+
+    text: Tensor
+    """`(T, M, D)`, unit rows."""
+    base_text: Tensor
+    """`(T, M, D)`: what the global term uses."""
+    alpha: Tensor
+    """`(T, M)`, 0 for queries of a class without prototype."""
+    losses: Tensor
+    """`(steps, T)`: mean entropy before each step."""
+    event: Tensor
+    """int64 `(T,)`: index into `EVENTS`."""
 
 
 def calibrate(features: PatchSet, bank: TextBank, settings: Descent) -> Calibration:
@@ -109,112 +164,131 @@ def calibrate(features: PatchSet, bank: TextBank, settings: Descent) -> Calibrat
     Returns the plain text, with the reason as an event, where there is nothing to adapt: fewer than two classes, no
     valid patch, no prototype. Also when adaptation did harm: entropy did not fall, or the tile collapsed into one class.
     """
-    plain = Calibration(bank.vectors, bank.vectors, bank.vectors.new_zeros(len(bank.vectors)))
     if bank.class_count < 2:
-        return _with_event(plain, "single_class")
-    if not features.patch_valid.any():
-        return _with_event(plain, "no_valid_patch")
-    prototypes = find_prototypes(features, bank, settings)
-    if not prototypes.found.any():
-        return _with_event(plain, "no_prototype")
-    problem = _Problem(features, bank, prototypes, settings)
+        zeros = bank.vectors.new_zeros(len(bank.vectors))
+        return Calibration(bank.vectors, bank.vectors, zeros, events=("single_class",))
+    found = calibrate_tiles([features], bank, settings)
+    event = EVENTS[int(found.event[0])]
+    losses = tuple(found.losses[:, 0].tolist()) if event == "adapted" else ()
+    return Calibration(found.text[0], found.base_text[0], found.alpha[0], losses, (event,))
+
+
+def calibrate_tiles(tiles: Sequence[PatchSet], bank: TextBank, settings: Descent) -> Calibrations:
+    """`calibrate` for several tiles in one pass, with the result of one by one, for at least two classes."""
+    stack = Stack.of(tiles)
+    prototypes = find_prototypes(stack, bank, settings)
+    problem = _Problem(stack, bank, prototypes, settings)
     theta, delta, losses = _optimise(problem, settings)
     with torch.no_grad():
-        adapted = problem.calibration(theta, delta, tuple(losses))
-        if settings.steps and (reason := _harm(problem, theta, delta)):
-            return _with_event(plain, reason)
-    return _with_event(adapted, "adapted")
-
-
-def _with_event(calibration: Calibration, event: str) -> Calibration:
-    return Calibration(calibration.text, calibration.base_text, calibration.alpha, calibration.losses, (event,))
+        text, base, alpha = problem.text(theta, delta)
+        event = torch.where(prototypes.found.any(dim=1), 0, 2)
+        event = torch.where(stack.valid.any(dim=1), event, 1)
+        if settings.steps:
+            event = torch.where(event == 0, _harm(problem, theta, delta), event)
+        plain = event != 0
+        text, base = (torch.where(plain[:, None, None], bank.vectors, t) for t in (text, base))
+        return Calibrations(text, base, torch.where(plain[:, None], 0, alpha), losses, event)
 
 
 class _Problem:
-    """The entropy of a tile as a function of α (and δ), on precomputed maps of its valid patches."""
+    """The entropy of each tile as a function of α (and δ), on precomputed maps of its patches."""
 
-    def __init__(self, features: PatchSet, bank: TextBank, prototypes: Prototypes, settings: Descent) -> None:
-        self.bank, self.settings = bank, settings
-        self.anchored = prototypes.found[bank.class_of]
-        self.target = prototypes.vectors[bank.class_of]
-        keep = features.patch_valid.flatten()
-        crop = torch.arange(len(features.patches), device=keep.device).repeat_interleave(features.patches.shape[1])
-        self.patches = features.patches.flatten(0, 1)[keep]
-        self.cls = features.cls[crop[keep]]
-        self.text_map = self.patches @ bank.vectors.T
-        self.prototype_map = self.patches @ self.target.T
-        self.cls_map = settings.cls_weight * (self.cls @ bank.vectors.T)
+    def __init__(self, stack: Stack, bank: TextBank, prototypes: Prototypes, settings: Descent) -> None:
+        self.stack, self.bank, self.settings = stack, bank, settings
+        self.anchored = prototypes.found[:, bank.class_of]
+        self.target = prototypes.vectors[:, bank.class_of]
+        self.text_map = _products(bank.vectors, stack.patches)
+        self.prototype_map = torch.einsum("tmd,tnd->mtn", self.target, stack.patches)
+        self.cls_map = self._global(_products(bank.vectors, stack.cls))
         with torch.no_grad():
-            self.shares = self.probabilities(torch.zeros_like(bank.vectors[:, 0]), None).mean(dim=1)
+            zeros = torch.zeros_like(self.target[..., 0])
+            self.shares = stack.mean(self.probabilities(zeros, None))
+
+    def _global(self, low: Tensor) -> Tensor:
+        """The global term `(M, T, B)` for every patch, `(M, T, N)`."""
+        each = self.stack.patches.shape[1] // self.stack.cls.shape[1]
+        return self.settings.cls_weight * low.repeat_interleave(each, dim=-1)
 
     def logits(self, theta: Tensor, delta: Tensor | None) -> Tensor:
-        """`(M, valid patches)` without temperature."""
+        """`(M, T, N)` without temperature, from α `(T, M)` and δ `(T, M, D)`."""
         alpha = theta * self.anchored
         text, text_map, cls_map = self.bank.vectors, self.text_map, self.cls_map
         if delta is not None:  # one small product per step: patches × D × M
             text = F.normalize(self.bank.vectors + delta, dim=-1)
-            text_map, cls_map = self.patches @ text.T, self.settings.cls_weight * (self.cls @ text.T)
+            text_map = torch.einsum("tmd,tnd->mtn", text, self.stack.patches)
+            cls_map = self._global(torch.einsum("tmd,tbd->mtb", text, self.stack.cls))
         cosine = (text * self.target).sum(dim=-1)
         norm = (
             ((1 - alpha).square() + self.anchored * (alpha.square() + 2 * alpha * (1 - alpha) * cosine))
             .clamp(min=1e-12)
             .sqrt()
         )
-        return (((1 - alpha) * text_map + alpha * self.prototype_map) / norm + cls_map).T
+        own, toward, length = ((1 - alpha).T[..., None], alpha.T[..., None], norm.T[..., None])
+        return (own * text_map + toward * self.prototype_map) / length + cls_map
 
     def probabilities(self, theta: Tensor, delta: Tensor | None) -> Tensor:
-        """Class probabilities renormalised to sum one, `(C, valid patches)`."""
+        """Class probabilities renormalised to sum one, `(C, T, N)`."""
         scores = class_scores(self.logits(theta, delta), self.bank, self.settings.scale, self.settings.max_share)
         return scores / scores.sum(dim=0, keepdim=True)
 
     def loss(self, theta: Tensor, delta: Tensor | None) -> Tensor:
+        """Of each tile, `(T,)`."""
         probabilities = self.probabilities(theta, delta)
-        loss = entropy(probabilities).mean()
+        loss = self.stack.mean(entropy(probabilities))
         if self.settings.keep_shares:
-            now = probabilities.mean(dim=1).clamp(min=1e-8)
+            now = self.stack.mean(probabilities).clamp(min=1e-8)
             before = self.shares.clamp(min=1e-8)
-            loss = loss + self.settings.keep_shares * (before * (before / now).log()).sum()
+            loss = loss + self.settings.keep_shares * (before * (before / now).log()).sum(dim=0)
         return loss
 
-    def calibration(self, theta: Tensor, delta: Tensor | None, losses: tuple[float, ...]) -> Calibration:
-        alpha = (theta * self.anchored)[:, None]
-        base = self.bank.vectors if delta is None else F.normalize(self.bank.vectors + delta, dim=-1)
-        text = torch.where(alpha > 0, F.normalize((1 - alpha) * base + alpha * self.target, dim=-1), base)
-        return Calibration(text, base, alpha[:, 0], losses)
+    def text(self, theta: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Calibrated text and base text `(T, M, D)`, and α `(T, M)`."""
+        alpha = (theta * self.anchored)[..., None]
+        base = self.bank.vectors.expand_as(self.target)
+        if delta is not None:
+            base = F.normalize(self.bank.vectors + delta, dim=-1)
+        moved = F.normalize((1 - alpha) * base + alpha * self.target, dim=-1)
+        return torch.where(alpha > 0, moved, base), base, alpha[..., 0]
 
 
-def _optimise(problem: _Problem, settings: Descent) -> tuple[Tensor, Tensor | None, list[float]]:
-    vectors = problem.bank.vectors
-    theta = torch.full(
-        (len(vectors),), min(settings.alpha_init, settings.alpha_max), device=vectors.device, requires_grad=True
+def _optimise(problem: _Problem, settings: Descent) -> tuple[Tensor, Tensor | None, Tensor]:
+    """α, δ and the losses `(steps, T)`: one optimiser for all tiles, which is element-wise."""
+    shape, like = problem.target.shape, problem.target
+    theta = torch.full_like(like[..., 0], min(settings.alpha_init, settings.alpha_max)).requires_grad_(True)
+    delta = (
+        torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        if isinstance(settings, TmpaShift)
+        else None
     )
-    delta = None
     groups = [{"params": [theta], "lr": settings.lr}]
-    if isinstance(settings, TmpaShift):
-        delta = torch.zeros_like(vectors, requires_grad=True)
+    if delta is not None and isinstance(settings, TmpaShift):
         groups.append({"params": [delta], "lr": settings.lr_shift})
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.999))
     losses = []
     with torch.enable_grad():
         for _ in range(settings.steps):
-            loss = problem.loss(theta, delta)
+            each = problem.loss(theta, delta)
             optimiser.zero_grad()
-            loss.backward()
-            losses.append(float(loss.detach()))
+            each.sum().backward()  # a sum, not a mean: every tile gets the gradient it would get alone
+            losses.append(each.detach())
             if theta.grad is not None:  # Adam would blow rounding noise of queries without prototype up to a full step
                 theta.grad *= problem.anchored
             optimiser.step()
             with torch.no_grad():  # projection, not a clamp in the forward pass: an entry at the bound can return
                 theta.clamp_(0, settings.alpha_max)
-    return theta.detach(), None if delta is None else delta.detach(), losses
+    told = torch.stack(losses) if losses else like.new_zeros(0, shape[0])
+    return theta.detach(), None if delta is None else delta.detach(), told
 
 
-def _harm(problem: _Problem, theta: Tensor, delta: Tensor | None) -> str | None:
+def _harm(problem: _Problem, theta: Tensor, delta: Tensor | None) -> Tensor:
+    """Per tile the event, `(T,)`: 0 where adaptation did no harm."""
+    stack = problem.stack
     before = problem.probabilities(torch.zeros_like(theta), None)
     after = problem.probabilities(theta, delta)
-    if not entropy(after).mean() < entropy(before).mean():
-        return "reverted_entropy"
-    present = [
-        int((p.argmax(dim=0).bincount(minlength=len(p)) > COLLAPSE_SHARE * p.shape[1]).sum()) for p in (before, after)
-    ]
-    return "reverted_collapse" if present[0] > 1 and present[1] == 1 else None
+    fell = stack.mean(entropy(after)) < stack.mean(entropy(before))
+    present = []
+    for p in (before, after):
+        held = F.one_hot(p.argmax(dim=0), len(p)) * stack.valid[..., None]
+        present.append((held.sum(dim=1) > COLLAPSE_SHARE * stack.valid.sum(dim=1, keepdim=True)).sum(dim=1))
+    collapsed = (present[0] > 1) & (present[1] == 1)
+    return torch.where(fell, torch.where(collapsed, 4, 0), 3)

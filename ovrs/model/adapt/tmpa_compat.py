@@ -17,13 +17,12 @@ from ovrs.engine.contract import TileScores
 from ovrs.methods.tmpa import TmpaCompat
 from ovrs.model.clip.features import accumulate
 from ovrs.model.clip.head import class_scores, entropy, join_queries
-from ovrs.model.clip.segmenter import ClipSegmenter, Episodic
+from ovrs.model.clip.segmenter import ClipSegmenter, Episodic, given_away
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
+    from ovrs.engine.arrays import Array
     from ovrs.model.clip.features import TileFeatures
     from ovrs.model.clip.parts import Parts
     from ovrs.model.clip.text import TextBank
@@ -142,10 +141,10 @@ class TmpaCompatSegmenter(Episodic[TmpaCompat]):
         super().__init__(frozen, settings)
         self.background = background
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         features = self.frozen.encode(rgb, valid, crops)
         result = adapt(features, self.frozen.bank, self.settings, self.frozen.upsampler, self.background)
-        return TileScores(result.scores.cpu().numpy(), events=("adapted",))
+        return TileScores(given_away(result.scores), events=("adapted",))
 
 
 def segmenter(parts: Parts[TmpaCompat]) -> TmpaCompatSegmenter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor
 from ovrs.methods.tmpa import Descent, Tmpa
 from ovrs.model.adapt import tmpa
 from ovrs.model.adapt.scene_text import calibrate_scene
-from ovrs.model.clip.segmenter import Episodic, S
+from ovrs.model.clip.segmenter import Episodic, EpisodicTiles, S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
+    from ovrs.engine.arrays import Array
     from ovrs.engine.contract import TileSample, TileScores
     from ovrs.model.clip.features import TileFeatures
     from ovrs.model.clip.parts import Parts
@@ -25,13 +26,21 @@ if TYPE_CHECKING:
     from ovrs.scene.grid import Window
 
 
-class TmpaSegmenter(Episodic[Descent]):
+class TmpaSegmenter(EpisodicTiles[Descent]):
     """TMPA (`tmpa`, `tmpa_shift`): the text is calibrated to each tile, then the tile is classified with it."""
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
-        features = self.frozen.encode(rgb, valid, crops)
-        calibration = tmpa.calibrate(features, self.frozen.bank, self.settings)
-        return self.frozen.classify(features, calibration.text, calibration.base_text, calibration.events)
+    def scores(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+        frozen = self.frozen
+        features = frozen.encode_tiles(tiles)
+        if frozen.class_count < 2:
+            return frozen.classify_tiles(features, frozen.text, frozen.text, [("single_class",)] * len(tiles))
+        found = tmpa.calibrate_tiles(features, frozen.bank, self.settings)
+        events = [partial(_event, found.event, index) for index in range(len(tiles))]
+        return frozen.classify_tiles(features, found.text, found.base_text, events)
+
+
+def _event(codes: Tensor, index: int) -> tuple[str, ...]:
+    return (tmpa.EVENTS[int(codes[index])],)
 
 
 class _Pool(NamedTuple):
@@ -61,7 +70,7 @@ class _SceneSegmenter(Episodic[S]):
         offsets = torch.from_numpy(state["offsets"]).to(device) if "offsets" in state else None
         return self.frozen.with_text(text, base, offsets)
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         """A tile given alone is a scene of its own."""
         return self.with_state(self.adapt_scene([(rgb, valid, crops)])).segment(rgb, valid, crops)
 

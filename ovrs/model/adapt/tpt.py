@@ -11,35 +11,35 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ovrs.errors import OptionError
 from ovrs.methods.tpt import Tpt
 from ovrs.model.adapt.mlmp import TENT_TEMPLATES
-from ovrs.model.clip.segmenter import ClipSegmenter, Episodic
+from ovrs.model.clip.segmenter import ClipSegmenter, EpisodicTiles
 from ovrs.model.clip.text import build_prompt_stack
+from ovrs.model.clip.tower import is_clip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from ovrs.engine.contract import TileScores
+    from ovrs.engine.contract import TileSample, TileScores
     from ovrs.model.clip.parts import Parts
-    from ovrs.scene.grid import Window
 
 CONTEXT = "a photo of a"
 
 
 class Tuned(NamedTuple):
-    """Text after tuning."""
+    """Text after tuning, of T tiles."""
 
     text: Tensor
-    """`(M, D)`, unit rows."""
+    """`(T, M, D)`, unit rows."""
     context: Tensor
-    """`(n, width)`."""
-    losses: tuple[float, ...]
+    """`(T, n, width)`."""
+    losses: Tensor
+    """`(steps, T)`."""
 
 
 class PromptLearner:
@@ -51,9 +51,7 @@ class PromptLearner:
         Raises:
             OptionError: The model's text tower is not CLIP's own.
         """
-        import open_clip
-
-        if type(clip) is not open_clip.CLIP:
+        if not is_clip(clip):
             raise OptionError("method tpt tunes CLIP's own text tower, which this model does not have; choose another")
         self.clip = clip
         self.words = len(CONTEXT.split())
@@ -69,49 +67,55 @@ class PromptLearner:
         return self.embedded[0, 1 : 1 + self.words].clone()
 
     def __call__(self, context: Tensor) -> Tensor:
-        """Unit vectors `(M, D)` of all sentences with this context."""
-        clip, m = self.clip, len(self.embedded)
-        x = torch.cat([self.embedded[:, :1], context.expand(m, -1, -1), self.embedded[:, 1 + self.words :]], dim=1)
+        """Unit vectors `(T, M, D)` of all sentences with each of the contexts `(T, n, width)`."""
+        clip, tiles, count = self.clip, len(context), len(self.embedded)
+        first, rest = self.embedded[:, :1], self.embedded[:, 1 + self.words :]
+        own = context[:, None].expand(-1, count, -1, -1)
+        x = torch.cat([first.expand(tiles, -1, -1, -1), own, rest.expand(tiles, -1, -1, -1)], dim=2).flatten(0, 1)
         x = x + clip.positional_embedding[: self.length]
         x = clip.transformer(x, attn_mask=clip.attn_mask[: self.length, : self.length])
-        x = clip.ln_final(x[torch.arange(m, device=x.device), self.end])
-        return F.normalize(x @ clip.text_projection, dim=-1)
+        x = clip.ln_final(x[torch.arange(len(x), device=x.device), self.end.repeat(tiles)])
+        return F.normalize(x @ clip.text_projection, dim=-1).unflatten(0, (tiles, count))
 
 
-def tune(learner: PromptLearner, patches: Tensor, settings: Tpt) -> Tuned:
-    """Learn the context for the patches `(n, D)` (unit rows) of one image."""
-    context = learner.context().requires_grad_(True)
+def tune(learner: PromptLearner, patches: list[Tensor], settings: Tpt) -> Tuned:
+    """Learn a context for each tile, all in one pass; `patches`: `(n, D)`, unit rows, of each tile."""
+    first = learner.context()
+    context = first.repeat(len(patches), 1, 1).requires_grad_(True)
     optimiser = torch.optim.Adam([context], lr=settings.lr, betas=(0.9, 0.999))
-    patches = patches.to(context.device)
+    padded = pad_sequence(patches, batch_first=True).to(context.device)
+    count = torch.tensor([len(p) for p in patches], device=context.device)
+    real = torch.arange(padded.shape[1], device=context.device) < count[:, None]
     losses = []
     with torch.enable_grad():
         for _ in range(settings.steps):
-            log_p = F.log_softmax(settings.scale * patches @ learner(context).T, dim=-1)
-            loss = -(log_p.exp() * log_p).sum(dim=-1).mean()
+            log_p = F.log_softmax(settings.scale * padded @ learner(context).transpose(1, 2), dim=-1)
+            each = -((log_p.exp() * log_p).sum(dim=-1) * real).sum(dim=1) / count
             optimiser.zero_grad()
-            loss.backward()
+            each.sum().backward()  # a sum, not a mean: every tile gets the gradient it would get alone
             optimiser.step()
-            losses.append(float(loss.detach()))
+            losses.append(each.detach())
     with torch.no_grad():
-        return Tuned(learner(context), context.detach(), tuple(losses))
+        told = torch.stack(losses) if losses else padded.new_zeros(0, len(patches))
+        return Tuned(learner(context), context.detach(), told)
 
 
-class TptSegmenter(Episodic[Tpt]):
+class TptSegmenter(EpisodicTiles[Tpt]):
     """TPT: the prompt's context is learned for each tile."""
 
     def __init__(self, frozen: ClipSegmenter, settings: Tpt, learner: PromptLearner) -> None:
         super().__init__(frozen, settings)
         self.learner = learner
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
-        features = self.frozen.encode(rgb, valid, crops)
-        patches = features.patches[features.patch_valid]
-        if not len(patches):
-            return self.frozen.classify(
-                features, self.frozen.bank.vectors, self.frozen.bank.vectors, ("no_valid_patch",)
-            )
-        text = tune(self.learner, patches, self.settings).text.to(features.patches)
-        return self.frozen.classify(features, text, text, ("adapted",))
+    def scores(self, tiles: Sequence[TileSample]) -> list[TileScores]:
+        features = self.frozen.encode_tiles(tiles)
+        patches = [f.patches[f.patch_valid] for f in features]
+        rows = [i for i, own in enumerate(patches) if len(own)]
+        text = self.frozen.bank.vectors.repeat(len(tiles), 1, 1)
+        if rows:
+            text[rows] = tune(self.learner, [patches[i] for i in rows], self.settings).text.to(text)
+        events = [("adapted",) if len(own) else ("no_valid_patch",) for own in patches]
+        return self.frozen.classify_tiles(features, text, text, events)
 
 
 def segmenter(parts: Parts[Tpt]) -> TptSegmenter:

@@ -16,18 +16,16 @@ from torch import nn
 
 from ovrs.methods.norms import Norms
 from ovrs.model.clip.dense import REDUCED, Visual, attend, mixing, position_embedding
-from ovrs.model.clip.segmenter import ClipSegmenter, Episodic
+from ovrs.model.clip.segmenter import ClipSegmenter, EpisodicTiles, alike
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from ovrs.engine.contract import TileScores
+    from ovrs.engine.contract import TileSample, TileScores
     from ovrs.methods.clip import DenseVariant
-    from ovrs.scene.grid import Window
+    from ovrs.model.clip.features import TileFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +116,16 @@ def _rest(block: Visual, prefix: str, x: Tensor, branch: Tensor, norms: NormStat
 
 
 def norm(norms: NormState, name: str, x: Tensor) -> Tensor:
-    """LayerNorm `name` with each sample's own parameters, in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:]).mul(norms.weights[name]).add(norms.biases[name]).to(x.dtype)
+    """LayerNorm `name` with each sample's own parameters, in float32. Consecutive inputs may share a sample's."""
+    weight, bias = (_for_each(p[name], len(x)) for p in (norms.weights, norms.biases))
+    return F.layer_norm(x.float(), x.shape[-1:]).mul(weight).add(bias).to(x.dtype)
+
+
+def _for_each(parameters: Tensor, inputs: int) -> Tensor:
+    """Parameters `(samples, 1, d)` for inputs that belong to the samples in equal shares."""
+    if len(parameters) in (1, inputs):
+        return parameters
+    return parameters.repeat_interleave(inputs // len(parameters), dim=0)
 
 
 def project(visual: Visual, tokens: Tensor, norms: NormState) -> Tensor:
@@ -141,16 +147,24 @@ class Tuned(Protocol):
         ...
 
 
-class NormSegmenter(Episodic[Norms]):
+class NormSegmenter(EpisodicTiles[Norms]):
     """TENT, MLMP, CLIPArTT, WATT: one set of LayerNorm parameters per tile, adapted to all its crops together."""
 
-    def __init__(self, frozen: ClipSegmenter, settings: Norms, adapt: Callable[[Tensor], Tuned]) -> None:
+    def __init__(self, frozen: ClipSegmenter, settings: Norms, adapt: Callable[[Tensor, int], Tuned]) -> None:
         super().__init__(frozen, settings)
         self.adapt = adapt
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def scores(self, tiles: Sequence[TileSample]) -> list[TileScores]:
         frozen = self.frozen
-        inputs = frozen.encoder.inputs(rgb, valid, crops)
-        adapted = self.adapt(inputs.images.to(frozen.encoder.model.dtype))
-        features = inputs.features(adapted.patches, adapted.patches.new_zeros(len(inputs.images), 1), adapted.grid)
-        return frozen.classify(features, frozen.bank.vectors, frozen.bank.vectors, ("adapted",))
+        inputs = [frozen.encoder.inputs(*tile) for tile in tiles]
+        features: dict[int, TileFeatures] = {}
+        for rows in alike(inputs):
+            group = [inputs[i].images for i in rows]
+            count = len(group[0])
+            sets = self.tiles_at_once if len(tiles) > 1 else 1  # made up to full size: the same sums whatever the tiles
+            images = torch.cat([*group, *group[-1:] * (sets - len(group))])
+            adapted = self.adapt(images.to(frozen.encoder.model.dtype), sets)
+            for index, patches in zip(rows, adapted.patches.split(count), strict=False):
+                features[index] = inputs[index].features(patches, patches.new_zeros(count, 1), adapted.grid)
+        text = frozen.bank.vectors
+        return frozen.classify_tiles([features[i] for i in range(len(tiles))], text, text, [("adapted",)] * len(tiles))

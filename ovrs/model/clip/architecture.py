@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ovrs.errors import WeightsError
+from ovrs.model.clip import tower, towers
 from ovrs.model.clip.dense import check_vit, patch_size
 from ovrs.model.clip.foreign import FAULTS, one_line, place, shown
+from ovrs.model.clip.lite import SCALES
 from ovrs.model.clip.stem import PATCH, ConvStem
 
 if TYPE_CHECKING:
@@ -48,9 +51,11 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, object]:
     Raises:
         WeightsError: Names `where`, the key, its value and what is expected.
     """
+    given = {key: value for key, value in config.items() if value is not None}
+    if tower.is_plain(given):
+        return _checked_plain(given, where)
     import open_clip
 
-    given = {key: value for key, value in config.items() if value is not None}
     known = {*inspect.signature(open_clip.CLIP).parameters, "custom_text"} - {"cast_dtype", "output_dict"}
     if unknown := sorted(given.keys() - known):
         raise WeightsError(
@@ -64,6 +69,15 @@ def checked(config: Mapping[str, Any], where: str) -> dict[str, object]:
     for key, expected in _types(open_clip.CLIP).items():
         if key in given:
             given[key] = _value(given[key], expected, f"{where}: model_cfg.{key}")
+    _require_size("embed_dim", given["embed_dim"], f"{where}: model_cfg")
+    return given
+
+
+def _checked_plain(given: dict[str, Any], where: str) -> dict[str, Any]:
+    for key in ("vision_cfg", "text_cfg"):
+        given[key] = {n: float(v) if n == "mlp_ratio" else v for n, v in given[key].items()}
+        for name, value in given[key].items():
+            _require_size(name, value, f"{where}: model_cfg.{key}")
     _require_size("embed_dim", given["embed_dim"], f"{where}: model_cfg")
     return given
 
@@ -88,16 +102,18 @@ def _tower(values: Any, kind: Any, where: str) -> dict[str, object]:
     if not isinstance(values, dict):
         raise WeightsError(f"{where} must be an object, {{…}}, got {shown(values)}")
     given = {str(key): value for key, value in values.items() if value is not None}
+    if "timm_proj" in values and values["timm_proj"] is None:
+        given["timm_proj"] = ""  # null says: no projection beside the trunk's own head; open_clip's default is another
     typed: Any = checked_dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     try:
-        tower = asdict(TypeAdapter(typed).validate_json(json.dumps(given), strict=True))
+        values_of = asdict(TypeAdapter(typed).validate_json(json.dumps(given), strict=True))
     except ValidationError as error:
         first = error.errors()[0]
         raise WeightsError(f"{where}.{place(first['loc'])}: {first['msg']} (got {shown(first['input'])})") from error
-    for name, value in tower.items():
+    for name, value in values_of.items():
         if name in given:
             _require_size(name, value, where)
-    return {name: tower[name] for name in given}
+    return {name: values_of[name] for name in given}
 
 
 def _require_size(name: str, value: Any, where: str) -> None:
@@ -107,7 +123,9 @@ def _require_size(name: str, value: Any, where: str) -> None:
 
 
 def build(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> Any:
-    """Make open_clip's network with random weights. It never loads others, neither of timm nor of Hugging Face.
+    """Make the described network with random weights. It never loads others, neither of timm nor of Hugging Face.
+
+    Plain towers are ours, in open_clip's layout; all others are open_clip's.
 
     Args:
         config: open_clip's `model_cfg`.
@@ -116,17 +134,26 @@ def build(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> A
     Raises:
         WeightsError: The description makes no network.
     """
-    import open_clip
-
-    given = dict(config)
-    kind = open_clip.CustomTextCLIP if given.pop("custom_text", False) else open_clip.CLIP
+    plain = tower.is_plain(config)
+    given = (
+        dict(config) if plain else {**config, "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False}}
+    )
     try:
-        clip = kind(**given)
+        clip = _kind(given)(**given)
         if stem is not None:
             clip.visual.conv1 = ConvStem(**stem, width=given["vision_cfg"]["width"])
     except FAULTS as error:
         raise WeightsError(f"no network can be built by this description: {one_line(error)}") from error
     return clip
+
+
+def _kind(given: dict[str, Any]) -> Any:
+    """The class of the described network; takes `custom_text` out of the description."""
+    if tower.is_plain(given):
+        return tower.Clip
+    import open_clip
+
+    return open_clip.CustomTextCLIP if given.pop("custom_text", False) else open_clip.CLIP
 
 
 def checked_stem(stem: Any, config: Mapping[str, Any], where: str) -> dict[str, object] | None:
@@ -135,14 +162,12 @@ def checked_stem(stem: Any, config: Mapping[str, Any], where: str) -> dict[str, 
     Raises:
         WeightsError: No such stem, or it does not belong to patches of this size.
     """
-    import timm
-
     if stem is None:
         return None
     if not isinstance(stem, dict) or not {"timm_model"} <= stem.keys() <= {"timm_model", "hidden"}:
         raise WeightsError(f"{where}: stem must be an object with timm_model, and hidden if need be, got {shown(stem)}")
     name = stem["timm_model"]
-    if not isinstance(name, str) or ":" in name or not timm.is_model(name):
+    if not isinstance(name, str) or ":" in name or not _is_known(name):
         raise WeightsError(f"{where}: stem.timm_model must be one of timm's names, got {shown(name)}")
     if "hidden" in stem:
         _require_size("hidden", _value(stem["hidden"], int, f"{where}: stem.hidden"), f"{where}: stem")
@@ -151,41 +176,70 @@ def checked_stem(stem: Any, config: Mapping[str, Any], where: str) -> dict[str, 
     return stem
 
 
+def _is_known(name: str) -> bool:
+    if name in SCALES:
+        return True
+    import timm
+
+    return bool(timm.is_model(name))
+
+
 def sketch(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None, *, text: bool = True) -> Any:
     """Build the network on the meta device, where tensors have shapes and no memory, and refuse unfit vision towers.
 
     `text=False` puts a small text tower in the place of the described one.
 
     Raises:
-        WeightsError: The description makes no network, or its vision tower is no ViT that dense features fit.
+        WeightsError: The description makes no network, or its vision tower is none that dense features fit.
     """
     vision = config["vision_cfg"]
-    if vision.get("timm_model_name"):
-        raise _unsupported(f"this one is timm's {vision['timm_model_name']}")
     if isinstance(vision.get("layers"), (list, tuple)):
-        raise _unsupported("this one is a ResNet")
+        raise towers.unsupported("this one is a ResNet")
+    if vision.get("timm_model_name"):
+        _require_timm(vision)
     given = {key: value for key, value in config.items() if text or key not in ("custom_text", "multimodal_cfg")}
     if not text:
         given["text_cfg"] = _SMALL_TEXT
-    with torch.device("meta"):
-        clip = build(given, stem)
+    clip = unfilled(given, stem)
+    if vision.get("timm_model_name"):
+        towers.require_supported(clip.visual)
+        return clip
     check_vit(clip.visual)
     rows, cols = clip.visual.grid_size
     if rows != cols or rows < 1 or patch_size(clip.visual) < 1:
-        raise _unsupported(f"this one sees {rows} x {cols} patches, not a square of at least one")
+        raise towers.unsupported(f"this one sees {rows} x {cols} patches, not a square of at least one")
     return clip
 
 
-def _unsupported(found: str) -> WeightsError:
-    return WeightsError(
-        f"Dense features need an open_clip ViT with a class token; {found}. Choose a ViT such as 'ViT-B-16'"
-    )
+def unfilled(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> Any:
+    """`build` on the meta device: shapes without memory or values.
+
+    Raises:
+        WeightsError: The description makes no network.
+    """
+    with torch.device("meta"), tower.Unfilled() if tower.is_plain(config) else nullcontext():
+        return build(config, stem)
+
+
+def _require_timm(vision: Mapping[str, Any]) -> None:
+    """Refuse timm's networks that are known by name not to fit, before one of a billion parameters is described."""
+    import timm
+
+    name = vision["timm_model_name"]
+    if ":" in name or not timm.is_model(name):
+        raise towers.unsupported(f"this one is {shown(name)}, which timm does not know")
+    if vision.get("timm_pool") != "map" or vision.get("timm_proj", "linear") not in (None, "", "none"):
+        raise towers.unsupported(f"this one is timm's {name}")
 
 
 def activations(clip: Any) -> dict[str, str]:
     """Names of the activation in the vision tower and in the text tower, for provenance."""
     text = getattr(clip, "text", clip)
-    return {"vision": _activation(clip.visual.transformer), "text": _activation(getattr(text, "transformer", None))}
+    if hasattr(clip, "activations"):
+        return dict(clip.activations)
+    visual = clip.visual
+    seen = visual.activation if isinstance(visual, towers.DenseTower) else _activation(visual.transformer)
+    return {"vision": seen, "text": _activation(getattr(text, "transformer", None))}
 
 
 def _activation(transformer: nn.Module | None) -> str:

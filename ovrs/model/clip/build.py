@@ -11,6 +11,7 @@ from ovrs.errors import OptionError
 from ovrs.methods import registry
 from ovrs.methods.base import Settings
 from ovrs.methods.clip import Clip
+from ovrs.model.clip import towers
 from ovrs.model.clip.loading import load
 from ovrs.model.clip.parts import Parts
 from ovrs.model.clip.refine import refined
@@ -46,6 +47,7 @@ def build_clip_segmenter(look: ModelOptions, method: MethodOptions | Settings, v
     assert isinstance(settings, Clip)  # `resolved` has looked at the model's family
     look = options.imposed(look, settings.method)
     model = load(look)
+    settings = towers.fitted(model.clip.visual, settings)
     _tell_unasked(settings, vocabulary)
     parts = Parts(model=model, look=look, settings=settings, views=choose(look, model), vocabulary=vocabulary)
     module, _, name = registry.method(settings.method).build.partition(":")

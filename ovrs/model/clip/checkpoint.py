@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from ovrs.errors import WeightsError
 from ovrs.foreign import is_file
 from ovrs.model.clip.foreign import FAULTS, one_line
+from ovrs.model.clip.tower import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,18 +64,28 @@ def find(directory: Path) -> Path:
 
 
 def fill(clip: Any, file: Path) -> None:
-    """Load a file whose shapes are known to fit (`require_fit`), through open_clip's own loader.
+    """Load a file whose shapes are known to fit (`require_fit`), through open_clip's own loader where the network is its.
 
     Raises:
         WeightsError: It cannot be read, or holds values that are not finite.
     """
-    import open_clip
-
     try:
-        open_clip.load_checkpoint(clip, str(file), strict=True, weights_only=True)
+        if isinstance(clip, Clip) and file.suffix == ".safetensors":
+            _fill_ours(clip, file)
+        else:
+            import open_clip
+
+            open_clip.load_checkpoint(clip, str(file), strict=True, weights_only=True)
     except FAULTS as error:
         raise WeightsError(f"weights {file} cannot be loaded: {one_line(error)}") from error
     require_finite(clip, file)
+
+
+def _fill_ours(clip: Clip, file: Path) -> None:
+    found = {n: t.float() if t.is_floating_point() else t for n, t in load_file(file).items()}
+    found.pop("text.transformer.embeddings.position_ids", None)
+    found["logit_scale"] = found["logit_scale"].reshape(clip.logit_scale.shape)
+    clip.load_state_dict(found, strict=True, assign=True)
 
 
 def require_finite(clip: Any, file: Path) -> None:
@@ -113,10 +125,10 @@ def require_same(sketch: Any, found: dict[str, Tensor], file: Path, towers: str 
     Raises:
         WeightsError: They are of another network; the message names `file`.
     """
-    from open_clip.model import convert_to_custom_text_state_dict
-
     wanted = sketch.state_dict()
     if "positional_embedding" in found and hasattr(sketch, "text"):
+        from open_clip.model import convert_to_custom_text_state_dict
+
         found = convert_to_custom_text_state_dict(found)
     found.pop("text.transformer.embeddings.position_ids", None)  # older transformers saved it; open_clip drops it
     found, wanted = ({n: t for n, t in tensors.items() if n.startswith(towers)} for tensors in (found, wanted))
@@ -159,14 +171,14 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: The file is unreadable, unsafe, or no file of weights.
     """
-    from open_clip.factory import load_state_dict
-
     try:
         if file.stat().st_size < 8:
             raise WeightsError(f"weights {file} cannot be loaded: the file is empty. {_WAY_OUT}")
         refuse_known(file)
         if file.suffix == ".safetensors":
             return _of_safetensors(file)
+        from open_clip.factory import load_state_dict
+
         found: Any = load_state_dict(str(file), device="meta", weights_only=True)
         state = dict(found)
     except FAULTS as error:

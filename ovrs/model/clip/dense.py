@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ovrs.errors import OptionError, WeightsError
 from ovrs.methods.clip import LAST_BLOCK_VARIANTS, DenseVariant
+from ovrs.model.clip.towers import DenseTower, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,20 +45,19 @@ def check_vit(visual: Visual) -> None:
     """Refuse towers whose layout the dense variants do not fit.
 
     Raises:
-        WeightsError: The tower is no plain open_clip ViT with a class token.
+        WeightsError: The tower is neither a plain open_clip ViT with a class token nor one of `ovrs.model.clip.towers`.
     """
+    if isinstance(visual, DenseTower):
+        return
     needed = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
     missing = [name for name in needed if getattr(visual, name, None) is None]
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
     if missing or not blocks or not isinstance(getattr(blocks[-1], "attn", None), nn.MultiheadAttention):
-        raise WeightsError(
-            f"Dense features need an open_clip ViT with a class token; this vision tower ({type(visual).__name__}) "
-            f"lacks {', '.join(missing) or 'standard attention blocks'}. Choose a ViT such as 'ViT-B-16'."
+        raise unsupported(
+            f"this one ({type(visual).__name__}) lacks {', '.join(missing) or 'standard attention blocks'}"
         )
     if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", "tok") != "tok":
-        raise WeightsError(
-            "Dense features need a tower that pools by its class token; this one pools by attention or mean."
-        )
+        raise unsupported("this one is a ViT of open_clip that pools by attention or mean")
 
 
 def encode_prelude(visual: Visual, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -103,7 +103,12 @@ def position_embedding(visual: Visual, grid: tuple[int, int]) -> Tensor:
 
 
 def dense_tokens(visual: Visual, images: Tensor, variant: DenseVariant = "segearth") -> DenseTokens:
-    """Patch features of a batch of crops through the chosen last block (arguments as `encode_prelude`)."""
+    """Patch features of a batch of crops through the chosen last block (arguments as `encode_prelude`).
+
+    Towers without CLIP's last block have one way, whatever the variant (`ovrs.model.clip.towers.require_method`).
+    """
+    if isinstance(visual, DenseTower):
+        return DenseTokens(*visual.dense(images))
     x, grid = encode_prelude(visual, images)
     return last_block(visual, x, grid, variant)
 
@@ -220,6 +225,8 @@ def gaussian_prior(grid: tuple[int, int], sigma: float, device: torch.device, dt
 
 def patch_size(visual: Visual) -> int:
     """Side of a patch in pixels (square patches only)."""
+    if isinstance(visual, DenseTower):
+        return visual.patch
     height, width = visual.conv1.kernel_size
     if height != width:
         raise WeightsError(f"patches must be square, this tower has {height}x{width}")
@@ -228,4 +235,6 @@ def patch_size(visual: Visual) -> int:
 
 def native_size(visual: Visual) -> int:
     """Side of the tower's training image in pixels."""
+    if isinstance(visual, DenseTower):
+        return visual.native
     return int(math.sqrt(visual.grid_size[0] * visual.grid_size[1])) * patch_size(visual)

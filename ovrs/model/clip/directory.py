@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field, ValidationError
 from ovrs.errors import WeightsError
 from ovrs.foreign import is_file, read_object
 from ovrs.methods import recommended
-from ovrs.model.clip import architecture, checkpoint, tokenizer
+from ovrs.model.clip import architecture, checkpoint, tokenizer, tower
 from ovrs.model.clip.foreign import place, shown
+from ovrs.model.clip.singles import COLOUR_MEAN, COLOUR_STD
 from ovrs.yamlfile import STRICT
 
 if TYPE_CHECKING:
@@ -67,8 +68,6 @@ def read(directory: Path) -> Source:
             class token; or the text tower would have to be fetched from a hub.
         OptionError: The tokenizer needs a package that is not installed.
     """
-    import open_clip
-
     where = str(directory / CONFIG_FILE)
     config = _object(directory / CONFIG_FILE, directory)
     model, preprocess = described(config, where)
@@ -83,13 +82,14 @@ def read(directory: Path) -> Source:
     sketch = architecture.sketch(model, stem)
     checkpoint.require_fit(sketch, weights)
     tokenize, tokenizer_name = tokenizer.of_directory(directory, model["text_cfg"])
-    clip = architecture.build(model, stem)
+    ours = tower.is_plain(model) and weights.suffix == ".safetensors"  # the file's own tensors take their places
+    clip = (architecture.unfilled if ours else architecture.build)(model, stem)
     checkpoint.fill(clip, weights)
     return Source(
         clip=clip,
         tokenize=tokenize,
-        mean=tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)),
-        std=tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
+        mean=tuple(preprocess.get("mean", COLOUR_MEAN)),
+        std=tuple(preprocess.get("std", COLOUR_STD)),
         tokenizer=tokenizer_name,
         description=describe(model, stem),
         own=own,
@@ -118,9 +118,13 @@ def described(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any],
 
 def describe(model: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     """What decides a network's numbers beside its weights, with open_clip's defaults filled in."""
+    filled = dict(model)
+    if tower.is_plain(model):
+        filled["vision_cfg"] = {**tower.VISION_REST, **tower.VISION_DEFAULTS, **model["vision_cfg"]}
+        filled["text_cfg"] = {**tower.TEXT_REST, **tower.TEXT_DEFAULTS, **model["text_cfg"]}
+        return filled if stem is None else {**filled, "stem": stem}
     import open_clip
 
-    filled = dict(model)
     for key, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
         filled[key] = asdict(kind(**model[key]))
     return filled if stem is None else {**filled, "stem": stem}

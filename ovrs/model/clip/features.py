@@ -10,7 +10,7 @@ import torch
 from ovrs.engine.tiling import taper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -96,6 +96,20 @@ class TileFeatures:
         return (self.images.shape[-2], self.images.shape[-1])
 
 
+def together(tiles: Sequence[TileFeatures]) -> TileFeatures:
+    """Features of tiles whose crops lie alike, as if their inputs, tile after tile, were one tile's."""
+    if len(tiles) == 1:
+        return tiles[0]
+    return replace(
+        tiles[0],
+        patches=torch.cat([t.patches for t in tiles]),
+        cls=torch.cat([t.cls for t in tiles]),
+        patch_valid=torch.cat([t.patch_valid for t in tiles]),
+        images=torch.cat([t.images for t in tiles]),
+        lengths=torch.cat([t.lengths for t in tiles]),
+    )
+
+
 def accumulate(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Tensor, Tensor]:
     """Weighted sum of the crops' maps `(B, K, ch, cw)` on the tile `(K, H, W)`, and the sum of weights `(H, W)`.
 
@@ -105,12 +119,20 @@ def accumulate(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Ten
         ramp: Pixels over which a crop's weight rises from its border (the overlap of neighbours). 0 counts every crop
             alike, as the papers do; crops then show as boxes where they disagree.
     """
-    total = maps.new_zeros((maps.shape[1], *features.shape))
+    total, weights = accumulate_alike(features, maps[None], ramp)
+    return total[0], weights
+
+
+def accumulate_alike(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Tensor, Tensor]:
+    """As `accumulate`, for tiles whose crops lie alike: maps `(T, B, K, ch, cw)` to `(T, K, H, W)` and weights `(H, W)`."""
+    total = maps.new_zeros((len(maps), maps.shape[2], *features.shape))
     weights = maps.new_zeros(features.shape)
-    for crop, values in zip(features.crops, maps, strict=True):
+    weight = torch.from_numpy(taper(features.crops[0], ramp)).to(maps.device) if ramp else None
+    if weight is None:
+        weight = maps.new_ones(features.crop_shape)
+    for crop, values in zip(features.crops, maps.unbind(1), strict=True):
         part = (slice(crop.row_off, crop.row_end), slice(crop.col_off, crop.col_end))
-        weight = torch.from_numpy(taper(crop, ramp)).to(maps.device) if ramp else maps.new_ones(crop.shape)
-        total[(slice(None), *part)] += values * weight
+        total[(..., *part)] += values * weight
         weights[part] += weight
     return total, weights
 
@@ -121,10 +143,17 @@ def cosines(features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight:
     Args:
         features: Of one tile.
         text: `(M, D)`, or `(B, M, D)` when every crop has its own.
-        base_text: `(M, D)`, the uncalibrated text that the global term uses (`methods` 2.8 and 6.5).
+        base_text: `(M, D)` or `(B, M, D)`, the uncalibrated text that the global term uses (`methods` 2.8 and 6.5).
         cls_weight: λ.
     """
     low = text @ features.patches.transpose(1, 2)
     if cls_weight:
-        low = low + cls_weight * (features.cls @ base_text.T)[:, :, None]
+        low = low + cls_weight * of_whole(features, base_text)[:, :, None]
     return low
+
+
+def of_whole(features: TileFeatures, base_text: Tensor) -> Tensor:
+    """Cosines of the inputs' global tokens with the text, `(B, M)`; `base_text` as in `cosines`."""
+    if base_text.ndim == 2:
+        return features.cls @ base_text.T
+    return (base_text @ features.cls[..., None])[..., 0]

@@ -35,9 +35,8 @@ def class_scores(logits: Tensor, bank: TextBank, scale: float, max_share: float 
 
 def join_queries(values: Tensor, bank: TextBank, max_share: float = 1.0) -> Tensor:
     """`(M, …)` to `(C, …)`: w · maximum + (1 - w) · mean over each class's consecutive queries, w = `max_share`."""
-    counts = torch.bincount(bank.class_of, minlength=bank.class_count).tolist()
     joined = []
-    for group in values.split(counts, dim=0):
+    for group in values.split(bank.counts, dim=0):
         if max_share == 1:
             joined.append(group.amax(dim=0))
         elif max_share == 0:

@@ -13,9 +13,9 @@ from ovrs.model.clip.dense import patch_size
 from ovrs.model.clip.features import TileFeatures, WideWindows
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
+    from ovrs.engine.arrays import Array
     from ovrs.model.clip.loading import LoadedModel
     from ovrs.model.clip.windows import Views
     from ovrs.scene.grid import Window
@@ -69,13 +69,11 @@ class CropInputs:
         return torch.cat(parts)
 
 
-def crop_inputs(
-    model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...], views: Views
-) -> CropInputs:
+def crop_inputs(model: LoadedModel, rgb: Array, valid: Array, crops: tuple[Window, ...], views: Views) -> CropInputs:
     """Cut a tile into the network's inputs: its crops and its wider windows, all of one shape."""
     patch = patch_size(model.clip.visual)
     image = normalise(model, rgb, valid)
-    mask = torch.from_numpy(np.ascontiguousarray(valid)).to(model.device)
+    mask = _tensor(valid).to(model.device)
     both = torch.cat([image, mask[None].float()])
     stack = _shown(both, crops, views.zoom)
     height, width = stack.shape[2:]
@@ -111,9 +109,13 @@ def _padded(stack: Tensor, shape: tuple[int, int]) -> tuple[Tensor, tuple[int, i
     return F.pad(stack, (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])), pad
 
 
-def normalise(model: LoadedModel, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:
+def normalise(model: LoadedModel, rgb: Array, valid: Array) -> Tensor:
     """CLIP-normalised float32 `(3, H, W)`; pixels that are not valid get the mean colour, which is 0."""
-    image = torch.from_numpy(rgb).to(model.device, torch.float32) / 255
+    image = _tensor(rgb).to(model.device, torch.float32) / 255
     mean = torch.tensor(model.mean, device=model.device)[:, None, None]
     std = torch.tensor(model.std, device=model.device)[:, None, None]
-    return torch.where(torch.from_numpy(np.ascontiguousarray(valid)).to(model.device), (image - mean) / std, 0.0)
+    return torch.where(_tensor(valid).to(model.device), (image - mean) / std, 0.0)
+
+
+def _tensor(values: Array) -> Tensor:
+    return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))

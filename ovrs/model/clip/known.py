@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from ovrs import yamlfile
 from ovrs.errors import OptionError
 
-_HUB = "hf:"
+HUB = "hf:"
 
 
 class Known(BaseModel):
@@ -24,7 +24,7 @@ class Known(BaseModel):
     pixels: int
     """Side of the images it saw in training."""
     where: str
-    """`hf:ORG/NAME` on Hugging Face, an address, or `open_clip` for one that open_clip fetches."""
+    """`hf:ORG/NAME` on Hugging Face, an address, `open_clip` for one that open_clip fetches, or `nowhere`."""
     quick_gelu: bool | None
     """None: no public code tells."""
     licence: str
@@ -32,6 +32,10 @@ class Known(BaseModel):
     """Where activation and licence are told."""
     file: str | None = None
     """Path in `where`."""
+    whole: bool = False
+    """The repository is a folder of transformers that is loaded as it is."""
+    tokens: int | None = None
+    """Length of texts, where it is not the architecture's own."""
     also: str | None = None
     """Another name of the file, without its ending."""
     tag: str | None = None
@@ -39,6 +43,10 @@ class Known(BaseModel):
     megabytes: int | None = None
     miou: float | None = None
     """Percent, dense, mean over eight sets (`Table.measured`)."""
+    parameters: float | None = None
+    """Millions, both towers; `ovrs model memory` counts them."""
+    tile_gigabytes: float | None = None
+    """Most that weights and one tile take in float32, by the same command."""
 
     @property
     def basename(self) -> str | None:
@@ -77,22 +85,35 @@ def _stem(name: str) -> str:
 
 
 def commands(name: str) -> list[str]:
-    """The commands that lead to a map with a model of the table."""
+    """The commands that lead to a map with a model of the table; the first is all where its name is enough."""
     model = table().models[name]
     if model.file is None:
-        return [f"ovrs map SCENE.tif --model {model.architecture} --pretrained {model.tag} …"]
-    hub = model.where.startswith(_HUB)
+        return [f"ovrs map SCENE.tif --model {name} …"] if model.tag or model.whole else []
+    if model.quick_gelu is not None:
+        return [f"ovrs map SCENE.tif --model {name} …"]
     fetch = (
-        f"hf download {model.where.removeprefix(_HUB)} {model.file} --local-dir weights"
-        if hub
+        f"hf download {model.where.removeprefix(HUB)} {model.file} --local-dir weights"
+        if model.where.startswith(HUB)
         else f"curl --create-dirs -o weights/{model.file} {model.where}"
     )
-    asks = "" if model.quick_gelu is not None else " --quick-gelu|--no-quick-gelu"
     return [
         fetch,
-        f"ovrs model import weights/{model.file} -o weights/{name}{asks}",
+        f"ovrs model import weights/{model.file} -o weights/{name} --quick-gelu|--no-quick-gelu",
         f"ovrs map SCENE.tif --model weights/{name} …",
     ]
+
+
+def hub_address(model: Known) -> str:
+    """Where the file of a model lies, as an address."""
+    if not model.where.startswith(HUB):
+        return model.where
+    return f"https://huggingface.co/{model.where.removeprefix(HUB)}/resolve/main/{model.file}"
+
+
+def licence_of_tag(architecture: str, tag: str | None) -> str | None:
+    """The licence of weights that open_clip fetches, where the table tells it; names with `-quickgelu` are the same weights."""
+    plain = architecture.removesuffix("-quickgelu")
+    return next((m.licence for m in table().models.values() if m.tag and (m.architecture, m.tag) == (plain, tag)), None)
 
 
 def listing() -> str:
@@ -100,12 +121,30 @@ def listing() -> str:
     found = table()
     lines = []
     for name, model in found.models.items():
-        act = {True: "QuickGELU", False: "GELU", None: "activation not told"}[model.quick_gelu]
-        size = f", {model.megabytes} MB" if model.megabytes else ""
-        miou = "" if model.miou is None else f", mIoU {model.miou:.1f}"
-        lines.append(f"{name:15} {model.architecture}, {model.pixels} px, {act}{miou}{size}; licence: {model.licence}")
+        lines.append(f"{name:15} {model.architecture}, {', '.join(_facts(model))}; licence: {model.licence}")
         lines.append(f"{'':15} {model.title}  [{model.source}]")
-        lines += [f"{'':19}{command}" for command in commands(name)]
+        own = commands(name) or ["no file is published, so it cannot be loaded"]
+        lines += [f"{'':19}{command}" for command in own]
     return "\n".join(
-        [*lines, f"mIoU: {found.measured}, percent. Licences are those of the weights where not said otherwise."]
+        [
+            *lines,
+            (
+                f"mIoU: {found.measured}, percent. Licences are those of the weights where not said otherwise. Memory: float32 "
+                "weights and the activations of one tile (`ovrs model memory NAME`)."
+            ),
+        ]
     )
+
+
+def _facts(model: Known) -> list[str]:
+    activation = {True: "QuickGELU", False: "GELU", None: "activation not told"}[model.quick_gelu]
+    told = [f"{model.pixels} px", activation]
+    if model.miou is not None:
+        told.append(f"mIoU {model.miou:.1f}")
+    if model.megabytes:
+        told.append(f"{model.megabytes} MB")
+    if model.parameters:
+        told.append(f"{model.parameters:.0f} M parameters")
+    if model.tile_gigabytes:
+        told.append(f"memory {model.tile_gigabytes:.1f} GB")
+    return told

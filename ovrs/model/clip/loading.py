@@ -13,7 +13,8 @@ import torch
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file
 from ovrs.methods.recommended import BUNDLED, LOCAL, METADATA_FILE, place_of
-from ovrs.model.clip import architecture, directory, published
+from ovrs.model.clip import architecture, directory, fetching, published, tips, towers
+from ovrs.model.clip.known import table
 from ovrs.model.clip.probe import require_sound
 from ovrs.model.clip.stem import ConvStem
 from ovrs.provenance import canonical
@@ -48,6 +49,8 @@ class LoadedModel:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What decides the numbers beside the weights: `architecture` (SHA-256 of open_clip's description), `activation` of
     both towers, `tokenizer`, and `mean` and `std` of the colours."""
+    licence: str | None = None
+    """Of the weights, where it is told."""
 
 
 def load(options: ModelOptions) -> LoadedModel:
@@ -59,22 +62,29 @@ def load(options: ModelOptions) -> LoadedModel:
     """
     device = resolve_device(options.device)
     place = _directory(options)
-    source = published.read(options.model, options.pretrained) if place is None else directory.read(place)
+    source = _source(options, place)
     clip = source.clip.eval().requires_grad_(False)
+    clip.visual = towers.adapted(clip.visual)
     weights_hash = hash_weights(clip)
     if (source.own.sha256 or weights_hash).lower() != weights_hash:
         raise WeightsError(
-            f"the weights in {place} are damaged: their SHA-256 is not the one in {METADATA_FILE}; install them again"
+            f"the weights in {place} are damaged: their SHA-256 is not the one in {METADATA_FILE}; "
+            "install them again (a folder of the cache is made anew when it is removed)"
         )
-    if isinstance(clip.visual.conv1, ConvStem):
+    if isinstance(getattr(clip.visual, "conv1", None), ConvStem):
         clip.visual.conv1.fuse()
     dtype: torch.dtype = getattr(torch, options.dtype)
     clip.visual.to(device=device, dtype=dtype)
     require_sound(clip, source.tokenize, options.dtype)
     if options.compile:
-        for block in clip.visual.transformer.resblocks:
+        own = isinstance(clip.visual, towers.DenseTower)
+        for block in clip.visual.blocks() if own else clip.visual.transformer.resblocks:
             block.compile(dynamic=False)  # compiled at first use; the state dictionary keeps its names
-    name = options.model if place is None or options.model == BUNDLED else place.name
+    entry = table().models.get(options.model)
+    name = options.model if place is None or entry or options.model == BUNDLED else place.name
+    told = source.own.licence if isinstance(source.own.licence, str) else None
+    licence = told or (entry.licence if entry else None)
+    fetching.tell_licence(name, licence, weights_hash)
     return LoadedModel(
         clip,
         source.tokenize,
@@ -87,7 +97,14 @@ def load(options: ModelOptions) -> LoadedModel:
         source.own.windows.model_dump(exclude_unset=True),
         place,
         _facts(source),
+        licence,
     )
+
+
+def _source(options: ModelOptions, place: Path | None) -> Source:
+    if place is None:
+        return published.read(options.model, options.pretrained)
+    return tips.read(place) if tips.is_folder(place) else directory.read(place)
 
 
 def _facts(source: Source) -> Mapping[str, Any]:
@@ -101,7 +118,7 @@ def _facts(source: Source) -> Mapping[str, Any]:
 
 
 def _directory(options: ModelOptions) -> Path | None:
-    """The directory that the options name; None for names of open_clip and repositories of a hub."""
+    """The directory that the options name, or that a name of the table stands for; None for open_clip's names and hubs."""
     place = place_of(options.model)
     if place is not None:
         if options.pretrained is not None:
@@ -115,7 +132,10 @@ def _directory(options: ModelOptions) -> Path | None:
         )
     if options.model.startswith(LOCAL):
         raise WeightsError(f"--model {options.model}: there is no directory {named}")
-    return None
+    fetched = fetching.imported_directory(options.model)
+    if fetched is not None and options.pretrained is not None:
+        raise OptionError(f"--pretrained is for open_clip's names; --model {options.model} brings its own weights")
+    return fetched
 
 
 def resolve_device(name: str) -> torch.device:

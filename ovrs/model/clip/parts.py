@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Generic
 import torch
 
 from ovrs.methods.clip import EXTERNAL_VARIANTS, Clip
+from ovrs.methods.norms import Norms
 from ovrs.model.clip.encoder import Encoder
 from ovrs.model.clip.loading import hash_weights
+from ovrs.model.clip.memory import suited
 from ovrs.model.clip.proxy import ExternalViT
 from ovrs.model.clip.segmenter import ClipSegmenter, S
 from ovrs.model.clip.text import TextBank, build_text_bank, queries_of
@@ -55,13 +57,17 @@ class Parts(Generic[S]):
         if own.dense in EXTERNAL_VARIANTS:
             external = ExternalViT(own.proxy_model, own.proxy_weights, model.device)
         upsampler = _upsampler(own, model)
+        count = self.look.tiles_at_once or suited(
+            model, self.views, learns=isinstance(own, Norms), queries=len(bank.vectors)
+        )
         facts = {
             **self._described(),
+            "tiles_at_once": count,
             "queries": len(bank.vectors),
             "external": None if external is None else external.describe(),
             "upsampler_weights": hash_weights(upsampler.net) if isinstance(upsampler, JointBilateral) else None,
         }
-        encoder = Encoder(model, own.dense, external, self.views)
+        encoder = Encoder(model, own.dense, external, self.views, tiles_at_once=count)
         return ClipSegmenter(encoder, upsampler, bank, own, self.views.geometry, facts)
 
     def _described(self) -> dict[str, object]:
@@ -73,6 +79,7 @@ class Parts(Generic[S]):
             "model": model.name,
             "weights": model.weights_hash,
             **model.facts,
+            "licence": model.licence,
             "device": model.device.type,
             "crop": views.geometry.crop,
             "stride": views.geometry.stride,

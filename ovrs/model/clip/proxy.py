@@ -17,7 +17,6 @@ from ovrs.foreign import is_file
 from ovrs.model.clip.checkpoint import require_finite
 from ovrs.model.clip.dense import DenseTokens, encode_prelude
 from ovrs.model.clip.foreign import one_line
-from ovrs.model.clip.loading import hash_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,6 +83,8 @@ class ExternalViT:
             WeightsError: Unknown name, no such file, or weights that cannot be had.
         """
         import timm
+
+        from ovrs.model.clip.loading import hash_weights
 
         if weights is not None and not is_file(weights):
             raise WeightsError(f"--proxy-weights: there is no file {weights}")

@@ -18,7 +18,7 @@ from ovrs.methods.recommended import Recommendations
 from ovrs.model.clip import architecture, checkpoint, directory, tokenizer
 from ovrs.model.clip.directory import CONFIG_FILE, Source
 from ovrs.model.clip.foreign import FAULTS, one_line, shown
-from ovrs.model.clip.known import commands, table
+from ovrs.model.clip.known import licence_of_tag, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +44,11 @@ def read(name: str, tag: str | None) -> Source:
         if tag is not None:
             raise OptionError(f"--pretrained is for open_clip's names; --model {name} brings its own weights")
         return _from_hub(name)
+    entry = table().models.get(name)
+    if entry is not None and entry.tag is not None:
+        if tag is not None:
+            raise OptionError(f"--pretrained is for open_clip's names; --model {name} brings its own weights")
+        return _from_name(entry.architecture, entry.tag)
     return _from_name(name, tag)
 
 
@@ -51,12 +56,10 @@ def _from_name(name: str, tag: str | None) -> Source:
     import open_clip
 
     known = open_clip.list_models()
-    if name in table().models:
-        raise WeightsError(f"--model {name} takes these steps: {'; '.join(commands(name))}")
     if name not in known:
         raise WeightsError(
-            f"model {shown(name)} is neither 'bundled', nor a directory, nor hf-hub:ORG/NAME, nor one of open_clip's "
-            f"{len(known)} names (such as ViT-B-16); "
+            f"model {shown(name)} is neither 'bundled', nor a name that `ovrs models` lists, nor a directory, nor "
+            f"hf-hub:ORG/NAME, nor one of open_clip's {len(known)} names (such as ViT-B-16); "
             '`python -c "import open_clip; print(open_clip.list_pretrained())"` lists them'
         )
     config = open_clip.get_model_config(name)
@@ -78,7 +81,7 @@ def _from_name(name: str, tag: str | None) -> Source:
     except FAULTS as error:
         raise _unavailable(f"weights {shown(tag)} of {name}", error) from error
     checkpoint.require_finite(clip, file)
-    return _source(clip, tokenize, {**config, "quick_gelu": quick}, published)
+    return _source(clip, tokenize, {**config, "quick_gelu": quick}, published, licence_of_tag(name, tag))
 
 
 def _from_hub(name: str) -> Source:
@@ -113,7 +116,9 @@ def _sketch(config: Mapping[str, Any]) -> tuple[Any, str]:
     return architecture.sketch(config, text=plain_text), "" if plain_text else "visual."
 
 
-def _source(clip: Any, tokenize: Any, config: Mapping[str, Any], colours: Mapping[str, Any]) -> Source:
+def _source(
+    clip: Any, tokenize: Any, config: Mapping[str, Any], colours: Mapping[str, Any], licence: str | None = None
+) -> Source:
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
     merged = merge_preprocess_dict(asdict(PreprocessCfg()), dict(colours))
@@ -124,7 +129,7 @@ def _source(clip: Any, tokenize: Any, config: Mapping[str, Any], colours: Mappin
         std=tuple(merged["std"]),
         tokenizer=config["text_cfg"].get("hf_tokenizer_name") or tokenizer.CLIP_BPE,
         description=directory.describe(config),
-        own=Recommendations(),
+        own=Recommendations(licence=licence),
     )
 
 

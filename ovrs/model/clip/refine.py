@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ovrs.engine.arrays import as_numpy
 from ovrs.engine.contract import SceneAdaptive, Segmenter, TileScores
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from ovrs.engine.arrays import Array
     from ovrs.engine.contract import Learned, TileSample
     from ovrs.engine.tiling import TileGeometry
     from ovrs.methods.clip import Head
@@ -39,9 +41,9 @@ class Refined:
     def class_count(self) -> int:
         return self.inner.class_count
 
-    def segment(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]) -> TileScores:
+    def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         found = self.inner.segment(rgb, valid, crops)
-        scores = torch.from_numpy(found.scores)
+        scores = torch.from_numpy(as_numpy(found.scores))
         if self.settings.pamr:
             # what lies under no data says nothing about its neighbours: it takes the tile's mean colour
             fill = np.round(rgb[:, valid].mean(axis=1)).astype(np.uint8)[:, None, None]

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ovrs.model.clip.lite import SCALES, LiteFeatures
+from ovrs.model.clip.singles import COLOUR_MEAN, COLOUR_STD
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -32,16 +35,12 @@ class ConvStem(nn.Module):
     offset: Tensor
 
     def __init__(self, timm_model: str, width: int, hidden: int = 512) -> None:
-        import timm
-        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
         super().__init__()
-        net: Any = timm.create_model(timm_model, pretrained=False, features_only=True, out_indices=(3, 4))
+        net, joined = _features(timm_model)
         self.net = net
         for bn in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
             bn.eps = 1e-3  # TensorFlow's, with which these networks were trained
         _centre(net)
-        joined = sum(net.feature_info.channels())
         self.head = nn.Sequential(
             nn.BatchNorm2d(joined),
             nn.Conv2d(joined, hidden, 1),
@@ -50,7 +49,7 @@ class ConvStem(nn.Module):
             nn.GELU(),
             nn.Conv2d(hidden, width, 1),
         )
-        mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+        mean, std = (torch.tensor(v, device="cpu")[:, None, None] for v in (COLOUR_MEAN, COLOUR_STD))
         self.register_buffer("gain", std * 255 / 128)
         self.register_buffer("offset", (mean * 255 - 127) / 128)
 
@@ -67,6 +66,17 @@ class ConvStem(nn.Module):
             bn = getattr(parent, norm)
             setattr(parent, convolution, _fused(getattr(parent, convolution), bn))
             setattr(parent, norm, nn.Sequential(bn.drop, bn.act))
+
+
+def _features(name: str) -> tuple[Any, int]:
+    """The network by timm's name, random weights, and the channels of its two maps together."""
+    if name in SCALES:
+        own = LiteFeatures(name)
+        return own, sum(own.channels)
+    import timm
+
+    net: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=(3, 4))
+    return net, sum(net.feature_info.channels())
 
 
 def _centre(net: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 
 from ovrs import files
 from ovrs.cache import cache_directory
+from ovrs.model.clip.singles import part
 from ovrs.model.clip.tokenizer import clip_bpe
+from ovrs.model.clip.tower import is_clip
 from ovrs.provenance import NUMERICS, canonical
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
     from ovrs.model.clip.loading import LoadedModel
     from ovrs.words.vocabulary import Vocabulary
 
-_BATCH = 256
+BATCH = 256
+"""Sentences that the text tower is given at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +44,20 @@ class TextBank:
     """float32 `(M,)`, added to the scaled logits: minus the logarithm of the class's number of queries, because a class of
     many has more chances to hold the maximum; None adds nothing."""
 
+    @cached_property
+    def sizes(self) -> Tensor:
+        """int64 `(C,)`: queries of each class."""
+        return torch.bincount(self.class_of, minlength=self.class_count)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """The same on the host, asked for once: a device would have to be waited for."""
+        found: list[int] = self.sizes.tolist()
+        return found
+
     def balanced(self) -> TextBank:
         """The same queries with the offsets that make up for unequal numbers."""
-        count = torch.bincount(self.class_of, minlength=self.class_count)[self.class_of]
+        count = self.sizes[self.class_of]
         return replace(self, offsets=-count.float().log())
 
 
@@ -110,9 +125,7 @@ def build_prompt_stack(
 
 def imagenet_templates() -> list[Callable[[str], str]]:
     """The 80 prompt templates that came with CLIP, as shipped by open_clip."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    return list(OPENAI_IMAGENET_TEMPLATES)
+    return list(part("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES)
 
 
 def longest_template() -> str:
@@ -158,7 +171,7 @@ def encode_sentences(
         stable=True
     )  # sentences of like length together: the tail behind the end token is not computed
     out: Tensor | None = None
-    for rows in order.split(_BATCH):
+    for rows in order.split(BATCH):
         z = F.normalize(_encode(clip, unique[rows]).float(), dim=-1)
         if out is None:
             out = torch.empty(len(unique), z.shape[1])
@@ -168,9 +181,7 @@ def encode_sentences(
 
 
 def _encode(clip: Any, tokens: Tensor) -> Tensor:
-    import open_clip
-
-    if type(clip) is not open_clip.CLIP or not _ends_at_argmax(clip):
+    if not is_clip(clip) or not _ends_at_argmax(clip):
         return clip.encode_text(tokens)
     # CLIP's text attention is causal, so positions behind the end token cannot change the result
     length = int(tokens.argmax(dim=1).max()) + 1

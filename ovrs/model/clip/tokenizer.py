@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file
 from ovrs.model.clip.foreign import FAULTS, one_line, shown
+from ovrs.model.clip.singles import part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,7 +64,7 @@ def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, st
             f"{directory}: the tokenizer has {len(tokenizer.tokenizer)} tokens and the text tower only {words}; "
             f"take the files of {shown(wanted)}"
         )
-    return tokenizer, _digest(files)
+    return tokenizer, digest(files)
 
 
 def checked_extra(where: str, text: Mapping[str, Any]) -> dict[str, object]:
@@ -85,15 +86,11 @@ def checked_extra(where: str, text: Mapping[str, Any]) -> dict[str, object]:
 @functools.cache
 def clip_bpe(length: int = 77) -> Any:
     """CLIP's tokenizer for a context length; reading its merges takes a while, so it is kept."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer(context_length=length)
+    return part("tokenizer").SimpleTokenizer(context_length=length)
 
 
 def _other_bpe(length: int, extra: dict[str, object]) -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer(context_length=length, **extra)
+    return part("tokenizer").SimpleTokenizer(context_length=length, **extra)
 
 
 def _clip_bpe(directory: Path, length: int, words: int, extra: dict[str, object]) -> Any:
@@ -131,7 +128,7 @@ def _hugging_face(directory: Path, length: int, mode: str | None, extra: dict[st
         raise WeightsError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}") from error
 
 
-def _digest(files: list[Path]) -> str:
+def digest(files: list[Path]) -> str:
     """Names and contents of the tokenizer's files, as SHA-256."""
     digest = hashlib.sha256()
     for file in files:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ovrs.errors import WeightsError
 from ovrs.foreign import is_file
 from ovrs.model.clip.checkpoint import require_finite
-from ovrs.model.clip.features import TileFeatures, cosines
+from ovrs.model.clip.features import TileFeatures, cosines, of_whole
 from ovrs.model.clip.foreign import FAULTS, one_line
 from ovrs.model.clip.jbu import STAGES, Jbu
 
@@ -50,10 +50,7 @@ class Bilinear:
     name = "bilinear"
 
     def __call__(self, features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:
-        low = cosines(features, text, base_text, cls_weight).unflatten(-1, features.grid)
-        if features.inner == features.input_shape:  # no padding: straight to the crop's own pixels
-            return F.interpolate(low, features.crop_shape, mode="bilinear", align_corners=False)
-        return _inside(features, F.interpolate(low, features.input_shape, mode="bilinear", align_corners=False))
+        return on_pixels(features, cosines(features, text, base_text, cls_weight))
 
 
 class JointBilateral:
@@ -68,7 +65,7 @@ class JointBilateral:
         maps = [self._crop(features, index, words) for index, words in enumerate(per_crop)]  # one crop bounds memory
         full = torch.stack(maps)
         if cls_weight:
-            full = full + cls_weight * (features.cls @ base_text.T)[:, :, None, None]
+            full = full + cls_weight * of_whole(features, base_text)[:, :, None, None]
         return _inside(features, full)
 
     def _crop(self, features: TileFeatures, index: int, text: Tensor) -> Tensor:
@@ -85,6 +82,14 @@ class JointBilateral:
         if cosine.shape[-2:] != torch.Size(features.input_shape):  # patches of 14 or 32 px do not meet the factor 16
             return F.interpolate(cosine[None], features.input_shape, mode="bilinear", align_corners=False)[0]
         return cosine
+
+
+def on_pixels(features: TileFeatures, maps: Tensor) -> Tensor:
+    """Maps on the patches `(B, M, N)`, resized to the pixels of the crops `(B, M, crop height, crop width)`."""
+    low = maps.unflatten(-1, features.grid)
+    if features.inner == features.input_shape:  # no padding: straight to the crop's own pixels
+        return F.interpolate(low, features.crop_shape, mode="bilinear", align_corners=False)
+    return _inside(features, F.interpolate(low, features.input_shape, mode="bilinear", align_corners=False))
 
 
 def _span(vectors: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:

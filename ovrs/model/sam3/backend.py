@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from ovrs import files
 from ovrs.cache import cache_directory
 from ovrs.model.clip.loading import hash_weights
+from ovrs.model.sam3 import active
 from ovrs.model.sam3.tiny import END
 from ovrs.provenance import NUMERICS, canonical
 
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 PRESENCE_LIMIT = 10.0
 """Presence logits are clamped to ±10, as the authors mean to (their `.clamp` has no effect)."""
+LITE_CONTEXT = 32
+"""Tokens to which SAM 3's processor pads phrases; the light text tower sees all of them."""
 _HOUSEKEEPING = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures", "name_or_path"})
 
 
@@ -44,6 +48,8 @@ class ImageState:
     position: tuple[Tensor, ...]
     layer: Tensor
     """Output of one block of the vision tower `(h, w, D)` float32."""
+    preview: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
+    """Neck and positions of the small pass, where phrases are to be chosen by it (`ovrs.model.sam3.active`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +95,11 @@ def _architecture(config: Any) -> str:
     return hashlib.sha256(canonical(kept(config.to_dict())).encode()).hexdigest()[:16]
 
 
+def is_lite(config: Any) -> bool:
+    """Whether a network is SAM 3 with the light text tower."""
+    return str(config.model_type).startswith("sam3_lite_text")
+
+
 class Sam3Backend:
     """A loaded network. `prompt_chunk` phrases are grounded at a time; halved when a GPU runs out of memory."""
 
@@ -100,29 +111,79 @@ class Sam3Backend:
         *,
         layer: int | None = None,
         prompt_chunk: int | None = None,
+        present_floor: float | None = None,
     ) -> None:
         self.network, self.name, self.device = network.to(device), name, device
         vision, text = network.config.vision_config.backbone_config, network.config.text_config
         self.image_size = int(vision.image_size)
-        self.context = int(text.max_position_embeddings)
+        self.lite = is_lite(network.config)
+        self.context = (
+            min(LITE_CONTEXT, text.max_position_embeddings) if self.lite else int(text.max_position_embeddings)
+        )
+        self.padding = int(getattr(text, "pad_token_id", None) or 0)
         self.dtype: torch.dtype = network.dtype
         self.layer = _default_layer(vision) if layer is None else layer
         self.prompt_chunk = prompt_chunk or (4 if device.type == "cuda" else 2)
         self.weights_hash = hash_weights(network)
         self.architecture = _architecture(network.config)
         self._tokenize = SimpleTokenizer(context_length=self.context)
+        self.present_floor = present_floor
+        self._small: Any = None
+        self.passes: Counter[str] = Counter()
+        """Work done so far: windows through the vision tower (`vision`, `small_vision`), phrases through the detector
+        (`decoder`, `small_decoder`) and the mask decoder (`masks`)."""
 
-    def encode_image(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> ImageState:
-        """Run the vision tower once.
+    def encode_image(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], *, phrases: int = 0) -> ImageState:
+        """Run the vision tower once (arguments as `encode_images`)."""
+        return self.encode_images([(rgb, valid)], phrases=phrases)[0]
+
+    def encode_images(
+        self, images: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]], *, phrases: int = 0
+    ) -> list[ImageState]:
+        """Run the vision tower over several windows in one batch.
 
         Args:
-            rgb: `(3, H, W)` uint8 of any size; resized to the network's square, aspect not kept, as SAM 3 does.
-            valid: `(H, W)`; other pixels become mid-grey.
+            images: `(3, H, W)` uint8 of any size, resized to the network's square, aspect not kept, as SAM 3 does; and
+                `(H, W)`, of which pixels that are not valid become mid-grey.
+            phrases: How many will be grounded; decides whether the small pass pays.
         """
+        inputs = [self._image(rgb, valid) for rgb, valid in images]
+        pixels = torch.cat([self._resized(image, self.image_size) for image in inputs])
+        self.passes["vision"] += len(inputs)
+        neck, position, layer = self._vision(pixels)
+        previews: list[Any] = [None] * len(inputs)
+        if self.present_floor is not None and phrases > active.FEW:
+            previews = [self._preview(image) for image in inputs]
+        return [
+            ImageState(
+                tuple(level[i : i + 1] for level in neck),
+                tuple(level[i : i + 1] for level in position),
+                layer[i].float(),
+                previews[i],
+            )
+            for i in range(len(inputs))
+        ]
+
+    def _image(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).float() / 127.5 - 1
-        image = image.masked_fill(~torch.from_numpy(np.ascontiguousarray(valid)).to(self.device), 0.0)
-        size = (self.image_size, self.image_size)
-        pixels = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)
+        return image.masked_fill(~torch.from_numpy(np.ascontiguousarray(valid)).to(self.device), 0.0)
+
+    @staticmethod
+    def _resized(image: Tensor, side: int) -> Tensor:
+        return F.interpolate(image[None], (side, side), mode="bilinear", align_corners=False, antialias=True)
+
+    def _preview(self, image: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Neck and positions of the small pass over one window."""
+        if self._small is None:
+            self._small = active.small_encoder(self.network)
+        side = active.small_size(self.network.config.vision_config.backbone_config)
+        self.passes["small_vision"] += 1
+        with torch.no_grad():
+            vision = self._small(self._resized(image, side).to(self.dtype))
+        return tuple(vision.fpn_hidden_states[:-1]), tuple(vision.fpn_position_encoding[:-1])
+
+    def _vision(self, pixels: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        """Neck levels, their positions, and the output of one block, each `(B, …)`."""
         seen: list[Tensor] = []
         block = self.network.vision_encoder.backbone.layers[self.layer]
         hook = block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
@@ -132,8 +193,8 @@ class Sam3Backend:
         finally:
             hook.remove()
         # the detector drops the coarsest level
-        neck, position = vision.fpn_hidden_states[:-1], vision.fpn_position_encoding[:-1]
-        return ImageState(tuple(neck), tuple(position), seen[0][0].float())
+        neck, position = tuple(vision.fpn_hidden_states[:-1]), tuple(vision.fpn_position_encoding[:-1])
+        return neck, tuple(p.expand(len(pixels), *p.shape[1:]) for p in position), seen[0]
 
     def encode_text(self, phrases: Sequence[str]) -> PhraseBank:
         """Encode phrases, or read them from the cache (by network, arithmetic and words)."""
@@ -156,8 +217,10 @@ class Sam3Backend:
     def _encode_text(self, phrases: list[str]) -> PhraseBank:
         ids = self._tokenize(phrases).to(self.device)
         ends = (ids == END).int().argmax(dim=1)
-        ids = ids[:, : int(ends.max()) + 1]  # exact: the tower is causal and padding is masked
+        if not self.lite:
+            ids = ids[:, : int(ends.max()) + 1]  # exact: the tower is causal and padding is masked
         mask = torch.arange(ids.shape[1], device=self.device) <= ends[:, None]
+        ids = ids.masked_fill(~mask, self.padding)  # convolutions of the light tower see the padding
         text = self.network.get_text_features(input_ids=ids, attention_mask=mask.long())
         vectors = text.last_hidden_state[torch.arange(len(ids)), ends].float()
         return PhraseBank(text.pooler_output.clone(), mask, vectors.clone())
@@ -185,12 +248,43 @@ class Sam3Backend:
         Returns:
             `reduce`'s tensors for all `rows`, in their order.
         """
+        if state.preview is None:
+            return self._in_chunks(list(rows), lambda chunk: reduce(self._detect(state, bank, chunk, presence_floor)))
+        (presence,) = self._in_chunks(list(rows), lambda chunk: (self._small_presence(state, bank, chunk),))
+        assert self.present_floor is not None  # or there would be no preview
+        chosen = active.likely(presence, self.present_floor)
+        rest = sorted({*range(len(rows))} - {*chosen})
+        parts = [(chosen, self._in_buckets(state, bank, [rows[i] for i in chosen], reduce, presence_floor))]
+        size = (state.neck[0].shape[-2], state.neck[0].shape[-1])
+        for at in range(0, len(rest), self.prompt_chunk):
+            some = rest[at : at + self.prompt_chunk]
+            parts.append((some, reduce(active.absent(presence[some], size, PRESENCE_LIMIT))))
+        return active.merged(parts, len(rows))
+
+    def _in_buckets(
+        self,
+        state: ImageState,
+        bank: PhraseBank,
+        rows: list[int],
+        reduce: Callable[[Detection], tuple[Tensor, ...]],
+        floor: float | None,
+    ) -> tuple[Tensor, ...]:
+        """Ground in buckets of constant size, the last one filled with repeats: what else is there changes no number."""
+
+        def bucket(chunk: list[int]) -> tuple[Tensor, ...]:
+            filled = chunk + chunk[-1:] * (self.prompt_chunk - len(chunk))
+            return tuple(t[: len(chunk)] for t in reduce(self._detect(state, bank, filled, floor)))
+
+        return self._in_chunks(rows, bucket)
+
+    def _in_chunks(self, rows: list[int], work: Callable[[list[int]], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Join what `work` gives for `prompt_chunk` rows at a time; fewer when a GPU's memory is short."""
         done: list[tuple[Tensor, ...]] = []
         at = 0
         while at < len(rows):
             try:
-                chunk = list(rows[at : at + self.prompt_chunk])
-                done.append(reduce(self._detect(state, bank, chunk, presence_floor)))
+                chunk = rows[at : at + self.prompt_chunk]
+                done.append(work(chunk))
                 at += len(chunk)
             except torch.cuda.OutOfMemoryError:
                 if self.prompt_chunk == 1:
@@ -200,13 +294,23 @@ class Sam3Backend:
                 log.warning("out of GPU memory: prompts are grounded %d at a time now", self.prompt_chunk)
         return tuple(torch.cat(parts) for parts in zip(*done, strict=True))
 
-    def _detect(self, state: ImageState, bank: PhraseBank, rows: list[int], floor: float | None) -> Detection:
+    def _small_presence(self, state: ImageState, bank: PhraseBank, rows: list[int]) -> Tensor:
+        """Presence logits `(b,)` of phrases by the small pass; no masks are decoded."""
+        assert state.preview is not None
+        self.passes["small_decoder"] += len(rows)
+        return self._decoded(*state.preview, bank, rows)[1]
+
+    def _decoded(
+        self, neck: tuple[Tensor, ...], position: tuple[Tensor, ...], bank: PhraseBank, rows: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """The detector before its masks: queries, presence logits, object logits, and the encoder's output."""
         net, count = self.network, len(rows)
         text, mask = bank.tokens[rows], bank.mask[rows]
-        neck = [level.expand(count, -1, -1, -1) for level in state.neck]  # views, no copies
-        position = state.position[-1].expand(count, -1, -1, -1)
         encoded = net.detr_encoder(
-            vision_features=[neck[-1]], text_features=text, vision_pos_embeds=[position], text_mask=mask
+            vision_features=[neck[-1].expand(count, -1, -1, -1)],  # views, no copies
+            text_features=text,
+            vision_pos_embeds=[position[-1].expand(count, -1, -1, -1)],
+            text_mask=mask,
         )
         decoded = net.detr_decoder(
             vision_features=encoded.last_hidden_state,
@@ -220,20 +324,27 @@ class Sam3Backend:
             decoder_hidden_states=queries, text_features=encoded.text_features, text_mask=mask
         ).squeeze(-1)[-1]
         presence = decoded.presence_logits[-1].float()[:, 0].clamp(-PRESENCE_LIMIT, PRESENCE_LIMIT)
+        return queries, presence, objects.float(), encoded.last_hidden_state
+
+    def _detect(self, state: ImageState, bank: PhraseBank, rows: list[int], floor: float | None) -> Detection:
+        count = len(rows)
+        self.passes["decoder"] += count
+        queries, presence, objects, encoded = self._decoded(state.neck, state.position, bank, rows)
         there = torch.ones_like(presence, dtype=torch.bool) if floor is None else presence >= floor
         height, width = state.neck[0].shape[-2:]
         semantic = presence.new_full((count, height, width), -PRESENCE_LIMIT)
         masks = presence.new_full((count, queries.shape[2], height, width), -PRESENCE_LIMIT)
         if there.any():
-            found = net.mask_decoder(
+            self.passes["masks"] += int(there.sum())
+            found = self.network.mask_decoder(
                 decoder_queries=queries[-1][there],
-                backbone_features=[level[there] for level in neck],
-                encoder_hidden_states=encoded.last_hidden_state[there],
-                prompt_features=text[there],
-                prompt_mask=mask[there],
+                backbone_features=[level.expand(count, -1, -1, -1)[there] for level in state.neck],
+                encoder_hidden_states=encoded[there],
+                prompt_features=bank.tokens[rows][there],
+                prompt_mask=bank.mask[rows][there],
             )
             semantic[there], masks[there] = found.semantic_seg[:, 0].float(), found.pred_masks.float()
-        return Detection(semantic, masks, objects.float(), presence)
+        return Detection(semantic, masks, objects, presence)
 
 
 def _default_layer(vision: Any) -> int:

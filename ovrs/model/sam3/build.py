@@ -24,7 +24,7 @@ from ovrs.model.sam3.prior import (
 )
 from ovrs.model.sam3.probe import read_verdict
 from ovrs.model.sam3.segmenter import CocoSegmenter, MaskSegmenter, Phrases
-from ovrs.model.sam3.weights import load
+from ovrs.model.sam3.weights import LICENCE, TINY, load
 from ovrs.options import MethodOptions, ModelOptions, resolved
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
@@ -72,6 +72,11 @@ def mask_segmenter(parts: Parts) -> MaskSegmenter:
     return MaskSegmenter(parts.backend, parts.phrases, parts.settings, parts.geometry, parts.facts)
 
 
+def proc_segmenter(parts: Parts) -> MaskSegmenter:
+    """`proc_sam3`."""
+    return MaskSegmenter(parts.backend, parts.phrases, parts.settings, parts.geometry, parts.facts)
+
+
 def coco_segmenter(parts: Parts) -> CocoSegmenter:
     """`coco_sam3`, with the prior's space and verdict that its settings name."""
     own = parts.settings
@@ -86,7 +91,14 @@ def _parts(look: ModelOptions, settings: Masks, vocabulary: Vocabulary) -> Parts
     network, name = load(look.model, getattr(torch, look.dtype))
     device = resolve_device(look.device)
     layer = settings.prior_layer if isinstance(settings, CocoSam3) else None
-    backend = Sam3Backend(network, name, device, layer=layer, prompt_chunk=settings.prompt_chunk)
+    backend = Sam3Backend(
+        network,
+        name,
+        device,
+        layer=layer,
+        prompt_chunk=settings.prompt_chunk,
+        present_floor=settings.present_floor if settings.decode == "present" else None,
+    )
     phrases = _phrases(backend, vocabulary, settings)
     crop = look.crop or backend.image_size
     geometry = TileGeometry(crop=crop, stride=look.stride or crop * 3 // 4, crops_per_tile=1)
@@ -96,6 +108,7 @@ def _parts(look: ModelOptions, settings: Masks, vocabulary: Vocabulary) -> Parts
         "model": backend.name,
         "weights": backend.weights_hash,
         "architecture": backend.architecture,
+        "licence": None if name == TINY else LICENCE,
         "device": device.type,
         "prompt_chunk": backend.prompt_chunk,
         "prior_layer": backend.layer,

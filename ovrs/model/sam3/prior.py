@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovrs.engine.arrays import as_numpy
 from ovrs.engine.tiling import TileGeometry, crop_starts
 from ovrs.errors import OptionError, WeightsError
 from ovrs.model.sam3.fuse import resize
@@ -161,7 +162,7 @@ class ClipSpace:
     def cosines(self, view: View, bank: PhraseBank, groups: Sequence[Sequence[int]]) -> list[Tensor]:  # noqa: ARG002
         """Cosines at the resolution of the masks. The CLIP has its own bank, of the same phrases in the same order."""
         total, weight = self.clip.evidence(view.rgb, view.valid, _windows(view.valid.shape, self.clip.geometry))
-        mean = torch.from_numpy(total / np.maximum(weight, 1e-6)).to(view.evidence.device)
+        mean = torch.from_numpy(as_numpy(total) / np.maximum(as_numpy(weight), 1e-6)).to(view.evidence.device)
         size = (view.evidence.shape[-2], view.evidence.shape[-1])
         u = F.adaptive_avg_pool2d(mean[None], size)[0] if mean.shape[-1] >= size[1] else resize(mean, size)
         return [u[list(g)] for g in groups]

@@ -73,7 +73,7 @@ def probe(segmenter: CocoSegmenter, spaces: Sequence[PriorSpace], images: Iterab
     collapsed: dict[str, int] = {s.name: 0 for s in spaces}
     count = 0
     for rgb, valid in images:
-        view = segmenter.look(rgb, valid)
+        view = segmenter.observe(rgb, valid)
         count += 1
         masks = view.evidence > 0
         share = masks.float().mean(dim=(1, 2))
@@ -173,7 +173,7 @@ def align(segmenter: CocoSegmenter, images: Iterable[Image], ridge: float = 0.1)
     """
     phrases, features = [], []
     for rgb, valid in images:
-        view: View = segmenter.look(rgb, valid)
+        view: View = segmenter.observe(rgb, valid)
         layer = F.layer_norm(view.state.layer, view.state.layer.shape[-1:])
         chance = F.adaptive_avg_pool2d(view.evidence.sigmoid()[None], (layer.shape[0], layer.shape[1]))[0]
         area = chance.sum(dim=(1, 2))

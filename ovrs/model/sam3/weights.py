@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ovrs.errors import OptionError, Sam3WeightsMissing, WeightsError
+from ovrs.foreign import read_object
 from ovrs.model.clip.checkpoint import require_finite, tensors_of
 from ovrs.model.clip.foreign import FAULTS, one_line
 from ovrs.model.clip.loading import hash_weights
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 HUB_NAME = "facebook/sam3"
 TINY = "sam3-tiny"
 """The random model of the tests and of a first try: every code path, no knowledge."""
+LICENCE = "SAM License (Meta, 19 November 2025): no military, nuclear or espionage use"
 _HOW = (
     f"Get the weights: accept the SAM License (no military use) at {HUB_NAME} on Hugging Face, wait for approval, then\n"
     f"    hf download {HUB_NAME} --local-dir DIR\n"
@@ -60,7 +62,7 @@ def checked(directory: Path) -> Path:
     weights = {n for n in names if n.endswith((".safetensors", ".bin"))}
     if "sam3.pt" in names and not weights:
         raise Sam3WeightsMissing(
-            f"{directory} holds sam3.pt only, which must be converted first: transformers ships "
+            f"{directory} holds sam3.pt only, which must be converted first: the repository of transformers holds "
             f"models/sam3/convert_sam3_to_hf.py. Or download model.safetensors. {_HOW}"
         )
     lacking = [n for n in ("config.json",) if n not in names] + ([] if weights else ["model.safetensors"])
@@ -91,11 +93,12 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
         return build().to(dtype), TINY
     directory = find_directory(model)
     their_logging.disable_progress_bar()  # ours is the one to be read
-    log.warning("SAM 3 is used under the SAM License (Meta, 19 November 2025): no military, nuclear or espionage use")
+    log.warning("SAM 3 is used under the %s", LICENCE)
     verbosity = their_logging.get_verbosity()
     their_logging.set_verbosity(logging.CRITICAL)  # the report of a misfit has a line per tensor
     try:
-        pretrained: Any = Sam3Model.from_pretrained  # its annotation knows no loading info
+        lite = str(read_object(directory / "config.json").get("model_type", "")).startswith("sam3_lite_text")
+        pretrained: Any = (_lite_model() if lite else Sam3Model).from_pretrained  # its annotation knows no loading info
         network, report = pretrained(directory, local_files_only=True, dtype=dtype, output_loading_info=True)
     except (*FAULTS, StrictDataclassError) as error:
         misfit = "ignore_mismatched_sizes" in str(error)
@@ -104,13 +107,58 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
     finally:
         their_logging.set_verbosity(verbosity)
     missing = sorted(report["missing_keys"])
+    if missing and _has_own_names(directory):
+        raise WeightsError(
+            f"{directory} holds the names of facebookresearch/sam3 (detector.…), not transformers' (detector_model.…): convert "
+            f"it with models/sam3/convert_sam3_to_hf.py of transformers' repository. Or: {_AGAIN}"
+        )
     if missing:
         raise WeightsError(
             f"{directory} is not a whole SAM 3: {len(missing)} tensors are missing, such as {missing[0]}. {_AGAIN}"
         )
     require_finite(network, directory)
     _require_floats(network, directory)
+    if lite:
+        network.config.text_config.pad_token_id = _padding(directory)
     return network.eval().requires_grad_(False), directory.name
+
+
+def _has_own_names(directory: Path) -> bool:
+    """Whether weights have the names of the authors' code, which transformers does not read."""
+    return any(name.startswith("detector.") for file in directory.glob("*.safetensors") for name in tensors_of(file))
+
+
+def _lite_model() -> Any:
+    """The network with the light text tower.
+
+    Raises:
+        OptionError: This transformers has none.
+    """
+    try:
+        from transformers import Sam3LiteTextModel
+    except ImportError as error:
+        raise OptionError(
+            "SAM 3 with the light text tower needs a newer transformers: pip install -U transformers"
+        ) from error
+    return Sam3LiteTextModel
+
+
+def _padding(directory: Path) -> int:
+    """The token that fills phrases up; the light text tower sees it, so it must be the one of training.
+
+    Raises:
+        WeightsError: The tokenizer's files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        theirs: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        found = theirs.pad_token_id
+    except FAULTS as error:
+        raise WeightsError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}. {_AGAIN}") from error
+    if not isinstance(found, int):
+        raise WeightsError(f"{directory}: the tokenizer has no token for padding. {_AGAIN}")
+    return found
 
 
 def _require_floats(network: Any, directory: Path) -> None:

@@ -1,0 +1,241 @@
+"""Tiles into one block: each tile finishes the pixels that no later tile touches, and hands the rest on.
+
+Tiles come row by row. Of the pixels under a tile, those left of the next column of tiles and above the next row are
+finished. What lies right of them waits for the next tile, what lies below for the next row. Sums are added in the order
+of the tiles, so a pixel's score does not depend on how the scene is cut into blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from ovrs.engine.arrays import Array, as_numpy, beside, copied, empty, namespace, on_host
+from ovrs.engine.contract import FrozenSegmenter, TileScores
+from ovrs.engine.tiling import plateau, taper
+from ovrs.scene.grid import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ovrs.engine.contract import Look, Segmenter
+    from ovrs.engine.tiling import Plan, Tile
+
+_STRIP_PIXELS = 1 << 14
+"""Pixels finished at a time on the host: their scores stay in the processor's cache. A device finishes a tile at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a segmenter says of one tile: of all of its window or of a part of it."""
+
+    window: Window
+    values: Array
+    """`(channel, height, width)`: weighted sums of a frozen segmenter, else scores without weight."""
+    weight: Array
+    """`(height, width)`."""
+    background: Array | None
+    """`(height, width)`, without weight."""
+    weighted: bool
+    """Whether `values` hold the weight."""
+    plain: Window | None = None
+    """Where the weight is one."""
+
+    def part(self, window: Window) -> Scored:
+        """A copy of a part, so that the rest can be forgotten."""
+        rows, cols = window.slices_in(self.window)
+        background = None if self.background is None else copied(self.background[rows, cols])
+        values, weight = copied(self.values[:, rows, cols]), copied(self.weight[rows, cols])
+        return Scored(window, values, weight, background, self.weighted, self.plain and self.plain.intersect(window))
+
+
+@dataclass(eq=False)
+class _Sums:
+    """Weighted sums over the tiles so far: what later tiles are added to."""
+
+    window: Window
+    values: Array
+    weight: Array
+    background: Array | None
+
+    def of(self, window: Window) -> _Sums:
+        """A view of a part."""
+        rows, cols = window.slices_in(self.window)
+        background = None if self.background is None else self.background[rows, cols]
+        return _Sums(window, self.values[:, rows, cols], self.weight[rows, cols], background)
+
+
+class Blend:
+    """Weighted means over the tiles of one block. Holds the overlap of a row of tiles, never the whole block."""
+
+    def __init__(self, segmenter: Segmenter, core: Window, tiles: list[Tile], plan: Plan) -> None:
+        self.core, self._ramp = core, plan.geometry.tile - plan.geometry.pitch
+        self._weights: dict[tuple[int, int], Array] = {}
+        self.frozen = segmenter if isinstance(segmenter, FrozenSegmenter) else None
+        self._bottoms = _ends([t.window.row_off for t in tiles], core.row_end)
+        self._rights = _ends([t.window.col_off for t in tiles], core.col_end)
+        self._xp: Any = None
+        self._room: dict[str, Array] = {}
+        self._turn = False
+        self._row = -1
+        self._top: _Sums | None = None
+        """From the rows of tiles above, over the whole width of the core."""
+        self._below: _Sums | None = None
+        """For the next row of tiles, in the making."""
+        self._left: _Sums | None = None
+        """From the last tile, with what it got from above."""
+
+    def weighted(self, tile: Tile, found: Look) -> Scored:
+        """What the segmenter says of a tile, with the weight by which it is blended; on the host as NumPy reads it."""
+        if not isinstance(found, TileScores):
+            values, weight = (as_numpy(a) if on_host(a) else a for a in found[:2])
+            return Scored(tile.window, values, weight, None, weighted=True)
+        scores, background = found.scores, found.background_evidence
+        if on_host(scores):
+            scores, background = as_numpy(scores), None if background is None else as_numpy(background)
+        shape = tile.window.shape
+        if shape not in self._weights:
+            self._weights[shape] = beside(taper(tile.window, self._ramp), scores)
+        return Scored(tile.window, scores, self._weights[shape], background, False, plateau(tile.window, self._ramp))
+
+    def add(self, tile: Tile, scored: Scored) -> Iterator[tuple[Window, TileScores]]:
+        """Add a tile; yields the parts that it finishes. Tiles without valid pixels are left out of the calls.
+
+        A part shares memory with what follows: use it before asking for the next one.
+        """
+        inside = tile.window.intersect(self.core)
+        if inside is None:
+            return
+        self._begin(tile, inside, scored)
+        bottom = max(self._bottoms[tile.window.row_off], inside.row_off)
+        right = max(self._rights[tile.window.col_off], inside.col_off)
+        height, width = bottom - inside.row_off, right - inside.col_off
+        if height and width:
+            for part in self._parts(scored, Window(inside.row_off, inside.col_off, height, width)):
+                yield part, self._finished(scored, part)
+        if inside.row_end > bottom and width:
+            self._hand_down(scored, Window(bottom, inside.col_off, inside.row_end - bottom, width))
+        if inside.col_end > right:
+            self._hand_on(scored, Window(inside.row_off, right, inside.height, inside.col_end - right))
+        else:
+            self._left = None
+
+    def _begin(self, tile: Tile, inside: Window, scored: Scored) -> None:
+        """Forget what does not touch this tile."""
+        if self._xp is None:
+            self._xp = namespace(scored.values)
+        if tile.row != self._row:
+            fits = self._below is not None and self._below.window.row_off == inside.row_off
+            self._row, self._top, self._below, self._left = tile.row, self._below if fits else None, None, None
+        if self._left is not None and self._left.window.col_off != inside.col_off:
+            self._left = None  # a tile between them has no valid pixel
+
+    def _parts(self, scored: Scored, done: Window) -> Iterator[Window]:
+        """Strips of what is finished, cut where sums from above or the weight of one begin or end."""
+        rows = {done.row_off, done.row_end}
+        for other in (None if self._top is None else self._top.window, scored.plain):
+            if other is not None:
+                rows |= {other.row_off, other.row_end}
+        height = done.height
+        if on_host(scored.values):
+            height = max(1, _STRIP_PIXELS // done.width)
+        for top, bottom in pairwise(sorted(r for r in rows if done.row_off <= r <= done.row_end)):
+            for begin in range(top, bottom, height):
+                yield Window(begin, done.col_off, min(height, bottom - begin), done.width)
+
+    def _finished(self, scored: Scored, part: Window) -> TileScores:
+        """Mean scores of a part."""
+        sums, xp = self._summed(scored, part, "part"), self._xp
+        weight = xp.where(sums.weight > 0, sums.weight, xp.ones_like(sums.weight))
+        for cols in self._heavy(scored, part):
+            xp.divide(sums.values[:, :, cols], weight[:, cols], out=sums.values[:, :, cols])
+        if self.frozen is not None:
+            return self.frozen.finish(sums.values)
+        return TileScores(sums.values, None if sums.background is None else sums.background / weight)
+
+    def _heavy(self, scored: Scored, part: Window) -> list[slice]:
+        """Columns of a part whose sum of weights may differ from one."""
+        plain = scored.plain
+        above = self._top is not None and part.intersect(self._top.window) is not None
+        if plain is None or above or part.row_off < plain.row_off or part.row_end > plain.row_end:
+            return [slice(None)]
+        begin = max(plain.col_off, part.col_off if self._left is None else self._left.window.col_end) - part.col_off
+        end = plain.col_end - part.col_off
+        found = [slice(0, begin), slice(end, part.width)] if begin < end else [slice(None)]
+        return [s for s in found if s.start is None or s.start < min(s.stop, part.width)]
+
+    def _earlier(self, part: Window) -> list[_Sums]:
+        """What earlier tiles left for a part: from the left, and from above where nothing came from the left."""
+        found: list[_Sums] = []
+        rest: Window | None = part
+        if self._left is not None:
+            if (common := part.intersect(self._left.window)) is not None:
+                found.append(self._left.of(common))
+            start = max(part.col_off, self._left.window.col_end)
+            width = part.col_end - start
+            rest = Window(part.row_off, start, part.height, width) if width > 0 else None
+        if rest is not None and self._top is not None and (common := rest.intersect(self._top.window)) is not None:
+            found.append(self._top.of(common))
+        return found
+
+    def _hand_down(self, scored: Scored, part: Window) -> None:
+        """Keep a part for the next row of tiles."""
+        if self._below is None:
+            window = Window(part.row_off, self.core.col_off, part.height, self.core.width)
+            values = empty((scored.values.shape[0], *window.shape), scored.values)
+            self._below = _Sums(window, values, empty(window.shape, scored.weight), None)
+        own = self._below.of(part)
+        self._sum_into(own, scored)
+        if own.background is not None:
+            if self._below.background is None:
+                self._below.background = empty(self._below.window.shape, own.background)
+            rows, cols = part.slices_in(self._below.window)
+            self._below.background[rows, cols] = own.background
+
+    def _hand_on(self, scored: Scored, part: Window) -> None:
+        """Keep a part for the next tile; two rooms take turns, as one may be read while the other is filled."""
+        self._turn = not self._turn
+        self._left = self._summed(scored, part, f"left {self._turn}")
+
+    def _summed(self, scored: Scored, part: Window, room: str) -> _Sums:
+        """Sums of a part in memory that is used again."""
+        count = scored.values.shape[0] * part.height * part.width
+        kept = self._room.get(room)
+        if kept is None or kept.shape[0] < count:
+            kept = self._room[room] = empty((count,), scored.values)
+        values = self._xp.reshape(kept[:count], (scored.values.shape[0], *part.shape))
+        sums = _Sums(part, values, empty(part.shape, scored.weight), None)
+        self._sum_into(sums, scored)
+        return sums
+
+    def _sum_into(self, to: _Sums, scored: Scored) -> None:
+        """Write a tile's own, weighted, and add what earlier tiles left there."""
+        rows, cols = to.window.slices_in(scored.window)
+        values, weight = scored.values[:, rows, cols], scored.weight[rows, cols]
+        if scored.weighted:
+            to.values[...] = values
+        else:
+            self._xp.multiply(values, weight, out=to.values)
+        to.weight[...] = weight
+        earlier = self._earlier(to.window)
+        if scored.background is not None:
+            to.background = scored.background[rows, cols] * weight
+        elif any(sums.background is not None for sums in earlier):
+            to.background = empty(to.window.shape, scored.weight)
+        for sums in earlier:
+            own = to.of(sums.window)
+            _add(own.values, sums.values)
+            _add(own.weight, sums.weight)
+            _add(own.background, sums.background)
+
+
+def _add(to: Array, values: Array) -> None:
+    if values is not None:
+        to += values
+
+
+def _ends(starts: list[int], end: int) -> dict[int, int]:
+    """Where the next row or column of tiles begins, by the start of each; the core's end after the last one."""
+    found = sorted(set(starts))
+    return dict(zip(found, [*found[1:], end], strict=False))

@@ -1,0 +1,47 @@
+"""Put the schema of an unfinished store back to what it was at the beginning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zarr.storage import MemoryStore
+
+from ovrs.errors import OutputError, StoreError
+from ovrs.store.layout import create
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+    from zarr.core.buffer import Buffer
+
+    from ovrs.objects.interface import Objects
+    from ovrs.store.layout import Schema
+
+
+def refresh(place: Objects, geobox: GeoBox, schema: Schema) -> list[str]:
+    """Put back the schema of an unfinished store: metadata and coordinates that differ from what `create` writes.
+
+    Args:
+        place: Files of the store.
+        geobox: Its grid.
+        schema: Its arrays.
+
+    Returns:
+        The files that differed, relative to the store.
+
+    Raises:
+        StoreError: A folder of the store is a file, or the reverse.
+    """
+    wanted: dict[str, Buffer] = {}
+    create(MemoryStore(wanted), geobox, schema)
+    changed = []
+    for name, content in sorted(wanted.items()):
+        found = place.get(name)
+        if found is None or found.content != content.to_bytes():
+            try:
+                place.put(name, content.to_bytes())
+            except OutputError as error:
+                if not isinstance(error.__cause__, (FileExistsError, NotADirectoryError, IsADirectoryError)):
+                    raise
+                raise StoreError(f"something is in the way of the store; move it away: {error}") from error
+            changed.append(name)
+    return changed
