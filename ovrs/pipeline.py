@@ -23,6 +23,7 @@ from ovrs.redact import redacted
 from ovrs.request import Request
 from ovrs.run import begin, finish, mosaic, publish, work
 from ovrs.run.lock import Lock
+from ovrs.run.meter import Meter
 from ovrs.run.rundir import RunDir
 from ovrs.store.record import RunRecord
 from ovrs.store.target import FolderTarget
@@ -215,6 +216,8 @@ def compute(
     done = total - len(names)
     records = []
     counters = Counters(str(job.out), total, done)
+    if isinstance(progress, Meter):
+        progress.begin(job.plan, names)
     with closing(_records(job, names, stop or threading.Event())) as found:
         for record in found:
             records.append(record)

@@ -48,6 +48,15 @@ app.add_typer(cli_sam3.app, name="sam3")
 
 Store = Annotated[str, typer.Argument(help="A store, NAME.zarr, or its address.", show_default=False)]
 
+Progress = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|json|none",
+        help="A bar, or a line every ten seconds without a terminal; json: a line each second on standard error.",
+        rich_help_panel="Run",
+    ),
+]
+
 
 @app.callback()
 def _global(
@@ -127,6 +136,7 @@ def map_command(
         bool,
         typer.Option("--overwrite", help="Discard what is at the output and begin anew.", rich_help_panel="Run"),
     ] = False,
+    progress: Progress = "auto",
 ) -> None:
     """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
     from ovrs import pipeline
@@ -153,7 +163,7 @@ def map_command(
         unknown = ", ".join(requests[0].words.unknown_classes)
         typer.echo(f"note: no library knows {unknown}; asked for by name alone (recorded in the map)", err=True)
     for request in requests:
-        with _progress() as show:
+        with _progress(progress) as show:
             facts = pipeline.map(request, overwrite=overwrite, progress=show, staging=staging)
         _print_areas(facts)
         typer.echo(f"map: {request.target}")
@@ -257,11 +267,11 @@ def _words(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
 
 
 @app.command()
-def resume(store: Store) -> None:
+def resume(store: Store, progress: Progress = "auto") -> None:
     """Go on with an interrupted run."""
     from ovrs import pipeline
 
-    with _progress() as show:
+    with _progress(progress) as show:
         facts = pipeline.resume(store, progress=show)
     _print_areas(facts)
     typer.echo(f"map: {store}")
@@ -334,15 +344,19 @@ def demo(
 
 def _print_areas(facts: dict[str, object]) -> None:
     from ovrs.run.report import area_lines
+    from ovrs.store.cautions import cautions
     from ovrs.store.record import RunRecord
 
-    typer.echo("\n".join(area_lines(RunRecord.model_validate(facts))))
+    record = RunRecord.model_validate(facts)
+    typer.echo("\n".join(area_lines(record)))
+    for text in cautions(record):
+        typer.echo(f"caution: {text}")
 
 
-def _progress() -> Any:
-    from ovrs.run.report import progress_bar
+def _progress(form: str = "auto") -> Any:
+    from ovrs.run.meter import metered
 
-    return progress_bar()
+    return metered(form)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ def preview(
     pretrained: Annotated[str | None, fields.flag("model.pretrained")] = None,
     device: Annotated[str | None, fields.flag("model.device")] = None,
     method: Annotated[str | None, fields.flag("method.method", "Model")] = None,
+    examples: Annotated[str | None, fields.flag("method.examples", "Model")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,7 +86,7 @@ def preview(
     picture.check(out, overwrite=overwrite)
     flags = {
         "scene.bands": bands, "scene.gsd": gsd, "model.model": model, "model.pretrained": pretrained,
-        "model.device": device, "method.method": method,
+        "model.device": device, "method.method": method, "method.examples": examples,
     }  # fmt: skip
     words = _words(classes, vocabulary, compare_words)
     if compare is not None and method is not None:
