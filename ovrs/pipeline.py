@@ -21,8 +21,9 @@ from ovrs.objects.address import Place, place_of
 from ovrs.provenance import require_same
 from ovrs.redact import redacted
 from ovrs.request import Request
-from ovrs.run import begin, finish, publish, work
+from ovrs.run import begin, finish, mosaic, publish, work
 from ovrs.run.lock import Lock
+from ovrs.run.meter import Meter
 from ovrs.run.rundir import RunDir
 from ovrs.store.record import RunRecord
 from ovrs.store.target import FolderTarget
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     Around = Callable[[Job, list[str]], object]
 
 log = logging.getLogger(__name__)
+
+MOSAICS = Path("ovrs-staging")
+"""Where the mosaic of several files lies whose map is made in object storage."""
 
 
 def map(  # noqa: A001  (the verb of this package)
@@ -76,6 +80,7 @@ def map(  # noqa: A001  (the verb of this package)
     around = around or partial(compute, progress=progress)
     target, named = place_of(request.target), os.environ.get("OVRS_STAGING")
     staging = staging or (Path(named) if named else None)
+    request = _of_one_scene(request, target, staging, overwrite=overwrite)
     if isinstance(target, Path) or staging is None:
         return _made(request, target, overwrite=overwrite, around=around)
     url, staging = target.url, staging.absolute()  # workers may stand in another folder
@@ -114,6 +119,14 @@ def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, ob
     place = place_of(out)
     with _told_what_is_kept(place), begin.held_again(place) as job:
         return work_on(job, progress=progress)
+
+
+def _of_one_scene(request: Request, target: Place, staging: Path | None, *, overwrite: bool) -> Request:
+    """The request with a mosaic in place of several files; that of a map for a URL lies with the unpublished maps."""
+    begin.require_store_name(target)
+    local = target if isinstance(target, Path) else publish.staging_path(target.url, staging or MOSAICS)
+    scene = mosaic.as_one([request.uri, *request.others], local, overwrite=overwrite)
+    return replace(request, uri=scene, others=())
 
 
 def _made(request: Request, out: Place, *, overwrite: bool, around: Around) -> dict[str, object]:
@@ -203,6 +216,8 @@ def compute(
     done = total - len(names)
     records = []
     counters = Counters(str(job.out), total, done)
+    if isinstance(progress, Meter):
+        progress.begin(job.plan, names)
     with closing(_records(job, names, stop or threading.Event())) as found:
         for record in found:
             records.append(record)

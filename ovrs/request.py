@@ -21,12 +21,14 @@ class Request:
     """One map to be made; `ovrs.pipeline.map` makes it. Picklable."""
 
     uri: str | Path
-    """The scene: anything GDAL can open."""
+    """The scene: anything GDAL can open, or a folder or pattern of files that are one scene."""
     words: Vocabulary
     """The classes and their prompts."""
     options: MapOptions = field(default_factory=MapOptions)
     target: str | Path
     """Where the map goes: `NAME.zarr`, or a URL such as `s3://bucket/NAME.zarr`."""
+    others: tuple[str | Path, ...] = ()
+    """Further files of the same scene; later ones lie on top (`ovrs.scene.mosaic`)."""
 
     @classmethod
     def from_names(

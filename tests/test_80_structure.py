@@ -37,7 +37,7 @@ FLOORS = (
     ("export",),
     ("run", "assess"),
     ("view",),
-    ("bench", "pipeline"),
+    ("bench", "pipeline", "preview"),
     ("demo", "repair", "flows"),
     ("cli",),
 )

@@ -17,6 +17,7 @@ from ovrs.cli import catalog as cli_catalog
 from ovrs.cli import collection as cli_collection
 from ovrs.cli import edge, fields
 from ovrs.cli import models as cli_models
+from ovrs.cli import preview as cli_preview
 from ovrs.cli import products as cli_products
 from ovrs.cli import sam3 as cli_sam3
 from ovrs.cli import words as cli_words
@@ -36,6 +37,7 @@ app = edge.App(
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 app.add_typer(cli_products.app)
+app.add_typer(cli_preview.app)
 app.add_typer(cli_assess.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_words.app)  # without a name: their commands stand beside ours
@@ -45,6 +47,15 @@ app.add_typer(cli_collection.app, name="collection")
 app.add_typer(cli_sam3.app, name="sam3")
 
 Store = Annotated[str, typer.Argument(help="A store, NAME.zarr, or its address.", show_default=False)]
+
+Progress = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|json|none",
+        help="A bar, or a line every ten seconds without a terminal; json: a line each second on standard error.",
+        rich_help_panel="Run",
+    ),
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -69,7 +80,13 @@ def _global(
     "map", cls=fields.Spelled, epilog="Every other option: --set SECTION.KEY=VALUE; `ovrs options` lists them."
 )
 def map_command(
-    scene: Annotated[str, typer.Argument(help="A raster GDAL can open, or with --catalog the name of a scene.")],
+    scenes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCENE...",
+            help="A raster GDAL can open; several, a pattern or a folder of them are one scene. With --catalog a scene's name.",
+        ),
+    ],
     bands: Annotated[str | None, fields.flag("scene.bands")] = None,
     gsd: Annotated[str | None, fields.flag("scene.gsd")] = None,
     bbox: Annotated[str | None, fields.flag("scene.bbox")] = None,
@@ -128,6 +145,7 @@ def map_command(
         bool,
         typer.Option("--overwrite", help="Discard what is at the output and begin anew.", rich_help_panel="Run"),
     ] = False,
+    progress: Progress = "auto",
 ) -> None:
     """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
     from ovrs import pipeline
@@ -149,12 +167,12 @@ def map_command(
     told = fields.told(flags, settings or [])
     if preset is not None:
         told = {**told, "method": {**method_options(preset), **told["method"]}}
-    requests = _requests(scene, out, catalog, _words(classes, vocabulary), preset, told)
+    requests = _requests(scenes, out, catalog, _words(classes, vocabulary), preset, told)
     if requests[0].words.unknown_classes:
         unknown = ", ".join(requests[0].words.unknown_classes)
         typer.echo(f"note: no library knows {unknown}; asked for by name alone (recorded in the map)", err=True)
     for request in requests:
-        with _progress() as show:
+        with _progress(progress) as show:
             facts = pipeline.map(request, overwrite=overwrite, progress=show, staging=staging)
         _print_areas(facts)
         typer.echo(f"map: {request.target}")
@@ -218,7 +236,7 @@ def _plain(value: Any) -> str:
 
 
 def _requests(
-    scene: str,
+    scenes: list[str],
     out: str | None,
     catalog: Path | None,
     words: Vocabulary | None,
@@ -235,13 +253,16 @@ def _requests(
         if out is None:
             raise OptionError("name the store to write: -o NAME.zarr")
         own = words or (None if preset is None else published.vocabulary_of(preset))
+        words = own or words_from_names(None, None)
         found = [
-            Request(uri=scene, words=own or words_from_names(None, None), options=options.build(**told), target=out)
+            Request(uri=scenes[0], others=tuple(scenes[1:]), words=words, options=options.build(**told), target=out)
         ]
     else:
-        found = catalogs.load(catalog).requests(scene, words=words, told=told)
+        if len(scenes) > 1:
+            raise OptionError("--catalog takes the name of one scene")
+        found = catalogs.load(catalog).requests(scenes[0], words=words, told=told)
     if out is not None and len(found) > 1:
-        raise OptionError(f"scene {scene} is {len(found)} files; leave -o out, the catalog's output root is used")
+        raise OptionError(f"scene {scenes[0]} is {len(found)} files; leave -o out, the catalog's output root is used")
     if preset is not None and (words is not None or catalog is not None):
         found = [replace(request, words=published.given(request.words, preset)) for request in found]
     return found if out is None else [replace(found[0], target=out)]
@@ -255,11 +276,11 @@ def _words(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
 
 
 @app.command()
-def resume(store: Store) -> None:
+def resume(store: Store, progress: Progress = "auto") -> None:
     """Go on with an interrupted run."""
     from ovrs import pipeline
 
-    with _progress() as show:
+    with _progress(progress) as show:
         facts = pipeline.resume(store, progress=show)
     _print_areas(facts)
     typer.echo(f"map: {store}")
@@ -332,15 +353,19 @@ def demo(
 
 def _print_areas(facts: dict[str, object]) -> None:
     from ovrs.run.report import area_lines
+    from ovrs.store.cautions import cautions
     from ovrs.store.record import RunRecord
 
-    typer.echo("\n".join(area_lines(RunRecord.model_validate(facts))))
+    record = RunRecord.model_validate(facts)
+    typer.echo("\n".join(area_lines(record)))
+    for text in cautions(record):
+        typer.echo(f"caution: {text}")
 
 
-def _progress() -> Any:
-    from ovrs.run.report import progress_bar
+def _progress(form: str = "auto") -> Any:
+    from ovrs.run.meter import metered
 
-    return progress_bar()
+    return metered(form)
 
 
 def main() -> None:

@@ -51,13 +51,15 @@ def map_block(
     keep_scores: bool = False,
     pixels: Pixels | None = None,
     overhang: Overhang | None = None,
+    tick: Callable[[], None] | None = None,
 ) -> BlockMap:
     """Read a block with its halo, score every tile that touches it, blend, and decide its core.
 
     Tiles are scene-wide, so a neighbour that needs the same tile computes the same numbers: the two blocks agree at
     their border without talking to each other. `pixels`: the block's read window, if somebody has read it already.
     `overhang`: handed from block to block, it spares the right-hand neighbour the tiles they share. Scores stay in the
-    library and on the device of the segmenter; labels, confidence and kept scores come back once.
+    library and on the device of the segmenter; labels, confidence and kept scores come back once. `tick`: called after
+    each tile.
     """
     started = time.perf_counter()
     if pixels is None:
@@ -79,6 +81,8 @@ def map_block(
         overhang.keep(tile, scored, own, block.core)
         for part, scores in blend.add(tile, scored):
             core.fill(part.slices_in(block.core), scores, rule)
+        if tick is not None:
+            tick()
     label, confidence, score = core.result(valid)
     for told in later:
         events.update(told())

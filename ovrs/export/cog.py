@@ -22,10 +22,11 @@ from ovrs.errors import OptionError, OutputError
 from ovrs.export import target
 from ovrs.export.product import CLASSES, CONFIDENCE, Kind, Product
 from ovrs.export.warp import is_coarser, target_grid
+from ovrs.store.cautions import SKETCH, is_sketch
 from ovrs.store.pyramid import strips
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from odc.geo.geobox import GeoBox
 
@@ -112,7 +113,10 @@ def _export(mapped: Map, band: _Band, out: Path) -> Product:
                 if band.grid is not None:
                     _check_pixels(plain, sent, out)
                     source, sent = warped, _warp(plain, warped, band, mapped.grid)
-                _describe(source, band, mapped.record.version, mapped.note)
+                said = {"OVRS_TREATMENT": mapped.note} if mapped.note else {}
+                if is_sketch(mapped.record):
+                    said["OVRS_CAUTION"] = SKETCH
+                _describe(source, band, mapped.record.version, said)
                 _copy_as_cog(source, cog, band)
                 _check_pixels(cog, sent, out)
                 grid = _grid_of(cog)
@@ -199,13 +203,13 @@ def _check_pixels(raster: Path, sent: int, out: Path) -> None:
         raise OutputError(f"{out} cannot be written: not all pixels reached the disk; is it full?")
 
 
-def _describe(source: Path, band: _Band, version: str, note: str) -> None:
+def _describe(source: Path, band: _Band, version: str, said: Mapping[str, str]) -> None:
     with rasterio.open(source, "r+") as raster:
         if band.palette is not None:
             raster.write_colormap(1, band.palette)
         raster.set_band_description(1, band.title)
         raster.update_tags(1, **band.tags)
-        raster.update_tags(SOFTWARE=f"ovrs {version}", **({"OVRS_TREATMENT": note} if note else {}))
+        raster.update_tags(SOFTWARE=f"ovrs {version}", **said)
         if band.kind is CONFIDENCE:
             raster.scales = (1 / CONFIDENCE_SCALE,)
 

@@ -25,7 +25,7 @@ _PER_SIDE = 64
 """Points along a side of the grid before those on straight lines are dropped."""
 _DIGITS = 9
 """Decimals of a degree: a tenth of a millimetre."""
-_STRAIGHT = 1e-7
+_STRAIGHT = 5e-5
 """Degrees that an outline may change where points are dropped: a centimetre."""
 
 

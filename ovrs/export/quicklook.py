@@ -14,6 +14,7 @@ from ovrs.errors import OvrsError
 from ovrs.export import target
 from ovrs.export.product import PICTURE, Product
 from ovrs.names import shown
+from ovrs.store.cautions import SKETCH, is_sketch
 from ovrs.store.picture import thumbnail
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def _compose(panels: list[NDArray[np.uint8]], classes: Sequence[MapClass], recor
         f"grid {record.pixel_size_m[0]:.3g} m  EPSG:{record.grid.epsg or '-'}",
         f"{record.model.model}, {record.model.method}",
     ]
+    if is_sketch(record):
+        lines.append(SKETCH)
     if record.composed_prompts:
         lines.append("composed prompts: " + ", ".join(map(shown, record.composed_prompts)))
     if record.asked_by_name:

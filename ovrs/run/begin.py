@@ -46,8 +46,7 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapO
     Returns:
         The job and what its `run.json` says.
     """
-    if out.suffix != ".zarr":
-        raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
+    require_store_name(out)
     if options.run.shards and options.run.zarr_format == 2:
         raise OptionError("run.shards needs Zarr format 3: leave out run.zarr_format=2 or run.shards")
     if isinstance(out, Path):
@@ -80,6 +79,16 @@ def build_job(uri: str | Path, vocabulary: Vocabulary, out: Place, options: MapO
     )
     description = describe(job, uri)
     return replace(job, digest=description.digest), description
+
+
+def require_store_name(out: Place) -> None:
+    """Refuse an output that is not called `NAME.zarr`.
+
+    Raises:
+        OptionError: Says so.
+    """
+    if out.suffix != ".zarr":
+        raise OptionError(f"the output must be named *.zarr, got {str(out)!r}")
 
 
 def prepare(
@@ -134,7 +143,7 @@ def held(
             job.run_dir.clear()
         _open(job, description)
         learns = job.spec.adapts_to_scene or job.places is not None
-        yield _adapted_to_scene(job) if learns else job
+        yield adapted_to_scene(job) if learns else job
 
 
 def _require_fit(job: Job, description: RunDescription) -> bool:
@@ -181,7 +190,7 @@ def _open(job: Job, description: RunDescription) -> None:
         put_back_schema(job)
 
 
-def _adapted_to_scene(job: Job) -> Job:
+def adapted_to_scene(job: Job) -> Job:
     """The job with what its segmenter learns from the scene as a whole; learned once per run."""
     run = job.run_dir
     if run.objects.head(adaptation.STATE_FILE) is None:

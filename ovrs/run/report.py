@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovrs.objects.address import is_there
 from ovrs.run.rundir import RunDir
+from ovrs.store.cautions import cautions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from ovrs.objects.address import Place
-    from ovrs.run.rundir import BlockRecord
     from ovrs.store.map import Map
     from ovrs.store.record import RunRecord
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[BlockRecord, int, int], None] | None]:
-    """A bar with blocks, megapixels per second and time left; nothing at all when not on a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("blocks  {task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("mapping", total=None, speed="")
-        begun, pixels = time.perf_counter(), 0
-
-        def show(record: BlockRecord, done: int, total: int) -> None:
-            nonlocal pixels
-            pixels += sum(record.histogram.values())
-            speed = pixels / 1e6 / max(time.perf_counter() - begun, 1e-6)
-            bar.update(task, completed=done, total=total, speed=f"{speed:.2f} Mpx/s")
-
-        yield show
 
 
 @dataclass(frozen=True)
@@ -147,6 +113,7 @@ def info_of(mapped: Map, *, as_json: bool = False) -> str:
         f"versions   {', '.join(f'{k} {v}' for k, v in record.versions.items())}",
         f"digest     {', '.join(f'{k} {v}' for k, v in record.digest.items())}",
         f"confidence {record.mean_confidence} mean over {record.valid_pixels} valid pixels",
+        *(f"caution    {text}" for text in cautions(record)),
         "",
         *area_lines(record),
         "",

@@ -20,7 +20,7 @@ from ovrs.engine import allocator, workers
 from ovrs.engine.block import BlockMap, Overhang, map_block
 from ovrs.errors import OutputError, SceneChangedError, StoreError, StoreLockedError, told
 from ovrs.redact import guard_logs, redacted
-from ovrs.run import network, place, segmenters, verify
+from ovrs.run import meter, network, place, segmenters, verify
 from ovrs.run.rundir import BlockRecord
 from ovrs.scene import identity
 from ovrs.scene.grid import row_areas_m2
@@ -162,7 +162,15 @@ def _computed(
         keep = job.options.run.store_scores
         ready = pixels() if pixels else None
         return map_block(
-            job.scene, segmenter, job.plan, block, job.rule, keep_scores=keep, pixels=ready, overhang=overhang
+            job.scene,
+            segmenter,
+            job.plan,
+            block,
+            job.rule,
+            keep_scores=keep,
+            pixels=ready,
+            overhang=overhang,
+            tick=meter.tick,
         )
     except Exception as error:
         log.debug("block %s", name, exc_info=True)

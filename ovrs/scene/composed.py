@@ -16,11 +16,12 @@ from rasterio.session import Session
 if TYPE_CHECKING:
     from ovrs.scene.channels import Channels
 
-_TYPES = {"uint8": "Byte", "int8": "Int8"} | {
+TYPES = {"uint8": "Byte", "int8": "Int8"} | {
     f"{kind}{bits}": f"{kind.replace('u', 'U', 1).replace('i', 'I', 1).replace('f', 'F', 1)}{bits}"
     for kind, sizes in (("uint", (16, 32, 64)), ("int", (16, 32, 64)), ("float", (32, 64)))
     for bits in sizes
 }
+"""GDAL's names of types, by NumPy's."""
 
 
 def open_composed(source: Any, channels: Channels) -> Any:
@@ -64,7 +65,7 @@ def _numbered(band: str, number: int) -> str:
 
 
 def _band(dtype: str, content: str) -> str:
-    return f'<VRTRasterBand dataType="{_TYPES[dtype]}">{content}</VRTRasterBand>'
+    return f'<VRTRasterBand dataType="{TYPES[dtype]}">{content}</VRTRasterBand>'
 
 
 def _from(name: str, band: int | str, more: str = "", kind: str = "ComplexSource") -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ovrs.errors import StoreError
 from ovrs.names import shown
+from ovrs.store.cautions import SKETCH, is_sketch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +63,8 @@ def card(mapped: Map) -> str:
     if len(order) > CARD_CLASSES:
         rows += f"<tr><td>and {len(order) - CARD_CLASSES} more classes</td><td></td><td></td></tr>"
     lines = [repr(mapped).strip("<>"), f"scene {record.scene.name}, finished {record.finished}"]
+    if is_sketch(record):
+        lines.append(SKETCH)
     if record.holes:
         lines.append(f"INCOMPLETE: {len(record.holes)} blocks are missing and no data")
     about = "<br>".join(html.escape(shown(line)) for line in lines)

@@ -12,6 +12,7 @@ from ovrs.export import target
 from ovrs.export.product import PAGE
 from ovrs.export.quicklook import draw_quicklook
 from ovrs.names import shown
+from ovrs.store.cautions import cautions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,7 @@ def write_report(mapped: Map, out: Path, *, more: str = "", overwrite: bool = Fa
 
 def warnings_of(record: RunRecord) -> list[str]:
     """What a reader should know before trusting the map."""
-    found = []
+    found = cautions(record)
     if record.holes:
         found.append(f"{len(record.holes)} blocks are missing and shown as no data: {', '.join(record.holes[:10])}")
     if record.composed_prompts:
