@@ -23,6 +23,7 @@ from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, Product
 from ovrs.names import ascii_words, shown
 from ovrs.redact import redacted
 from ovrs.scene.grid import pixel_size_m
+from ovrs.store.cautions import SKETCH, is_sketch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
