@@ -34,5 +34,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names alone; rooms are found in the documentation."""
+    """List the public names alone; rooms are found in the documentation."""
     return list(__all__)

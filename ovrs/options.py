@@ -197,7 +197,7 @@ class RunOptions(Fields):
     @model_validator(mode="before")
     @classmethod
     def _scheduler(cls, data: object) -> object:
-        """A scheduler asks for Dask."""
+        """Take Dask where a scheduler is named."""
         if isinstance(data, dict) and data.get("scheduler") and data.get("executor") is None:
             return {**data, "executor": "dask"}
         return data
@@ -354,7 +354,7 @@ def build(**sections: Mapping[str, object]) -> MapOptions:
 
 
 def resolved(model: ModelOptions, method: MethodOptions, words: Vocabulary) -> Settings:
-    """The settings of a run's method, complete. Reads the model's `ovrs.json`; loads no weights.
+    """Return the settings of a run's method, complete. Reads the model's `ovrs.json`; loads no weights.
 
     Raises:
         OptionError: See `ovrs.methods.registry.resolve`, and a method of another kind of network, or too few classes.

@@ -71,8 +71,10 @@ class Regions:
         return Window(top, left, min(self.block, self.shape[0] - top), min(self.block, self.shape[1] - left))
 
     def blocks(self) -> Iterator[tuple[Window, NDArray[np.int64], NDArray[np.float64]]]:
-        """Every block again: its window, area numbers `(y, x)` from 1 (0: none), and the sums `(amounts, numbers)` of each
-        area over the whole raster."""
+        """Read every block again: its window, area numbers `(y, x)` from 1, and sums `(amounts, numbers)` of each area.
+
+        Area number 0 is none; sums are over the whole raster.
+        """
         for i in range(self.rows):
             for j in range(self.cols):
                 window = self.window(i, j)

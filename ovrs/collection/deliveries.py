@@ -48,6 +48,7 @@ class Delivery:
 
     @property
     def to_do(self) -> bool:
+        """Whether a run has to map it."""
         return self.state in TO_DO and not self.same_as
 
 
@@ -187,7 +188,7 @@ def _with_content(image: Image, known: dict[str, Any]) -> Image:
 def _adopted(
     catalog: Catalog, image: Image, entries: dict[str, dict[str, Any]], ledger: Ledger
 ) -> dict[str, Any] | None:
-    """An entry that names the file by size and time, written anew under its content."""
+    """Return an entry that names the file by size and time, written anew under its content."""
     old = entries.get(replace(image, collection="", content="").key)
     if not image.content or old is None or old["status"] != "done" or old.get("map") != target(catalog, image):
         return None

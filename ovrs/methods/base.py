@@ -26,12 +26,12 @@ class Fields(BaseModel):
         return numbers_are_numbers(cls, data)
 
     def decisive(self) -> dict[str, object]:
-        """The fields that enter a run's digest, as plain data: another value is another run."""
+        """Return the fields that enter a run's digest, as plain data: another value is another run."""
         return self.model_dump(mode="json", exclude=set(self.APART))
 
 
 def _absolute(value: Path | None, info: ValidationInfo) -> Path | None:
-    """A path from the working directory, or from the folder `base` of the validation's context (a catalog's)."""
+    """Return a path from the working directory, or from the folder `base` of the validation's context (a catalog's)."""
     base = (info.context or {}).get("base")
     return None if value is None else (value if base is None else base / value).absolute()
 
@@ -87,6 +87,7 @@ class SceneSettings(Settings):
 
     @property
     def scene_level(self) -> bool:
+        """Whether it adapts once for the scene."""
         return self.adaptation == "scene"
 
 
