@@ -82,6 +82,7 @@ def map_command(
     gsd: Annotated[str | None, fields.flag("scene.gsd")] = None,
     bbox: Annotated[str | None, fields.flag("scene.bbox")] = None,
     aoi: Annotated[str | None, fields.flag("scene.aoi")] = None,
+    acquired: Annotated[str | None, fields.flag("scene.acquired")] = None,
     classes: Annotated[
         str | None, typer.Option(help='Class names in plain words: "building, road, water".', rich_help_panel="Words")
     ] = None,
@@ -147,6 +148,7 @@ def map_command(
         "scene.gsd": gsd,
         "scene.bbox": bbox,
         "scene.aoi": aoi,
+        "scene.acquired": acquired,
         "model.model": model,
         "model.pretrained": pretrained,
         "model.device": device,
