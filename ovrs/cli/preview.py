@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs.cli import fields
+from ovrs.cli import complete, fields
 from ovrs.cli.edge import App
 from ovrs.errors import OptionError
 
@@ -34,17 +34,25 @@ def preview(
         str | None, typer.Option(help='Class names in plain words: "building, road, water".', rich_help_panel="Words")
     ] = None,
     vocabulary: Annotated[
-        str | None, typer.Option(help="A shipped vocabulary or a YAML file.", rich_help_panel="Words")
+        str | None,
+        typer.Option(
+            help="A shipped vocabulary or a YAML file.", rich_help_panel="Words", autocompletion=complete.vocabularies
+        ),
     ] = None,
     compare_words: Annotated[
         str | None,
-        typer.Option(help="Several vocabularies, side by side: landcover,mine.yaml.", rich_help_panel="Compare"),
+        typer.Option(
+            help="Several vocabularies, side by side: landcover,mine.yaml.",
+            rich_help_panel="Compare",
+            autocompletion=complete.many(complete.vocabularies),
+        ),
     ] = None,
     compare: Annotated[
         str | None,
         typer.Option(
             help="Several methods, side by side: none,tmpa; with options of each: tmpa+adaptation=tile.",
             rich_help_panel="Compare",
+            autocompletion=complete.many(complete.methods),
         ),
     ] = None,
     model: Annotated[str | None, fields.flag("model.model")] = None,
