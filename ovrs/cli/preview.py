@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 app = App()
 
+LEARNING_TILES = 8
+"""Tiles from which a preview adapts to the scene, unless `--set scene_tiles=…` says how many."""
+
 
 @app.command(cls=fields.Spelled)
 def preview(
@@ -139,6 +142,9 @@ def _requests(
         name, *more = setting.split("+")
         told = fields.told({**flags, "method.method": name} if name else flags, [*pairs, *more])
         made = options.build(**told)
+        used = options.resolved(made.model, made.method, vocabulary)
+        if used.scene_level and "scene_tiles" not in told["method"]:
+            made = options.build(**{**told, "method": {**told["method"], "scene_tiles": LEARNING_TILES}})
         request = Request(
             uri=scenes[0], others=tuple(scenes[1:]), words=vocabulary, options=made, target="preview.zarr"
         )
