@@ -149,7 +149,10 @@ OTHER = {
 }
 """Class, field: the rest of the request, and two values that give other scores, or another store."""
 SAME = {
-    SceneOptions: {"allow_ungeoreferenced": (CLIP_NONE, False, True)},
+    SceneOptions: {
+        "allow_ungeoreferenced": (CLIP_NONE, False, True),
+        "acquired": (CLIP_NONE, None, "2024-06-01"),
+    },
     ModelOptions: {"device": (CLIP_NONE, "cpu", "auto")},
     RunOptions: {
         "executor": (CLIP_NONE, "serial", "threads"),

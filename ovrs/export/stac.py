@@ -23,6 +23,7 @@ from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, Product
 from ovrs.names import ascii_words, shown
 from ovrs.redact import redacted
 from ovrs.scene.grid import pixel_size_m
+from ovrs.store.cautions import SKETCH, is_sketch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +101,7 @@ def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str,
             "processing:lineage": f"{record.model.model} with {record.model.method}, adapted at test time; "
             f"classes: {', '.join(classes.names)}",
             "processing:level": "L4",
+            "processing:datetime": _utc(record.finished),
             **_mlm(record, classes),
         },
         "links": [],
