@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovrs.collection.catalog import Catalog
-    from ovrs.collection.entry import Entry, Memory
+    from ovrs.collection.entry import Entry, Memory, Seen
     from ovrs.collection.ledger import Image, Ledger
 
 log = logging.getLogger(__name__)
