@@ -90,7 +90,8 @@ def map_image(
 
 def _out(ledger: Ledger, image: Image, newest: str) -> str:
     """Where an image is mapped: its name if nothing has it, else a place of its own until it is finished."""
-    begun = (ledger.entry(image) or {}).get("out")
+    entry = ledger.entry(image)
+    begun = None if entry is None else entry.get("out")
     if begun and begun != newest and versions.holds(newest, image.content) and not versions.holds(begun, image.content):
         versions.promote(begun, newest, newest)  # its change of names was cut off
         return newest

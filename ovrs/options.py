@@ -22,7 +22,7 @@ from pydantic import (
 from ovrs.errors import OptionError
 from ovrs.foreign import is_file, read_object
 from ovrs.methods import preset, recommended, registry, told
-from ovrs.methods.base import AbsolutePath, Fields
+from ovrs.methods.base import AbsolutePath, Fields, Moment
 
 if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
@@ -46,6 +46,7 @@ class SceneOptions(Fields):
         "bbox": "the grid enters",
         "aoi": "its polygons enter with the grid: the same file may hold others tomorrow",
         "allow_ungeoreferenced": "the grid enters, with or without a place on the ground",
+        "acquired": "no pixel depends on it",
     }
 
     bands: tuple[int, ...] | None = None
@@ -63,6 +64,9 @@ class SceneOptions(Fields):
     """Replaces the source's nodata values; its masks and alpha band still count."""
     allow_ungeoreferenced: bool = False
     """Map a raster without CRS or transform on its pixel grid."""
+    acquired: Moment = None
+    """When the scene was recorded, ISO 8601 (2024-06-01, 2024-06-01T10:30Z): the `datetime` of a STAC Item. Without a zone it is
+    UTC. Default: what the file says."""
 
     @field_serializer("nodata", when_used="json")
     def _as_text(self, value: float | None) -> float | str | None:

@@ -205,7 +205,7 @@ def test_flags_are_fields_and_few():
     flags = {
         p.opts[-1].removeprefix("--").replace("-", "_"): p for p in command.params if p.param_type_name == "option"
     }
-    own = {"classes", "vocabulary", "preset", "set", "out", "catalog", "overwrite"}
+    own = {"classes", "vocabulary", "preset", "set", "out", "catalog", "overwrite", "staging", "progress"}
     known = {key.partition(".")[2] for key in options.listing()}
     assert own < set(flags)
     assert set(flags) - own <= known
@@ -241,7 +241,7 @@ def test_a_record_keeps_every_value_of_no_data(value):
 def test_a_run_recorded_in_the_earlier_form_is_refused_by_name(write_raster, trivial, words, tmp_path):
     scene, out = write_raster(smooth(64, 64)), tmp_path / "m.zarr"
     begin.prepare(scene, words, out, trivial())
-    content = RunDir(out).description()
+    content = RunDir(out).description().dump()
     content["options"]["method"] |= {"scene_tiles": 32, "layers": None, "sam3": {"synonyms": 3}}
     RunDir(out).write("run.json", content)
     for go_on in (lambda: begin.resume(out), lambda: begin.prepare(scene, words, out, trivial())):

@@ -74,3 +74,22 @@ def test_the_command_draws_settings_side_by_side(request_of, tmp_path, monkeypat
     assert isinstance(again.exception, OptionError)
     (tmp_path / "mine.png").write_bytes(b"mine")
     assert isinstance(CliRunner().invoke(app, [*command, "-o", "mine.png"]).exception, OptionError)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "not_expected"),
+    [
+        ("ovrs map s.tif --vocabulary l", {"landcover", "loveda"}, "potsdam"),
+        ("ovrs map s.tif --method tm", {"tmpa"}, "none"),
+        ("ovrs map s.tif --preset segearth/l", {"segearth/loveda"}, "segearth/potsdam"),
+        ("ovrs map s.tif --model bun", {"bundled"}, "sam3"),
+        ("ovrs map s.tif --set scene.g", {"scene.gsd="}, "scene.bbox="),
+        ("ovrs preview s.tif --compare none,tm", {"none,tmpa"}, "tmpa"),
+    ],
+)
+def test_the_shell_is_offered_values(line, expected, not_expected):
+    variables = {"_OVRS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    done = CliRunner().invoke(app, [], env=variables, prog_name="ovrs")
+    offered = done.output.split()
+    assert expected <= set(offered)
+    assert not_expected not in offered

@@ -9,6 +9,7 @@ import rasterio
 import shapely
 import zarr
 from affine import Affine
+from conftest import smooth
 from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
@@ -269,3 +270,33 @@ def test_nothing_is_written_where_one_product_is_refused(world, tmp_path, monkey
     assert isinstance(done.exception, OptionError | StoreError), done.output
     assert "\n" not in str(done.exception)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_an_item_tells_when_the_imagery_was_recorded(write_raster, tmp_path, words, trivial):
+    """The option, else the sensor's side file, else the TIFF tag; the time of processing has a place of its own."""
+    scene = write_raster(smooth(64, 64))
+
+    def made(name, **given):
+        out = tmp_path / f"{name}.zarr"
+        pipeline.map_scene(scene, words, out, trivial(scene=given))
+        with ovrs.open(out) as mapped:
+            return stac.item(mapped, tmp_path)["properties"], mapped.record
+
+    told, record = made("nothing")
+    assert (record.acquired, told["datetime"]) == (None, told["created"])
+    with rasterio.open(scene, "r+") as target:
+        target.update_tags(TIFFTAG_DATETIME="2021:07:04 09:30:00")
+    told, _ = made("tag")
+    assert told["datetime"] == "2021-07-04T09:30:00Z"
+    assert told["processing:datetime"] == told["created"] != told["datetime"]
+    told, record = made("option", acquired="2020-06-01T12:00+02:00")
+    assert told["datetime"] == "2020-06-01T10:00:00Z"
+    assert record.scene.acquired == "2021-07-04T09:30:00+00:00"
+    with pytest.raises(OptionError, match="acquired"):
+        trivial(scene={"acquired": "last summer"})
+
+
+@pytest.mark.parametrize("side", [100, 1000, 20000])
+def test_a_rectangle_has_five_vertices(side):
+    found = footprint(grid("EPSG:32632", 360000, 5640000, 0.5, side, side)).geometry
+    assert [len(ring) for ring in found["coordinates"]] == [5]

@@ -15,7 +15,7 @@ from ovrs.cli import assess as cli_assess
 from ovrs.cli import bench as cli_bench
 from ovrs.cli import catalog as cli_catalog
 from ovrs.cli import collection as cli_collection
-from ovrs.cli import edge, fields
+from ovrs.cli import complete, edge, fields
 from ovrs.cli import models as cli_models
 from ovrs.cli import preview as cli_preview
 from ovrs.cli import products as cli_products
@@ -91,18 +91,24 @@ def map_command(
     gsd: Annotated[str | None, fields.flag("scene.gsd")] = None,
     bbox: Annotated[str | None, fields.flag("scene.bbox")] = None,
     aoi: Annotated[str | None, fields.flag("scene.aoi")] = None,
+    acquired: Annotated[str | None, fields.flag("scene.acquired")] = None,
     classes: Annotated[
         str | None, typer.Option(help='Class names in plain words: "building, road, water".', rich_help_panel="Words")
     ] = None,
     vocabulary: Annotated[
         str | None,
-        typer.Option(help="A shipped vocabulary (`ovrs vocabulary list`) or a YAML file.", rich_help_panel="Words"),
+        typer.Option(
+            help="A shipped vocabulary (`ovrs vocabulary list`) or a YAML file.",
+            rich_help_panel="Words",
+            autocompletion=complete.vocabularies,
+        ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             help="A paper's settings, and its words if none are given: segearth/loveda (see `ovrs methods`).",
             rich_help_panel="Words",
+            autocompletion=complete.presets,
         ),
     ] = None,
     model: Annotated[str | None, fields.flag("model.model")] = None,
@@ -117,6 +123,7 @@ def map_command(
             metavar="SECTION.KEY=VALUE",
             help="Any other option; without SECTION, one of the method. May be repeated.",
             rich_help_panel="Model",
+            autocompletion=complete.keys,
         ),
     ] = None,
     out: Annotated[
@@ -156,6 +163,7 @@ def map_command(
         "scene.gsd": gsd,
         "scene.bbox": bbox,
         "scene.aoi": aoi,
+        "scene.acquired": acquired,
         "model.model": model,
         "model.pretrained": pretrained,
         "model.device": device,

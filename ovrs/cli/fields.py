@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ovrs.cli import complete
 from ovrs.cli.edge import Strict
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ def flag(key: str, panel: str | None = None) -> Any:
     The field's help takes the place of the key when help is shown: the options are not loaded before.
     """
     section, _, name = key.partition(".")
-    return typer.Option(f"--{name.replace('_', '-')}", help=key, rich_help_panel=panel or section.capitalize())
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=key,
+        rich_help_panel=panel or section.capitalize(),
+        autocompletion=complete.OF_FIELD.get(key),
+    )
 
 
 def told(flags: Mapping[str, str | None], pairs: list[str]) -> dict[str, dict[str, Any]]:

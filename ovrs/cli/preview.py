@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs.cli import fields
+from ovrs.cli import complete, fields
 from ovrs.cli.edge import App
 from ovrs.errors import OptionError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ovrs.words.vocabulary import Vocabulary
 
 app = App()
+
+LEARNING_TILES = 8
+"""Tiles from which a preview adapts to the scene, unless `--set scene_tiles=…` says how many."""
 
 
 @app.command(cls=fields.Spelled)
@@ -34,17 +37,25 @@ def preview(
         str | None, typer.Option(help='Class names in plain words: "building, road, water".', rich_help_panel="Words")
     ] = None,
     vocabulary: Annotated[
-        str | None, typer.Option(help="A shipped vocabulary or a YAML file.", rich_help_panel="Words")
+        str | None,
+        typer.Option(
+            help="A shipped vocabulary or a YAML file.", rich_help_panel="Words", autocompletion=complete.vocabularies
+        ),
     ] = None,
     compare_words: Annotated[
         str | None,
-        typer.Option(help="Several vocabularies, side by side: landcover,mine.yaml.", rich_help_panel="Compare"),
+        typer.Option(
+            help="Several vocabularies, side by side: landcover,mine.yaml.",
+            rich_help_panel="Compare",
+            autocompletion=complete.many(complete.vocabularies),
+        ),
     ] = None,
     compare: Annotated[
         str | None,
         typer.Option(
             help="Several methods, side by side: none,tmpa; with options of each: tmpa+adaptation=tile.",
             rich_help_panel="Compare",
+            autocompletion=complete.many(complete.methods),
         ),
     ] = None,
     model: Annotated[str | None, fields.flag("model.model")] = None,
@@ -131,6 +142,9 @@ def _requests(
         name, *more = setting.split("+")
         told = fields.told({**flags, "method.method": name} if name else flags, [*pairs, *more])
         made = options.build(**told)
+        used = options.resolved(made.model, made.method, vocabulary)
+        if used.scene_level and "scene_tiles" not in told["method"]:
+            made = options.build(**{**told, "method": {**told["method"], "scene_tiles": LEARNING_TILES}})
         request = Request(
             uri=scenes[0], others=tuple(scenes[1:]), words=vocabulary, options=made, target="preview.zarr"
         )

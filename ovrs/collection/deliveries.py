@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovrs.collection import imagery, whole
 from ovrs.errors import SceneReadError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovrs.collection.catalog import Catalog
+    from ovrs.collection.entry import Entry, Memory, Seen
     from ovrs.collection.ledger import Image, Ledger
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def look(catalog: Catalog, collection: str, ledger: Ledger, *, read: bool = True
     return sorted(out, key=lambda d: d.image.name)
 
 
-def _delivery(catalog: Catalog, image: Image, entry: dict[str, Any] | None, first: str, ledger: Ledger) -> Delivery:
+def _delivery(catalog: Catalog, image: Image, entry: Entry | None, first: str, ledger: Ledger) -> Delivery:
     state = ledger.state(entry)
     same_as = "" if first == image.name else first
     if entry is None:
@@ -105,9 +106,9 @@ def target(catalog: Catalog, image: Image) -> str:
     return catalog.output(f"{image.collection}/{image.name}")
 
 
-def _contents(found: Sequence[Image], memory: dict[str, Any], read: bool) -> tuple[dict[str, str], dict[str, Any]]:
+def _contents(found: Sequence[Image], memory: Memory, read: bool) -> tuple[dict[str, str], Memory]:
     """Why images wait, by name; and `{address: {sign, content, since}}` of all that were found."""
-    known: dict[str, Any] = {}
+    known: Memory = {}
     waiting: dict[str, str] = {}
     fresh = []
     for image in found:
@@ -118,7 +119,7 @@ def _contents(found: Sequence[Image], memory: dict[str, Any], read: bool) -> tup
                 continue
         fresh.append(image)
     if not read:
-        return {i.name: w for i in fresh if (w := known.get(redacted(i.uri), {}).get("waits"))}, known
+        return {i.name: s["waits"] for i in fresh if (s := known.get(redacted(i.uri))) and s.get("waits")}, known
     unseen = [i for i in fresh if redacted(i.uri) not in known]
     if any(vsi.local_path(i.uri) for i in unseen):
         time.sleep(imagery.SETTLE_SECONDS)  # the second look
@@ -128,7 +129,10 @@ def _contents(found: Sequence[Image], memory: dict[str, Any], read: bool) -> tup
         if reason:
             log.warning("%s waits: %s", image.name, reason)
             waiting[image.name] = reason
-        known[redacted(image.uri)] = {**seen, "waits": reason, **({"content": content} if content else {})}
+        settled: Seen = {**seen, "waits": reason}
+        if content:
+            settled["content"] = content
+        known[redacted(image.uri)] = settled
     return waiting, known
 
 
@@ -181,13 +185,12 @@ def content_of(image: Image) -> str:
     return origin.sha256
 
 
-def _with_content(image: Image, known: dict[str, Any]) -> Image:
-    return replace(image, content=known.get(redacted(image.uri), {}).get("content", ""))
+def _with_content(image: Image, known: Memory) -> Image:
+    seen = known.get(redacted(image.uri))
+    return replace(image, content="" if seen is None else seen.get("content", ""))
 
 
-def _adopted(
-    catalog: Catalog, image: Image, entries: dict[str, dict[str, Any]], ledger: Ledger
-) -> dict[str, Any] | None:
+def _adopted(catalog: Catalog, image: Image, entries: dict[str, Entry], ledger: Ledger) -> Entry | None:
     """Return an entry that names the file by size and time, written anew under its content."""
     old = entries.get(replace(image, collection="", content="").key)
     if not image.content or old is None or old["status"] != "done" or old.get("map") != target(catalog, image):

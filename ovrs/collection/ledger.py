@@ -27,6 +27,8 @@ from ovrs.redact import redacted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ovrs.collection.entry import Entry, Memory
+
 log = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 900.0
@@ -87,11 +89,11 @@ class Ledger:
 
     # ---- reading
 
-    def entry(self, image: Image) -> dict[str, Any] | None:
+    def entry(self, image: Image) -> Entry | None:
         """Return what is known of an image."""
         return self._latest(image.key)[1]
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[Entry]:
         """Return the newest entry of every image, by key. Each holds `key`, `status`, `name`, `collection`, `attempt`."""
         newest: dict[str, int] = {}
         for entry in self.objects.list(deep=False):
@@ -101,7 +103,7 @@ class Ledger:
         read = each(self.objects, names, self.objects.get)
         return [_parsed(c.content, names[f], newest[names[f]]) for f, c in read if c is not None]
 
-    def state(self, entry: dict[str, Any] | None) -> str:
+    def state(self, entry: Entry | None) -> str:
         """Return `new`, `busy`, `failed` (is tried again), `hopeless` (is not), `done`, or `forgotten`."""
         if entry is None:
             return "new"
@@ -114,7 +116,7 @@ class Ledger:
             return "busy"
         return "failed" if left else "hopeless"
 
-    def reason(self, entry: dict[str, Any]) -> str:
+    def reason(self, entry: Entry) -> str:
         """Why an image is not mapped, in one line."""
         if entry["status"] == "claimed":
             return f"{owner.shown(entry.get('owner'))} ended while it mapped the image"
@@ -214,7 +216,7 @@ class Ledger:
         if held is not None:
             self._finish(image, "released", attempt=held.attempt - 1)
 
-    def decide(self, entry: dict[str, Any], status: str) -> None:
+    def decide(self, entry: Entry, status: str) -> None:
         """Write what a person decides: `released` (try again from the first attempt) or `forgotten` (leave out).
 
         Raises:
@@ -230,7 +232,7 @@ class Ledger:
         if not self.objects.put_if_absent(key, json.dumps(facts, indent=1).encode()):
             raise StoreLockedError(f"{entry['name']} was just taken by another process; look again")
 
-    def update(self, entry: dict[str, Any], **facts: Any) -> None:
+    def update(self, entry: Entry, **facts: Any) -> None:
         """Change facts of a finished entry, such as where its map lies."""
         content = {k: v for k, v in entry.items() if k not in ("key", "generation")}
         key = generation(entry["key"], entry["generation"])
@@ -238,7 +240,7 @@ class Ledger:
 
     # ---- a small memory that only saves time
 
-    def remembered(self, collection: str) -> dict[str, Any]:
+    def remembered(self, collection: str) -> Memory:
         """Return what `remember` kept; empty when there is nothing or it cannot be read."""
         try:
             kept = self.objects.get(self._memory(collection))
@@ -247,7 +249,7 @@ class Ledger:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def remember(self, collection: str, content: dict[str, Any]) -> None:
+    def remember(self, collection: str, content: Memory) -> None:
         """Keep the contents of the files of a collection by their signs, so that they are not read again."""
         self.objects.put(self._memory(collection), json.dumps(content).encode())
 
@@ -256,7 +258,7 @@ class Ledger:
 
     # ---- files
 
-    def _latest(self, key: str) -> tuple[int, dict[str, Any] | None]:
+    def _latest(self, key: str) -> tuple[int, Entry | None]:
         """Return number and content of the newest generation; 0 and None when there is none."""
         number, content = self.places.latest(key)
         return number, None if content is None else _parsed(content, key, number)
@@ -289,8 +291,8 @@ class Ledger:
         _HELD.pop((str(self.folder), image.key), None)
         if held is None:
             return
-        before = self._latest(image.key)[1] or {}
-        kept = {"out": before["out"]} if "out" in before else {}
+        before = self._latest(image.key)[1]
+        kept = {"out": before["out"]} if before is not None and "out" in before else {}
         told = {"attempt": held.attempt, "claim": held.claim.word, **kept, **facts}
         try:
             held.claim.write(self._content(image, status, **told))
@@ -306,7 +308,7 @@ class Ledger:
                 log.warning("%s was taken over by another process", image.name)
                 return
 
-    def _stale(self, entry: dict[str, Any]) -> bool:
+    def _stale(self, entry: Entry) -> bool:
         """Whether the holder of a claim is gone, or gave no sign of life for so long by the clock of the store."""
         if owner.is_gone(entry.get("owner")):
             return True
@@ -314,7 +316,7 @@ class Ledger:
         return silent is not None and silent > EXPIRY_SECONDS
 
 
-def _parsed(content: bytes, key: str, number: int) -> dict[str, Any]:
+def _parsed(content: bytes, key: str, number: int) -> Entry:
     """Return an entry; one that cannot be read counts as an attempt that somebody did not live to record."""
     try:
         found = json.loads(content)
@@ -322,4 +324,6 @@ def _parsed(content: bytes, key: str, number: int) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict) or "status" not in found:
         found = {"status": "failed", "name": "?", "reason": "its entry in the ledger is damaged", "attempt": number}
-    return {"collection": "", "attempt": 1, **found, "key": key, "generation": number}
+    entry: Any = {"collection": "", "attempt": 1, "name": "?", **found, "key": key, "generation": number}
+    told: Entry = entry
+    return told

@@ -26,7 +26,7 @@ _PER_SIDE = 64
 _DIGITS = 9
 """Decimals of a degree: a tenth of a millimetre."""
 _STRAIGHT = 5e-5
-"""Degrees that an outline may change where points are dropped: a centimetre."""
+"""Degrees that an outline may change where points are dropped: five metres, and never more than a thousandth of its width."""
 
 
 _BODY = re.compile(

@@ -101,6 +101,7 @@ def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str,
             "processing:lineage": f"{record.model.model} with {record.model.method}, adapted at test time; "
             f"classes: {', '.join(classes.names)}",
             "processing:level": "L4",
+            "processing:datetime": _utc(record.finished),
             **_mlm(record, classes),
         },
         "links": [],

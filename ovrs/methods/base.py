@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,6 +38,17 @@ def _absolute(value: Path | None, info: ValidationInfo) -> Path | None:
 
 
 AbsolutePath = Annotated[Path | None, AfterValidator(_absolute)]
+
+
+def _in_utc(value: str | None) -> str | None:
+    """Return a time in ISO 8601 with its zone; without one it is UTC."""
+    if value is None:
+        return None
+    when = datetime.fromisoformat(value)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
+
+
+Moment = Annotated[str | None, AfterValidator(_in_utc)]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ovrs.run.rundir import BlockRecord
 
 
-_HINTS = ("name", "version")
-"""Facts about the file that do not make another scene of it: what it is called, and its time of change or tag."""
+_HINTS = ("name", "version", "acquired")
+"""Facts about the file that do not make another scene of it: what it is called, its times, its tag."""
 
 
 _TOLD = ("licence", "deviations")
@@ -88,6 +88,9 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
         "numerics": NUMERICS,
         "digest": digest(parts),
     }
+    when = job.options.scene.acquired or scene.source.get("acquired")
+    if when is not None:
+        description["acquired"] = when
     return RunDescription.model_validate(cleaned(description))
 
 

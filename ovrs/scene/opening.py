@@ -19,6 +19,7 @@ from rasterio.vrt import WarpedVRT
 from ovrs.errors import OptionError, SceneReadError, told
 from ovrs.redact import is_redacted, redacted
 from ovrs.scene import identity
+from ovrs.scene.acquired import acquired
 from ovrs.scene.channels import choose_channels, differs, is_alpha_an_image
 from ovrs.scene.grid import Window, crop_to_bounds, nominal_size_m, regrid
 from ovrs.scene.limits import check_claims
@@ -232,6 +233,7 @@ def _facts(source: Any, uri: str | Path) -> dict[str, object]:
         "crs": None if source.crs is None else source.crs.to_string(),
         "transform": list(source.transform)[:6],
         "nodata": None if source.nodata is None else repr(source.nodata),
+        **({"acquired": when} if (when := acquired(source)) is not None else {}),
     }
 
 

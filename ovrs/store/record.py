@@ -62,6 +62,8 @@ class SceneFacts(_Part):
     """Whether pieces stand for the whole."""
     version: str | None = None
     """Digest of times of change and tags."""
+    acquired: str | None = None
+    """When the file says that it was recorded, ISO 8601."""
 
 
 class GridFacts(_Part):

@@ -23,7 +23,7 @@ def of_run(settings: CocoSam3, weight: float) -> list[str]:
         found.append(f"lambda is 0, not {settings.prior_weight:g}: no probe has accepted the prior's space")
     elif weight != 1:
         found.append(f"lambda is {weight:g}; the paper adds the prior with weight 1")
-    if weight != 0 and settings.synonyms and getattr(settings, "synonym_join", "log_mean_exp") == "log_mean_exp":
+    if weight != 0 and settings.synonyms and settings.synonym_join == "mean":
         found.append("synonyms are joined by log-mean-exp; the paper's is log-sum-exp (the same for equal numbers)")
     if weight != 0 and settings.prior_space != "sam3":
         found.append(f"pixels and words are compared in the space {settings.prior_space}, not inside SAM 3")

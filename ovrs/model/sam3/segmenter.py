@@ -83,10 +83,11 @@ class _Sam3Segmenter(Generic[S]):
     def evidence(
         self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_], crops: tuple[Window, ...]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return self.look([(rgb, valid, crops)])[0]
+        total, weights, _ = self.look([(rgb, valid, crops)])[0]
+        return total, weights
 
-    def look(self, tiles: Sequence[TileSample]) -> list[Any]:
-        """`evidence` of several tiles; the vision tower sees all their windows in one batch."""
+    def look(self, tiles: Sequence[TileSample]) -> list[tuple[Any, Any, tuple[str, ...]]]:
+        """`evidence` of several tiles, each without events; the vision tower sees all their windows in one batch."""
         windows = [
             (index, crop)
             for index, (_, valid, crops) in enumerate(tiles)
@@ -99,7 +100,7 @@ class _Sam3Segmenter(Generic[S]):
             (i, crop): self.crop_evidence(rgb, valid, state)
             for (i, crop), (rgb, valid), state in zip(windows, images, states, strict=True)
         }
-        return [self._blended(i, valid.shape, crops, found) for i, (_, valid, crops) in enumerate(tiles)]
+        return [(*self._blended(i, valid.shape, crops, found), ()) for i, (_, valid, crops) in enumerate(tiles)]
 
     def _blended(
         self, tile: int, shape: tuple[int, ...], crops: tuple[Window, ...], found: Mapping[Any, NDArray[np.float32]]
