@@ -38,7 +38,7 @@ FINEST_GSD, COARSEST_GSD = 0.08, 5.0
 """Pixel sizes in metres beyond which a scene is refused without `--gsd`, or warned about."""
 
 _SAME_GSD = 0.01
-"""A grid asked for within one percent of the source's own is the source's own."""
+"""A grid of pixels within one percent of the source's size is the grid of the source: nothing is resampled."""
 
 _COARSER = 1.2
 """From this ratio of pixel sizes on, pixels are averaged instead of interpolated."""
