@@ -38,7 +38,7 @@ class SegmenterSpec:
 
     @classmethod
     def of(cls, model: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -> SegmenterSpec:
-        """What the options of a run come to; loads no weights (errors as `ovrs.options.resolved`)."""
+        """Return what the options of a run come to; loads no weights (errors as `ovrs.options.resolved`)."""
         return cls(model, resolved(model, method, vocabulary), vocabulary)
 
     @property
