@@ -138,7 +138,7 @@ def test_towers_without_class_token_attention_are_refused():
 
     from ovrs.model.clip.dense import check_vit
 
-    with pytest.raises(WeightsError, match="open_clip ViT"):
+    with pytest.raises(WeightsError, match="CLIP's ViTs with a class token"):
         check_vit(open_clip.create_model("RN50", pretrained_image=False).visual)
 
 

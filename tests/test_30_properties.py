@@ -142,7 +142,18 @@ def test_batches_in_float32_give_the_same_labels(tiny_visual_p8, golden):
 
 def test_every_preset_is_valid_and_names_its_source():
     files = {n.partition("/")[0] for n in preset.names()}
-    assert files == {"mlmp", "mlmp_ports", "naclip", "sam3", "segearth", "segearth_ov3", "tmpa", "tmpa_released"}
+    assert files == {
+        "coninfer",
+        "mlmp",
+        "mlmp_ports",
+        "naclip",
+        "proc_sam3",
+        "sam3",
+        "segearth",
+        "segearth_ov3",
+        "tmpa",
+        "tmpa_released",
+    }
     for name in preset.names():
         chosen = options.build(method=preset.method_options(name)).method
         source = preset.load(name.partition("/")[0]).source
@@ -159,7 +170,7 @@ def test_every_preset_is_valid_and_names_its_source():
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: preset.load("magic"), "choose one of mlmp"),
+        (lambda: preset.load("magic"), "choose one of coninfer"),
         (lambda: preset.method_options("segearth"), "an entry is needed"),
         (lambda: preset.method_options("segearth/mars"), "segearth/loveda"),
         (lambda: preset.parse_settings(["beta"]), "KEY=VALUE"),

@@ -209,7 +209,7 @@ def test_flags_are_fields_and_few():
     known = {key.partition(".")[2] for key in options.listing()}
     assert own < set(flags)
     assert set(flags) - own <= known
-    assert len(flags) <= 18
+    assert len(flags) <= 21
     shown = run("map", "--help")
     assert [shown.index(f"\n{title}:") for title in ("Scene", "Words", "Model", "Run")] == sorted(
         shown.index(f"\n{title}:") for title in ("Scene", "Words", "Model", "Run")

@@ -332,9 +332,10 @@ def test_windows_are_averaged_phrase_by_phrase_before_the_best_is_taken():
     part = (rgb[:, :, :64], valid[:, :64], crops[:1])
     assert np.allclose(phrase.segment(*part).scores, best.segment(*part).scores, atol=1e-6)
     total, weights = phrase.evidence(rgb, valid, crops)
-    assert len(total) == len(phrase.asked) > len(best.groups)
+    asked, class_of = phrase.rows()
+    assert len(total) == len(asked) > len(best.groups)
     mean = total / weights
-    wanted = [mean[(phrase.class_of == c).numpy()].max(axis=0) for c in range(len(phrase.groups))]
+    wanted = [mean[(class_of == c).numpy()].max(axis=0) for c in range(len(phrase.groups))]
     found = phrase.segment(rgb, valid, crops).scores[list(phrase.phrases.class_index)]
     assert np.allclose(found, np.stack(wanted))
     gap = best.segment(rgb, valid, crops).scores - phrase.segment(rgb, valid, crops).scores

@@ -395,10 +395,11 @@ def test_windows_in_one_batch_equal_windows_one_by_one(network):
     assert made.tiles_at_once == 1  # on a CPU
     tiles = [(rgb, valid, (Window(0, 0, 64, 64),)) for rgb, valid in images]
     tiles.append((images[0][0], np.zeros((64, 64), bool), (Window(0, 0, 64, 64),)))  # nothing valid
-    for (total, weights), tile in zip(made.look(tiles), tiles, strict=True):
+    for (total, weights, events), tile in zip(made.look(tiles), tiles, strict=True):
         own = made.evidence(*tile)
         np.testing.assert_allclose(total, own[0], atol=1e-5)
         np.testing.assert_array_equal(weights, own[1])
+        assert events == ()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -33,7 +33,8 @@ def blocks(language):
 
 
 def commands():
-    lines = [(p.name, line.strip()) for p in PAGES for line in p.read_text().splitlines() if line.startswith("    ")]
+    texts = [(p.name, re.sub(r" \\\n\s*", " ", p.read_text())) for p in PAGES]  # a command may go on in the next line
+    lines = [(name, line.strip()) for name, text in texts for line in text.splitlines() if line.startswith("    ")]
     return [(page, line.split("#")[0].strip().removeprefix(".venv/bin/")) for page, line in lines]
 
 
