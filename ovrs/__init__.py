@@ -1,11 +1,12 @@
-"""Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time."""
+"""Make open-vocabulary maps of large georeferenced scenes, adapted at test time."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+"""The version of the program; `pyproject.toml` reads it from here."""
 
 _LAZY = {
     "Map": "ovrs.store.map:Map",
@@ -33,5 +34,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names alone; rooms are found in the documentation."""
+    """List the public names alone; rooms are found in the documentation."""
     return list(__all__)

@@ -178,14 +178,14 @@ class DamagedBlocksError(IncompleteRunError):
 
 
 def not_written(target: object, error: OSError) -> OutputError:
-    """The error for `target` that could not be written: the system's reason, and what to do."""
+    """Return the error for `target` that could not be written: the system's reason, and what to do."""
     advice = _ADVICE.get(error.errno or 0, "give the same command again when the cause is gone")
     same = error.strerror is not None and str(error.filename or target) == str(target)
     return OutputError(f"cannot write {target}: {error.strerror if same else told(error)}; {advice}")
 
 
 def told(error: BaseException) -> str:
-    """The reason of an error in one line: its own text and the texts of its causes that say more.
+    """Return the reason of an error in one line: its own text and the texts of its causes that say more.
 
     rasterio says "See previous exception for details" and keeps the reason in `__cause__`; the reason is what counts.
     """

@@ -159,7 +159,7 @@ def read_text(path: Path, error: type[OvrsError], limit: int = 1 << 24) -> str:
 
 
 def named(path: Path) -> Path:
-    """A path whose last part is a name: `.` and `..` are resolved.
+    """Return a path whose last part is a name: `.` and `..` are resolved.
 
     Raises:
         StoreError: It is the root folder.
@@ -188,7 +188,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def temporary_path(target: Path, *, keep_suffix: bool = True) -> Path:
-    """A new hidden name beside `target` that tells its process, so that leftovers of dead ones can be removed."""
+    """Return a new hidden name beside `target` that tells its process, so that leftovers of dead ones can be removed."""
     suffix = target.suffix if keep_suffix and len(target.suffix) <= 12 else ""
     return target.with_name(f"{_prefix(target)}{_process()}-{uuid.uuid4().hex[:6]}{suffix}")
 
@@ -232,7 +232,7 @@ def _is_old(entry: os.DirEntry[str]) -> bool:
 
 
 def _process() -> str:
-    """This process: machine, number, and a word that no other process has."""
+    """Name this process: machine, number, and a word that no other process has."""
     if f"-{os.getpid()}-" not in _PROCESS[0]:  # forked
         _PROCESS[0] = f"{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     return _PROCESS[0]

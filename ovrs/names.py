@@ -50,7 +50,7 @@ def ascii_words(names: Sequence[str]) -> list[str]:
 
 
 def _unequal(words: list[str], pattern: str) -> list[str]:
-    """The first of equal words stays; later ones get the lowest number that no other word has."""
+    """Make words unique: the first of equal words stays, later ones get the lowest number that no other word has."""
     taken, out = set(words), []
     seen: set[str] = set()
     for word in words:

@@ -111,10 +111,10 @@ class ModelOptions(Fields):
     model recommends for the imagery's pixel size, else 1. The window of a zoom of 2 covers half of the model's training size,
     unless `crop` is given."""
     wide: tuple[int, ...] | None = None
-    """Look also through windows over so many × so many of the ordinary ones, and take the mean. Default: as the model
-    recommends for the imagery's pixel size, none if `zoom` or `crop` is given."""
+    """Add windows that cover k × k crops, for each k named here, and take the mean over the sizes. Default: as the model
+    recommends for the pixel size of the imagery; none if `zoom` or `crop` is given."""
     turned: bool | None = None
-    """Show wider windows turned, each size of them in another way: the mean is then over orientations too. Default: as the
+    """Show wider windows turned, each size in another way; the mean is then over orientations too. Default: as the
     model recommends."""
     pixel_size: float | None = Field(default=None, gt=0)
     """Metres per pixel of the imagery, by which a model may choose its windows. Default: the scene's own, if it has a place on
@@ -128,7 +128,10 @@ class ModelOptions(Fields):
         return None if value is None else tuple(sorted(set(value)))
 
     def told(self, pixel_size: float | None) -> ModelOptions:
-        """With the imagery's pixel size, where it is known, was not given, and a model may choose its windows by it."""
+        """Return these options with the pixel size of the imagery in metres.
+
+        An option that is set stays. Only models of the family `clip` choose their crops by the pixel size.
+        """
         if pixel_size is None or self.pixel_size is not None or self.family != "clip":
             return self
         return self.model_copy(update={"pixel_size": pixel_size})
@@ -201,7 +204,7 @@ class RunOptions(Fields):
     @model_validator(mode="before")
     @classmethod
     def _scheduler(cls, data: object) -> object:
-        """A scheduler asks for Dask."""
+        """Take Dask where a scheduler is named."""
         if isinstance(data, dict) and data.get("scheduler") and data.get("executor") is None:
             return {**data, "executor": "dask"}
         return data
@@ -358,7 +361,7 @@ def build(**sections: Mapping[str, object]) -> MapOptions:
 
 
 def resolved(model: ModelOptions, method: MethodOptions, words: Vocabulary) -> Settings:
-    """The settings of a run's method, complete. Reads the model's `ovrs.json`; loads no weights.
+    """Return the settings of a run's method, complete. Reads the model's `ovrs.json`; loads no weights.
 
     Raises:
         OptionError: See `ovrs.methods.registry.resolve`, and a method of another kind of network, or too few classes.

@@ -1,5 +1,7 @@
-"""The story: a scene and words in, a georeferenced class map out. Command line, catalog and flow make a `Request`; `map`
-does the rest."""
+"""The story: a scene and words in, a georeferenced class map out.
+
+Command line, catalog and flow make a `Request`; `map` does the rest.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,7 @@ def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, ob
 
 
 def _of_one_scene(request: Request, target: Place, staging: Path | None, *, overwrite: bool) -> Request:
-    """The request with a mosaic in place of several files; that of a map for a URL lies with the unpublished maps."""
+    """Return the request with a mosaic in place of several files; that of a map for a URL lies with the unpublished maps."""
     begin.require_store_name(target)
     local = target if isinstance(target, Path) else publish.staging_path(target.url, staging or MOSAICS)
     scene = mosaic.as_one([request.uri, *request.others], local, overwrite=overwrite)
@@ -130,7 +132,7 @@ def _of_one_scene(request: Request, target: Place, staging: Path | None, *, over
 
 
 def _made(request: Request, out: Place, *, overwrite: bool, around: Around) -> dict[str, object]:
-    """The map of a request, made where it is to lie."""
+    """Make the map of a request where it is to lie."""
     options = request.options.run
     if execute.is_elsewhere(options):
         scheduler.reach(options)

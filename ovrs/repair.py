@@ -146,7 +146,7 @@ def _forget_damaged_state(run: RunDir) -> str:
 
 
 def _facts(out: Place) -> Mapping[str, object]:
-    """What a finished map says of itself; empty where it cannot be read."""
+    """Return what a finished map says of itself; empty where it cannot be read."""
     try:
         return store.facts(store.open_complete(out))
     except StoreError:

@@ -40,7 +40,7 @@ class Request:
         vocabulary: str | None = None,
         options: MapOptions | None = None,
     ) -> Request:
-        """A request whose classes are given by name.
+        """Return a request whose classes are given by name.
 
         Args:
             uri: The scene.
@@ -58,7 +58,7 @@ class Request:
 
 
 def words_from_names(classes: str | Iterable[str] | None, vocabulary: str | None) -> Vocabulary:
-    """The vocabulary that class names, or the name of a vocabulary, stand for (arguments and errors as `from_names`)."""
+    """Return the vocabulary that class names, or the name of a vocabulary, stand for (arguments and errors as `from_names`)."""
     if (classes is None) == (vocabulary is None):
         raise OptionError(
             'name the classes, either --classes "building, road, water" or --vocabulary NAME|FILE.yaml '

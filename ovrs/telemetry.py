@@ -35,6 +35,7 @@ class JsonLines(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, message, and the fields of a block."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Format a record as one line of JSON."""
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
             "time": when,
@@ -114,7 +115,7 @@ class Counters:
             self.folder = None
 
     def text(self) -> str:
-        """The counters in the text format of Prometheus."""
+        """Return the counters in the text format of Prometheus."""
         label = 'map="' + self.out.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
         blocks = [f'{{{label},status="{k}"}} {v}' for k, v in sorted(self.blocks.items())]
         stages = [f'{{{label},stage="{k}"}} {v:.3f}' for k, v in sorted(self.stages.items())]
@@ -134,7 +135,7 @@ def _family(name: str, kind: str, told: str, samples: list[str]) -> list[str]:
 
 
 def _meter() -> Any:
-    """Adds to OpenTelemetry's counters; None where its package is absent."""
+    """Return the meter with OpenTelemetry's counters; None where its package is absent."""
     if importlib.util.find_spec("opentelemetry") is None:
         return None
     from opentelemetry import metrics

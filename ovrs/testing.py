@@ -1,4 +1,6 @@
-"""Tests that any segmenter and any scene must pass, for those who write one. pytest collects them from a subclass:
+"""Tests that any segmenter and any scene must pass, for those who write one.
+
+pytest collects them from a subclass:
 
 class TestMine(SegmenterTests):
     def segmenter(self):
@@ -38,7 +40,7 @@ class SegmenterTests:
     """Whether the evidence of a tile is the sum over its crops; not for segmenters that look at several crops at once."""
 
     def segmenter(self) -> Segmenter:
-        """The segmenter under test; called once in every test."""
+        """Return the segmenter under test; called once in every test."""
         raise NotImplementedError
 
     def tile(self, segmenter: Segmenter, seed: int = 0, side: int | None = None) -> TileSample:
@@ -155,7 +157,7 @@ class SceneSourceTests:
     """What the engine relies on in a scene. Subclasses give `source`."""
 
     def source(self) -> SceneSource:
-        """The scene under test; called once in every test."""
+        """Return the scene under test; called once in every test."""
         raise NotImplementedError
 
     def windows(self, source: SceneSource) -> list[Window]:

@@ -117,7 +117,7 @@ class Document:
         return "\n".join([*shown, *([f"… and {more} more faults in {self.origin}"] if more else [])])
 
     def faults(self, error: ValidationError) -> list[tuple[Place, str]]:
-        """What pydantic found, each with its place, what is written there and how to mend it."""
+        """Return what pydantic found, each with its place, what is written there and how to mend it."""
         entries = [(tuple(entry["loc"]), entry) for entry in error.errors(include_url=False)]
         below = {place[:i] for place, _ in entries for i in range(len(place))}
         found = []
@@ -161,7 +161,7 @@ STRICT: ConfigDict = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False
 
 
 def numbers_are_numbers(model: type[BaseModel], data: object) -> object:
-    """Validator that runs before all others of a model: true or false for a number is refused."""
+    """Refuse true or false for a number, before all other validators of a model."""
     for key, value in data.items() if isinstance(data, dict) else ():
         field = model.model_fields.get(key)
         wanted = "" if field is None else str(field.annotation)
@@ -192,7 +192,7 @@ def visible(text: str, allowed: str = "") -> str:
 
 
 def read_text(path: Path, error: type[OvrsError]) -> str:
-    """The text of a small UTF-8 file.
+    """Return the text of a small UTF-8 file.
 
     Raises:
         OvrsError: Of the given class: no such file, a folder, a device, too large, not readable, or not UTF-8.
@@ -253,7 +253,7 @@ def parse(text: str, origin: str, error: type[OvrsError]) -> Document:
 
 
 def _excesses(text: str) -> Iterator[tuple[int, str]]:
-    """What must not be constructed at all, with its line: tags, deep nesting, aliases that explode."""
+    """Yield what must not be constructed at all, with its line: tags, deep nesting, aliases that explode."""
     sizes: dict[str, int] = {}
     open_: list[tuple[str | None, int]] = []
     values = repeated = 0
@@ -300,7 +300,7 @@ def _index(node: Any, place: Place, lines: dict[Place, int], words: dict[Place, 
 
 
 def _invalid(text: str, origin: str, fault: yaml.YAMLError | UnicodeEncodeError) -> str:
-    """The message for text that is no YAML."""
+    """Return the message for text that is no YAML."""
     mark = getattr(fault, "problem_mark", None) or getattr(fault, "context_mark", None)
     if isinstance(fault, (yaml.reader.ReaderError, UnicodeEncodeError)):
         bad = fault.object[fault.start] if isinstance(fault, UnicodeEncodeError) else chr(int(fault.character))
@@ -319,7 +319,7 @@ def _invalid(text: str, origin: str, fault: yaml.YAMLError | UnicodeEncodeError)
 
 
 def short(value: Any, limit: int = 60) -> str:
-    """A value as it can stand in a message: cut, and with escapes for what cannot be printed."""
+    """Return a value as it can stand in a message: cut, and with escapes for what cannot be printed."""
     text = value if isinstance(value, str) else repr(value)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
     return text if len(text) <= limit else f"{text[:limit]}…"

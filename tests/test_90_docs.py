@@ -1,22 +1,31 @@
 """Every code block of README and docs is true: Python runs, YAML loads, commands exist."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import environment
 from typer.main import get_command
+from typer.testing import CliRunner
 
+from ovrs import __version__
 from ovrs.cli.app import app
 from ovrs.demo.run import WORLD
 from ovrs.demo.synth import write_scene
 from ovrs.words import vocabulary
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "infra/README.md", ROOT / "training/README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ovrs/assets/MODEL_CARD.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *(ROOT / name for name in ("infra/README.md", "training/README.md")),
+]
 
 
 def blocks(language):
@@ -26,7 +35,7 @@ def blocks(language):
 def commands():
     texts = [(p.name, re.sub(r" \\\n\s*", " ", p.read_text())) for p in PAGES]  # a command may go on in the next line
     lines = [(name, line.strip()) for name, text in texts for line in text.splitlines() if line.startswith("    ")]
-    return [(page, line.split("#")[0].strip()) for page, line in lines]
+    return [(page, line.split("#")[0].strip().removeprefix(".venv/bin/")) for page, line in lines]
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"))
@@ -71,13 +80,57 @@ def test_modules_named_in_commands_have_their_options(page, line):
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for page in PAGES:
-        assert set(re.findall(r"`?make ([a-z-]+)", page.read_text())) <= targets | {"your"}
+        assert set(re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text(), re.M)) <= targets | {"your"}
 
 
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_version_stands_in_citation_and_changelog():
+    """The package's metadata are built from `ovrs.__version__`; two files repeat it for readers."""
+    released = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert released[0] == __version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ovrs.__version__"}
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"ovrs {__version__}\n")
+
+
+def test_pages_speak_of_the_present_model():
+    """The diary is `training/HISTORY.md`."""
+    told = re.compile(r"\b(?:first|second|third|fourth|fifth|sixth)(?: bundled)? model\b|\bcommit [0-9a-f]{7}\b", re.I)
+    assert not {page.name: found for page in PAGES if (found := told.findall(page.read_text()))}
+
+
+@pytest.mark.parametrize(
+    ("page", "sets"),
+    [
+        ("README.md", ["Kampala", "Dubai, tiles 1 and 2"]),
+        (
+            "ovrs/assets/MODEL_CARD.md",
+            ["Los Angeles, Boston, Las Vegas", "Kampala", "Swiss fields", "Ohio", "Czech T8", "Dubai, tiles 1 and 2"],
+        ),
+    ],
+)
+def test_figures_of_the_default_are_those_of_the_results_file(page, sets):
+    """Figures in columns (README) or rows (model card): class names, then calibrated to the scene."""
+    found = json.loads((ROOT / "benchmarks/results/left_out.json").read_text())
+    rows = [
+        [float(cell) for cell in re.findall(r"\| *(\d+\.\d)(?= *\|)", line)]
+        for line in (ROOT / page).read_text().splitlines()
+    ]
+    names, scene = ([round(found[s]["miou"][way], 1) for s in sets] for way in ("names", "scene rule"))
+    if page == "README.md":
+        assert [[round(found[s]["majority"], 1) for s in sets], names, scene] == [row for row in rows if row]
+    else:
+        assert [list(pair) for pair in zip(names, scene, strict=True)] == [row for row in rows if len(row) == 2][
+            : len(sets)
+        ]
 
 
 def tutorial():

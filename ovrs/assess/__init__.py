@@ -1,0 +1,1 @@
+"""Accuracy: samples, comparison with reference data, areas with intervals."""

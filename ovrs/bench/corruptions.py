@@ -50,16 +50,19 @@ def _to_uint8(x: Floats) -> Pixels:
 
 
 def gaussian_noise(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
+    """Add normal noise to every channel."""
     sigma = (0.08, 0.12, 0.18, 0.26, 0.38)[level]
     return _to_uint8(rgb / 255 + rng.normal(scale=sigma, size=rgb.shape))
 
 
 def shot_noise(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
+    """Draw every value from a Poisson distribution of few photons."""
     photons = (60, 25, 12, 5, 3)[level]
     return _to_uint8(rng.poisson(rgb / 255 * photons) / photons)
 
 
 def impulse_noise(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
+    """Set a share of the values to black or white."""
     share = (0.03, 0.06, 0.09, 0.17, 0.27)[level]
     hit, salt = rng.random(rgb.shape) < share, rng.random(rgb.shape) < 0.5
     return np.where(hit, np.where(salt, 255, 0), rgb).astype(np.uint8)
@@ -73,6 +76,7 @@ def _disk(radius: int, alias: float) -> Floats:
 
 
 def defocus_blur(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
+    """Blur with a disk, as a lens out of focus does."""
     from scipy.signal import fftconvolve
 
     kernel = _disk(*((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[level])
@@ -113,6 +117,7 @@ def _motion(x: Floats, radius: int, sigma: float, angle: float) -> Floats:
 
 
 def motion_blur(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
+    """Blur along one random direction."""
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[level]
     return _to_uint8(_motion(rgb / 255, radius, sigma, rng.uniform(-45, 45)))
 
@@ -129,6 +134,7 @@ def _zoomed(x: Floats, factor: float) -> Floats:
 
 
 def zoom_blur(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
+    """Average the image with enlarged copies of its middle."""
     end, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[level]
     x = rgb / 255
     factors = np.arange(1, end, step)
@@ -136,6 +142,7 @@ def zoom_blur(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # n
 
 
 def snow(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
+    """Add flakes that are blurred along one direction, and whiten the image."""
     mean, spread, zoom, threshold, radius, sigma, keep = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -184,6 +191,7 @@ def _plasma(size: int, decay: float, rng: np.random.Generator) -> Floats:
 
 
 def fog(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
+    """Add fractal haze, and scale the image back to its range."""
     amount, decay = ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[level]
     height, width = rgb.shape[:2]
     size = 1 << (max(height, width) - 1).bit_length()
@@ -202,6 +210,7 @@ def brightness(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # 
 
 
 def contrast(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
+    """Move every value toward the mean of its channel."""
     x = rgb / 255
     mean = x.mean(axis=(0, 1), keepdims=True)
     return _to_uint8((x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[level] + mean)
@@ -238,6 +247,7 @@ def elastic_transform(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixe
 
 
 def pixelate(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
+    """Shrink the image and enlarge it again without smoothing."""
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
     height, width = rgb.shape[:2]
     small = Image.fromarray(rgb).resize((max(1, int(width * share)), max(1, int(height * share))), Image.Resampling.BOX)
@@ -245,6 +255,7 @@ def pixelate(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # no
 
 
 def jpeg_compression(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
+    """Write the image as JPEG of low quality and read it again."""
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=(25, 18, 15, 10, 7)[level])
     return np.asarray(Image.open(buffer))

@@ -64,7 +64,7 @@ class Confusion:
         return float(100 * np.diag(self.matrix[:, :-1]).sum() / max(1, self.matrix.sum()))
 
     def majority_miou(self) -> float:
-        """mIoU in percent of a map that shows the most frequent labelled class everywhere."""
+        """Return the mIoU in percent of a map that shows the most frequent labelled class everywhere."""
         labelled = self.matrix.sum(axis=1)
         constant = Confusion(np.zeros_like(self.matrix))
         constant.matrix[:, int(labelled.argmax())] = labelled

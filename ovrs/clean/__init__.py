@@ -1,0 +1,1 @@
+"""Cleaning of maps: areas, sieve, majority, calibrated confidence."""

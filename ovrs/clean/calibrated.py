@@ -28,7 +28,7 @@ def tempered(confidence: NDArray[np.float64], temperature: float, classes: int) 
 
 
 def table(temperature: float, classes: int) -> NDArray[np.uint8]:
-    """Stored confidence to calibrated stored confidence, uint8 `(256,)`; no data stays."""
+    """Map stored confidence to calibrated stored confidence, uint8 `(256,)`; no data stays."""
     found = np.arange(256, dtype=np.uint8)
     stored = np.arange(CONFIDENCE_SCALE + 1) / CONFIDENCE_SCALE
     found[: CONFIDENCE_SCALE + 1] = np.rint(tempered(stored, temperature, classes) * CONFIDENCE_SCALE)
@@ -37,6 +37,6 @@ def table(temperature: float, classes: int) -> NDArray[np.uint8]:
 
 
 def calibrated(mapped: Map, temperature: float) -> Map:
-    """The same map with calibrated confidence; its store stays as it is."""
+    """Return the same map with calibrated confidence; its store stays as it is."""
     translation = table(temperature, len(mapped.names))
     return DerivedMap(mapped, translation=translation, note=f"confidence at temperature {temperature:.4g}")

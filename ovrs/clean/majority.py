@@ -40,8 +40,10 @@ def majority(source: Layer, scratch: Scratch, *, classes: int, side: int, block:
 
 
 def most_frequent(labels: NDArray[np.int64], classes: int, reach: int) -> NDArray[np.int64]:
-    """The most frequent class within `reach` pixels; a tie keeps the pixel's own class if it is among the first, else
-    takes the lower number. `classes` is no data."""
+    """Return the most frequent class within `reach` pixels, `(y, x)`; `classes` is no data.
+
+    A tie keeps the pixel's own class if it is among the first, else takes the lower number.
+    """
     best, own = np.zeros(labels.shape, np.int32), np.zeros(labels.shape, np.int32)
     chosen = labels.copy()
     for value in np.unique(labels[labels < classes]).tolist():

@@ -17,7 +17,7 @@ _FRACTIONS = (1.0, 0.75, 0.5, 0.3)
 
 
 def right_angled(polygon: Any, tolerance: float) -> Any | None:
-    """A polygon with right angles, none of whose outline is farther than `tolerance` from the old one, and the reverse.
+    """Return a polygon with right angles, none of whose outline is farther than `tolerance` from the old one, and the reverse.
 
     Args:
         polygon: A shapely polygon; holes are squared in the same directions, those that cannot be stay.
@@ -78,7 +78,7 @@ def _near(ring: NDArray[np.float64], old: Any, tolerance: float) -> bool:
 
 
 def _ring(points: NDArray[np.float64], angle: float, coarse: float) -> NDArray[np.float64] | None:
-    """A ring with edges along `angle` and across it; None where fewer than four lines are left."""
+    """Return a ring with edges along `angle` and across it; None where fewer than four lines are left."""
     import shapely
 
     cos, sin = math.cos(angle), math.sin(angle)

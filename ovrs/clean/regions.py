@@ -66,13 +66,15 @@ class Regions:
         self._sums = self._forest.totals()
 
     def window(self, i: int, j: int) -> Window:
-        """The block in a row and column of blocks."""
+        """Return the block in a row and column of blocks."""
         top, left = i * self.block, j * self.block
         return Window(top, left, min(self.block, self.shape[0] - top), min(self.block, self.shape[1] - left))
 
     def blocks(self) -> Iterator[tuple[Window, NDArray[np.int64], NDArray[np.float64]]]:
-        """Every block again: its window, area numbers `(y, x)` from 1 (0: none), and the sums `(amounts, numbers)` of each
-        area over the whole raster."""
+        """Read every block again: its window, area numbers `(y, x)` from 1, and sums `(amounts, numbers)` of each area.
+
+        Area number 0 is none; sums are over the whole raster.
+        """
         for i in range(self.rows):
             for j in range(self.cols):
                 window = self.window(i, j)
@@ -104,7 +106,7 @@ class Forest:
         return first
 
     def find(self, number: int) -> int:
-        """The number that stands for all that were joined with one."""
+        """Return the number that stands for all that were joined with one."""
         parent = self._parent
         root = number
         while parent[root] != root:
@@ -132,7 +134,7 @@ class Forest:
             found = further
 
     def totals(self) -> NDArray[np.float64]:
-        """Sums of each area, `(n, numbers)`; at the numbers that stand for joined ones, of all of them."""
+        """Return the sums of each area, `(n, numbers)`; at the numbers that stand for joined ones, of all of them."""
         if not self._parts:
             return np.zeros((1, 0))
         sums = np.concatenate(self._parts, axis=1)
@@ -142,7 +144,7 @@ class Forest:
 
 
 def _sums(ids: NDArray[np.int64], count: int, amounts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Sums of each amount over each area, `(amounts, count + 1)`."""
+    """Return the sums of each amount over each area, `(amounts, count + 1)`."""
     rows = [np.bincount(ids.ravel(), a.ravel(), minlength=count + 1) for a in amounts]
     return np.asarray(np.stack(rows), np.float64)
 

@@ -30,7 +30,7 @@ class Scratch:
         self._folder = tempfile.TemporaryDirectory(prefix="ovrs-clean-", ignore_cleanup_errors=True)
 
     def layer(self, name: str, largest: int) -> Layer:
-        """An empty layer that holds numbers up to `largest`; an older one of the same name is gone."""
+        """Make an empty layer that holds numbers up to `largest`; an older one of the same name is gone."""
         dtype = np.min_scalar_type(max(largest, 255))
         made: zarr.Array[Any] = zarr.create_array(
             str(Path(self._folder.name) / name),
@@ -44,7 +44,7 @@ class Scratch:
         return Layer(made.async_array)
 
     def finished(self, layer: Layer, classes: int, name: str = "finished") -> Layer:
-        """A copy of a layer in a map's own type: values from `classes` on become the map's no data."""
+        """Copy a layer in a map's own type: values from `classes` on become the map's no data."""
         dtype, nodata = label_dtype(classes), label_nodata(classes)
         made = self.layer(f"{name}-{uuid.uuid4().hex[:6]}", nodata)
         for window in strips(self.shape, 4 * CHUNK):

@@ -72,7 +72,7 @@ def sieve(source: Layer, scratch: Scratch, grid: GeoBox, *, classes: int, unit_m
 
 
 def _filled(layer: Layer, scratch: Scratch, classes: int, block: int) -> Layer:
-    """Rounds of filling until nothing changes."""
+    """Fill in rounds until nothing changes."""
     source, number = layer, 0
     while True:
         number += 1

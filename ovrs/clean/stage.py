@@ -22,7 +22,7 @@ BLOCK = 1024
 
 @contextmanager
 def cleaned(mapped: Map, cleaning: Cleaning, block: int = BLOCK) -> Iterator[Map]:
-    """A map after the majority filter and the minimum mapping unit, in this order, while the block lasts.
+    """Yield a map after the majority filter and the minimum mapping unit, in this order, while the block lasts.
 
     Memory: a block with its surroundings (about 60 MB), and 40 bytes for each area that touches a block's border. Disk:
     up to four times the compressed labels, in a temporary folder.

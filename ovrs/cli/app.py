@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs import redact
+from ovrs import __version__, redact
 from ovrs.cli import assess as cli_assess
 from ovrs.cli import bench as cli_bench
 from ovrs.cli import catalog as cli_catalog
@@ -33,7 +33,7 @@ app = edge.App(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Open-vocabulary maps of large georeferenced scenes, adapted to each tile at test time.",
+    help="Open-vocabulary maps of large georeferenced scenes, adapted at test time.",
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 app.add_typer(cli_products.app)
@@ -58,10 +58,19 @@ Progress = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ovrs {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _global(
     debug: Annotated[
         bool, typer.Option("--debug", envvar="OVRS_DEBUG", help="Show tracebacks and debug logs.")
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ) -> None:
     edge.set_up_logging(debug=debug)

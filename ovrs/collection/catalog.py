@@ -182,7 +182,7 @@ class Catalog(_Entry):
         return _known(self.datasets, name, "data set")
 
     def resolve(self, path: str) -> str:
-        """A path of the catalog as seen from here; URLs and absolute paths stay."""
+        """Return a path of the catalog as seen from here; URLs and absolute paths stay."""
         return path if _REMOTE.match(path) else str(self.base / path)
 
     def uris(self, name: str) -> list[tuple[str, str]]:
@@ -201,11 +201,11 @@ class Catalog(_Entry):
         return [(f"{name}/{Path(f).stem}", f) for f in found]
 
     def vocabulary(self, name: str) -> Vocabulary:
-        """A vocabulary by catalog name, else by shipped name."""
+        """Return a vocabulary by catalog name, else by shipped name."""
         return vocabulary.load(self._words(name))
 
     def words_of(self, entry: SceneEntry | CollectionEntry) -> str:
-        """The classes of an entry as `Request.from_names` takes them: a file, or a shipped name."""
+        """Return the classes of an entry as `Request.from_names` takes them: a file, or a shipped name."""
         return str(self._words(entry.vocabulary))
 
     def _words(self, name: str) -> str | Path:
@@ -213,7 +213,7 @@ class Catalog(_Entry):
         return name if file is None else self.base / file
 
     def model(self, name: str | None) -> ModelOptions:
-        """A model by catalog name; None is the bundled one. A folder beside the catalog is found from anywhere."""
+        """Return a model by catalog name; None is the bundled one. A folder beside the catalog is found from anywhere."""
         if name is None:
             return ModelOptions()
         found = _known(self.models, name, "model")
@@ -223,7 +223,7 @@ class Catalog(_Entry):
     def options(
         self, entry: SceneEntry | CollectionEntry, run: RunOptions | None = None, told: Told | None = None
     ) -> MapOptions:
-        """What an entry tells a run.
+        """Return what an entry tells a run.
 
         Args:
             entry: A scene or a collection.
@@ -243,7 +243,7 @@ class Catalog(_Entry):
         return build(**{section: {**values, **(told or {}).get(section, {})} for section, values in own.items()})
 
     def requests(self, name: str, *, words: Vocabulary | None = None, told: Told | None = None) -> list[Request]:
-        """What a name asks for: a request for each raster of a scene, or for each image that a collection holds now.
+        """Return what a name asks for: a request for each raster of a scene, or for each image that a collection holds now.
 
         Args:
             name: A scene or a collection.
@@ -259,7 +259,7 @@ class Catalog(_Entry):
         return [Request(uri=uri, words=words, options=options, target=self.output(title)) for title, uri in found]
 
     def _asked(self, name: str) -> tuple[SceneEntry | CollectionEntry, list[tuple[str, str]]]:
-        """The entry of a name, and (map name, what GDAL opens) for each raster."""
+        """Return the entry of a name, and (map name, what GDAL opens) for each raster."""
         if name not in self.collections or name in self.scenes:
             return self.scene(name), self.uris(name)
         from ovrs.collection.imagery import images  # which reads catalogs

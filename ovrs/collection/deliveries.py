@@ -49,6 +49,7 @@ class Delivery:
 
     @property
     def to_do(self) -> bool:
+        """Whether a run has to map it."""
         return self.state in TO_DO and not self.same_as
 
 
@@ -189,10 +190,8 @@ def _with_content(image: Image, known: Memory) -> Image:
     return replace(image, content="" if seen is None else seen.get("content", ""))
 
 
-def _adopted(
-    catalog: Catalog, image: Image, entries: dict[str, Entry], ledger: Ledger
-) -> Entry | None:
-    """An entry that names the file by size and time, written anew under its content."""
+def _adopted(catalog: Catalog, image: Image, entries: dict[str, Entry], ledger: Ledger) -> Entry | None:
+    """Return an entry that names the file by size and time, written anew under its content."""
     old = entries.get(replace(image, collection="", content="").key)
     if not image.content or old is None or old["status"] != "done" or old.get("map") != target(catalog, image):
         return None

@@ -30,7 +30,7 @@ SETTLE_SECONDS = 5.0
 
 
 def images(catalog: Catalog, name: str, *, settle: float = SETTLE_SECONDS) -> list[Image]:
-    """What a collection holds now, in the order of names. Reads no file.
+    """Return what a collection holds now, in the order of names. Reads no file.
 
     Files that changed less than `settle` seconds ago are left out. A time in the future counts as settled, with a
     warning. Products of `ovrs` below the catalog's output root are left out.
@@ -93,7 +93,7 @@ def fingerprint(state: os.stat_result) -> str:
 
 
 def _names(found: list[_Found]) -> list[str]:
-    """A name of its own for each: its stem; of equal stems the path below the pattern's folder, then with its suffix."""
+    """Return a name of its own for each: its stem; of equal stems the path below the pattern's folder, then with its suffix."""
     names = [safe_name(f.stem) for f in found]
     stems = Counter(names)
     if len(stems) == len(names):

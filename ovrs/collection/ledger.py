@@ -53,6 +53,7 @@ class Image:
 
     @property
     def key(self) -> str:
+        """The name of its folder in the ledger: a hash of collection and content, else of address and fingerprint."""
         known = f"{self.collection}\n{self.content}" if self.content else f"{redacted(self.uri)}\n{self.fingerprint}"
         return hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
@@ -89,11 +90,11 @@ class Ledger:
     # ---- reading
 
     def entry(self, image: Image) -> Entry | None:
-        """What is known of an image."""
+        """Return what is known of an image."""
         return self._latest(image.key)[1]
 
     def entries(self) -> list[Entry]:
-        """The newest entry of every image, by key. Each holds `key`, `status`, `name`, `collection`, `attempt`."""
+        """Return the newest entry of every image, by key. Each holds `key`, `status`, `name`, `collection`, `attempt`."""
         newest: dict[str, int] = {}
         for entry in self.objects.list(deep=False):
             if found := _GENERATION.fullmatch(entry.key):
@@ -103,7 +104,7 @@ class Ledger:
         return [_parsed(c.content, names[f], newest[names[f]]) for f, c in read if c is not None]
 
     def state(self, entry: Entry | None) -> str:
-        """`new`, `busy`, `failed` (is tried again), `hopeless` (is not), `done`, or `forgotten`."""
+        """Return `new`, `busy`, `failed` (is tried again), `hopeless` (is not), `done`, or `forgotten`."""
         if entry is None:
             return "new"
         status, left = entry["status"], entry["attempt"] < MAX_ATTEMPTS
@@ -216,7 +217,7 @@ class Ledger:
             self._finish(image, "released", attempt=held.attempt - 1)
 
     def decide(self, entry: Entry, status: str) -> None:
-        """What a person decides: `released` (try again from the first attempt) or `forgotten` (leave out).
+        """Write what a person decides: `released` (try again from the first attempt) or `forgotten` (leave out).
 
         Raises:
             StoreLockedError: Somebody works on the image.
@@ -240,7 +241,7 @@ class Ledger:
     # ---- a small memory that only saves time
 
     def remembered(self, collection: str) -> Memory:
-        """What `remember` kept; empty when there is nothing or it cannot be read."""
+        """Return what `remember` kept; empty when there is nothing or it cannot be read."""
         try:
             kept = self.objects.get(self._memory(collection))
             found = json.loads(b"{}" if kept is None else kept.content)
@@ -258,7 +259,7 @@ class Ledger:
     # ---- files
 
     def _latest(self, key: str) -> tuple[int, Entry | None]:
-        """Number and content of the newest generation; 0 and None when there is none."""
+        """Return number and content of the newest generation; 0 and None when there is none."""
         number, content = self.places.latest(key)
         return number, None if content is None else _parsed(content, key, number)
 
@@ -316,7 +317,7 @@ class Ledger:
 
 
 def _parsed(content: bytes, key: str, number: int) -> Entry:
-    """An entry; one that cannot be read counts as an attempt that somebody did not live to record."""
+    """Return an entry; one that cannot be read counts as an attempt that somebody did not live to record."""
     try:
         found = json.loads(content)
     except ValueError:

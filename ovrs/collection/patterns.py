@@ -26,7 +26,7 @@ def glob(pattern: str) -> list[str]:
 
 
 def literal_folder(pattern: str) -> str:
-    """The folder that a pattern of local files begins with, as far as it exists under that name."""
+    """Return the folder that a pattern of local files begins with, as far as it exists under that name."""
     folder = Path(Path(pattern).anchor)
     for part in Path(pattern).parts[len(folder.parts) : -1]:
         if not (folder / part).is_dir():
@@ -46,7 +46,7 @@ def _found(pattern: str) -> list[str]:
 
 
 def _below(root: str) -> Iterator[str]:
-    """A folder and all folders below it, each once, whatever links lead to it."""
+    """Yield a folder and all folders below it, each once, whatever links lead to it."""
     seen: set[str] = set()
     for folder, inner, _ in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

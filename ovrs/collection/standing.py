@@ -31,7 +31,7 @@ class Collections:
         self.ledger = Ledger(self.catalog.resolve(self.catalog.outputs.root))
 
     def deliveries(self, collection: str) -> list[Delivery]:
-        """The images of a collection as they stand."""
+        """Return the images of a collection as they stand."""
         return look(self.catalog, collection, self.ledger, read=False)
 
     def of(self, name: str | None) -> dict[str, list[Delivery]]:
@@ -99,7 +99,7 @@ class Versions:
         return [{"content": e["content"], "map": e["map"]} for e in entries if e["key"] != image.key]
 
     def facts(self, delivery: Delivery) -> dict[str, object]:
-        """A delivery as JSON."""
+        """Return a delivery as JSON."""
         image = delivery.image
         return {
             "collection": image.collection,

@@ -19,7 +19,7 @@ _HEAD = 4096
 
 
 def fault(uri: str) -> str:
-    """What is missing of a raster that is still being delivered; empty for a whole one.
+    """Return what is missing of a raster that is still being delivered; empty for a whole one.
 
     A file that no driver of GDAL knows by its first bytes is no raster: it is whole, and mapping it tells what it is.
     """
@@ -40,7 +40,7 @@ def fault(uri: str) -> str:
 
 
 def _last_block_fault(source: DatasetReader) -> str:
-    """The last block of each band is read: files are written from front to back."""
+    """Read the last block of each band: files are written from front to back."""
     if not source.count:
         return ""
     height, width = source.block_shapes[0]

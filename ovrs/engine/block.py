@@ -133,7 +133,10 @@ def _sample(tile: Tile, placed: tuple[Array, Array], outer: Window) -> TileSampl
 
 
 class Overhang:
-    """What the tiles of one block lay over its right-hand neighbour: narrow strips, forgotten when another block comes."""
+    """Scores that the tiles of one block give to the block on its right: strips as wide as the overlap.
+
+    The strips are dropped when the next block is another one.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[tuple[int, int], tuple[Scored, Events]] = {}

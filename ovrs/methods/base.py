@@ -27,12 +27,12 @@ class Fields(BaseModel):
         return numbers_are_numbers(cls, data)
 
     def decisive(self) -> dict[str, object]:
-        """The fields that enter a run's digest, as plain data: another value is another run."""
+        """Return the fields that enter a run's digest, as plain data: another value is another run."""
         return self.model_dump(mode="json", exclude=set(self.APART))
 
 
 def _absolute(value: Path | None, info: ValidationInfo) -> Path | None:
-    """A path from the working directory, or from the folder `base` of the validation's context (a catalog's)."""
+    """Return a path from the working directory, or from the folder `base` of the validation's context (a catalog's)."""
     base = (info.context or {}).get("base")
     return None if value is None else (value if base is None else base / value).absolute()
 
@@ -41,7 +41,7 @@ AbsolutePath = Annotated[Path | None, AfterValidator(_absolute)]
 
 
 def _in_utc(value: str | None) -> str | None:
-    """A time in ISO 8601 with its zone; without one it is UTC."""
+    """Return a time in ISO 8601 with its zone; without one it is UTC."""
     if value is None:
         return None
     when = datetime.fromisoformat(value)
@@ -99,6 +99,7 @@ class SceneSettings(Settings):
 
     @property
     def scene_level(self) -> bool:
+        """Whether it adapts once for the scene."""
         return self.adaptation == "scene"
 
 

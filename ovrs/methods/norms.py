@@ -56,7 +56,7 @@ class Tent(Norms):
     """Optimisation steps per tile."""
 
     def as_mlmp(self) -> Mlmp:
-        """The special case of MLMP that TENT is: one layer, one prompt, no image-level term."""
+        """Return the special case of MLMP that TENT is: one layer, one prompt, no image-level term."""
         shared = self.model_dump(exclude={"method"})
         return Mlmp(**shared, layers=1, image_weight=0.0, templates="single")
 

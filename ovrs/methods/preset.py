@@ -54,7 +54,7 @@ def load(file: str) -> Preset:
 
 
 def method_options(name: str) -> dict[str, Any]:
-    """Method options of `file/entry`.
+    """Return the method options of `file/entry`.
 
     Raises:
         OptionError: Unknown file or entry.
@@ -95,7 +95,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def read_value(kind: type[Fields], name: str, text: str, where: str) -> Any:
-    """The value of a `KEY=VALUE` pair, read as YAML; values of a list may stand in it, or be separated by commas.
+    """Return the value of a `KEY=VALUE` pair, read as YAML; values of a list may stand in it, or be separated by commas.
 
     Args:
         kind: The class that has the option.
@@ -139,7 +139,7 @@ def _is_number(text: str) -> bool:
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
-    """The only values that a type takes, as text; none for a type with many."""
+    """Return the only values that a type takes, as text; none for a type with many."""
     if annotation is bool or bool in get_args(annotation):
         return ("true", "false")
     if get_origin(annotation) is Literal:
@@ -148,7 +148,7 @@ def choices(annotation: Any) -> tuple[str, ...]:
 
 
 def _parts_of(annotation: Any) -> tuple[Any, ...] | None:
-    """What a tuple's type holds; None for other types."""
+    """Return what a tuple's type holds; None for other types."""
     if get_origin(annotation) is tuple:
         return get_args(annotation)
     return next((shape for own in get_args(annotation) if (shape := _parts_of(own)) is not None), None)

@@ -43,13 +43,13 @@ class WordLists(BaseModel):
 
 @cache
 def word_lists(name: str) -> WordLists:
-    """The lists of one file in `presets/words`."""
+    """Return the lists of one file in `presets/words`."""
     text = (resources.files("ovrs.methods") / "presets" / "words" / f"{name}.yaml").read_text("utf-8")
     return WordLists.model_validate(yamlfile.parse(text, f"words {name}", OptionError).data)
 
 
 def of_preset(name: str, benchmark: str | None) -> tuple[SetWords, dict[str, str]] | None:
-    """The published words that preset `file/entry` asks for on a set, and what to write about them into a record.
+    """Return the published words that preset `file/entry` asks for on a set, and what to write about them into a record.
 
     Args:
         name: The preset.
@@ -71,7 +71,7 @@ def of_preset(name: str, benchmark: str | None) -> tuple[SetWords, dict[str, str
 
 
 def with_words(base: Vocabulary, name: str, benchmark: str | None) -> Vocabulary:
-    """`base` asked for in the published words of preset `name`; legend, colours, sentences and threshold rule stay.
+    """Return `base` with the published words of preset `name` as questions; legend, colours, sentences and threshold rule stay.
 
     Without a published list the words stay as they are, and the provenance says that they are not the preset's.
 
@@ -104,7 +104,7 @@ def _noted(words: Vocabulary, name: str, told: str) -> Vocabulary:
 
 
 def vocabulary_of(name: str) -> Vocabulary | None:
-    """The vocabulary that preset `file/entry` asks for when its entry is a set; None if no list is published for it.
+    """Return the vocabulary that preset `file/entry` asks for when its entry is a set; None if no list is published for it.
 
     Raises:
         OptionError: There is no such preset file.

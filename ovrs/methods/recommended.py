@@ -61,7 +61,7 @@ class Recommendations(BaseModel):
     description: Any = None
 
     def of(self, name: str) -> dict[str, object]:
-        """What is recommended for one method of CLIP; the learning rate of a flat list is TMPA's."""
+        """Return what is recommended for one method of CLIP; the learning rate of a flat list is TMPA's."""
         flat = {k: v for k, v in self.defaults.items() if k != "lr" or name in _OF_TMPA}
         own = {**flat, **self.text, **self.head, **self.methods.get(name, {})}
         return {k: v for k, v in own.items() if k in METHODS[name].fields}
@@ -74,7 +74,7 @@ def _kinds() -> dict[str, type[Settings]]:
 
 
 def _checked(where: str, told: dict[str, object], kinds: Mapping[str, type[Settings]]) -> dict[str, object]:
-    """The values of one section, with their types.
+    """Return the values of one section, with their types.
 
     Raises:
         WeightsError: An option that is none, or a value that does not fit it.
@@ -101,7 +101,7 @@ def _fault(where: str, fault: Any) -> str:
 
 
 def place_of(model: str) -> Path | None:
-    """The directory that a model's name means; None for names of open_clip and repositories of a hub."""
+    """Return the directory that a model's name means; None for names of open_clip and repositories of a hub."""
     place = Path(str(resources.files("ovrs"))) / "assets" if model == BUNDLED else Path(model.removeprefix(LOCAL))
     return place if is_directory(place) else None
 
@@ -135,6 +135,6 @@ def read(directory: Path) -> Recommendations:
 
 
 def of_model(model: str) -> Recommendations:
-    """What the makers of a model recommend, by its name; loads no weights (errors as `read`)."""
+    """Return what the makers of a model recommend, by its name; loads no weights (errors as `read`)."""
     place = place_of(model)
     return Recommendations() if place is None else read(place)

@@ -104,7 +104,7 @@ def require_read(name: str, told: Mapping[str, Any]) -> None:
 
 
 def resolve(name: str, *told: Mapping[str, Any], recommended: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of a method: class defaults < `recommended` < what follows from others < the layers of `told`.
+    """Return the settings of a method: class defaults < `recommended` < what follows from others < the layers of `told`.
 
     Args:
         name: The method.
@@ -138,13 +138,13 @@ def resolve(name: str, *told: Mapping[str, Any], recommended: Mapping[str, Any] 
 
 
 def faults(error: ValidationError) -> str:
-    """What pydantic found, in one line: each field, the limit, and the value that was given."""
+    """Return what pydantic found, in one line: each field, the limit, and the value that was given."""
     listed = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "), e) for e in error.errors())
     return "; ".join(f"{where}: {told}{_given(entry)}" if where else told for where, told, entry in listed)
 
 
 def _given(fault: Any) -> str:
-    """A section of options is no value that anybody typed."""
+    """Tell the value that was typed; a section of options is none."""
     return "" if isinstance(fault["input"], (dict, BaseModel)) else f" (got {fault['input']!r})"
 
 
@@ -155,7 +155,7 @@ def _require_free(found: Method, told: Mapping[str, Any]) -> None:
 
 
 def require_free(name: str, told: Mapping[str, Any]) -> dict[str, object]:
-    """What a method imposes on options of other sections, such as the model's windows.
+    """Return what a method imposes on options of other sections, such as the model's windows.
 
     Raises:
         OptionError: Something else was told.

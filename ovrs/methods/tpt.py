@@ -25,7 +25,7 @@ class Tpt(Clip):
 
     @classmethod
     def implied(cls, told: Mapping[str, Any], recommended: Mapping[str, Any]) -> dict[str, object]:  # noqa: ARG003
-        """The weight that a model recommends is meant for methods with a global term."""
+        """Set the weight of the global term to 0: a recommended one is meant for methods with such a term."""
         return {"cls_weight": 0.0}
 
 

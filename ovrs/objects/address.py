@@ -41,7 +41,7 @@ class Address:
         return replace(self, url=self.url.rpartition("/")[0])
 
     def with_name(self, name: str) -> Address:
-        """The address of something beside this."""
+        """Return the address of something beside this."""
         return self.parent / name
 
     def __truediv__(self, name: str) -> Address:
@@ -53,7 +53,7 @@ Place: TypeAlias = Path | Address
 
 
 def place_of(target: str | Path | Address) -> Place:
-    """A path, or an address where the text has a scheme (`s3://…`)."""
+    """Return a path, or an address where the text has a scheme (`s3://…`)."""
     if isinstance(target, (Path, Address)):
         return target
     return Address(target.rstrip("/")) if is_remote(target) else Path(target.removeprefix("file://"))
@@ -65,7 +65,7 @@ def is_remote(target: object) -> bool:
 
 
 def objects_at(place: Place, guard: Callable[[], None] | None = None) -> Objects:
-    """What lies below a place; `guard` is called directly before each write and raises where it may not happen."""
+    """Return what lies below a place; `guard` is called directly before each write and raises where it may not happen."""
     guard = guard or unguarded
     return Folder(place, guard) if isinstance(place, Path) else Remote(place.url, guard)
 

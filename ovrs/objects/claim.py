@@ -50,7 +50,7 @@ class Generations:
         self._clock: tuple[float, float] | None = None
 
     def latest(self, name: str) -> tuple[int, bytes | None]:
-        """Number and content of the newest generation where none is ever removed; 0 and None when there is none."""
+        """Return number and content of the newest generation where none is ever removed; 0 and None when there is none."""
         number, content = 0, None
         while (found := self.objects.get(generation(name, number + 1))) is not None:
             number, content = number + 1, found.content

@@ -36,7 +36,7 @@ class Objects(Protocol):
         """Bytes from `start` to `stop` of a name; a negative `start` counts from the end."""
 
     def head(self, key: str) -> Entry | None:
-        """What a listing tells of a name; None when there is none."""
+        """Return what a listing tells of a name; None when there is none."""
 
     def list(self, prefix: str = "", *, deep: bool = True) -> list[Entry]:
         """Names that begin with `prefix`, sorted. Without `deep` those in its own folder only."""

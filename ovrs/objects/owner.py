@@ -12,7 +12,7 @@ _TOKEN = [0, ""]
 
 
 def me() -> dict[str, Any]:
-    """This process: host, number, time of start, kernel and process namespace, and a word that no other process has."""
+    """Describe this process: host, number, time of start, kernel and process namespace, and a word that no other process has."""
     if _TOKEN[0] != os.getpid():  # forked
         _TOKEN[:] = [os.getpid(), uuid.uuid4().hex]
     pid = os.getpid()
@@ -34,7 +34,7 @@ def shown(owner: Any) -> str:
 
 
 def _system() -> str:
-    """A word for the running kernel and the space of process numbers; empty where the system does not tell."""
+    """Return a word for the running kernel and the space of process numbers; empty where the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"

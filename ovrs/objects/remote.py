@@ -250,7 +250,7 @@ def _is_theirs(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    """The reason without the library's own account of it."""
+    """Return the reason without the library's own account of it."""
     text = told(error).partition(" Debug source:")[0]
     message = re.search("<Message>(.*?)</Message>", text, re.DOTALL)
     return redacted(" ".join((message[1] if message else text).split()))

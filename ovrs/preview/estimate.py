@@ -50,7 +50,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, classes: int, maps: Sequence[BlockMap], seconds_per_tile: float, before: float) -> Estimate:
-    """The whole from windows of it.
+    """Estimate the whole from windows of it.
 
     Args:
         plan: Of the whole.

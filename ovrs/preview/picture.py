@@ -55,7 +55,7 @@ def write(preview: Preview, out: Path) -> Path:
 
 
 def draw(preview: Preview) -> Image.Image:
-    """The picture, RGB."""
+    """Return the picture, RGB."""
     side = _ONE if len(preview.windows) == 1 else PANEL
     columns = [("scene", preview.pictures)]
     columns += [(sketch.name, _coloured(sketch)) for sketch in preview.sketches]

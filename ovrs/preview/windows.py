@@ -52,7 +52,7 @@ def spread(scene: RasterScene, plan: Plan, parts: int, seed: int) -> list[Window
 
 
 def around(scene: RasterScene, plan: Plan, xy: tuple[float, float]) -> Window:
-    """A window of one tile's pitch around a point in the CRS of the scene.
+    """Return a window of one tile's pitch around a point in the CRS of the scene.
 
     Raises:
         OptionError: The point lies outside of the scene.
@@ -70,7 +70,7 @@ def around(scene: RasterScene, plan: Plan, xy: tuple[float, float]) -> Window:
 
 
 def within(scene: RasterScene, bounds: tuple[float, float, float, float]) -> Window:
-    """The window of left, bottom, right, top in the CRS of the scene.
+    """Return the window of left, bottom, right, top in the CRS of the scene.
 
     Raises:
         OptionError: The box lies outside, or is too large for a preview.
@@ -86,7 +86,7 @@ def within(scene: RasterScene, bounds: tuple[float, float, float, float]) -> Win
 
 
 def block_of(plan: Plan, core: Window) -> Block:
-    """A block that owns `core` alone; `map_block` gives the pixels that the whole map has there."""
+    """Return a block that owns `core` alone; `map_block` gives the pixels that the whole map has there."""
     read = core
     for tile in plan.tiles_of(core):
         read = read.union(tile.window)
@@ -129,7 +129,7 @@ def _look(
 
 
 def _medoids(points: NDArray[np.float64], count: int, random: np.random.Generator) -> list[int]:
-    """The point nearest to each of `count` centres (k-means, begun at points far from each other)."""
+    """Return the point nearest to each of `count` centres (k-means, begun at points far from each other)."""
     centres = [points[int(random.integers(len(points)))]]
     while len(centres) < count:
         distance = np.min([((points - c) ** 2).sum(1) for c in centres], axis=0)

@@ -79,7 +79,7 @@ def spread(rows: int, cols: int, count: int) -> list[tuple[int, int]]:
 
 
 def nothing() -> Learned:
-    """The state of a run that learns nothing from its scene as a whole."""
+    """Return the state of a run that learns nothing from its scene as a whole."""
     return {"tiles": np.asarray(0), "events": np.asarray([], str)}
 
 
@@ -92,7 +92,7 @@ def keep(state: Learned, place: Objects) -> None:
 
 
 def read(file: Place) -> Learned:
-    """What was learned, by name.
+    """Return what was learned, by name.
 
     Raises:
         StoreError: The file is gone or damaged, so the finished blocks cannot be continued alike.
@@ -124,7 +124,7 @@ def digest_of(file: Place) -> str:
 
 
 def facts_of(file: Place) -> dict[str, object]:
-    """What a map's provenance says of the adaptation to its scene.
+    """Return what a map's provenance says of the adaptation to its scene.
 
     Raises:
         StoreError: As `read`.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def taught_request(store: Place, examples: Path, target: Place) -> Request:
-    """The request that made a map, with examples.
+    """Return the request that made a map, with examples.
 
     Args:
         store: A finished map.
@@ -49,5 +49,5 @@ def taught_request(store: Place, examples: Path, target: Place) -> Request:
 
 
 def _settled(place: Place) -> Place:
-    """A place that two names of one map share."""
+    """Return a place that two names of one map share."""
     return place.resolve() if isinstance(place, Path) else place

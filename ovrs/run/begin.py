@@ -191,7 +191,7 @@ def _open(job: Job, description: RunDescription) -> None:
 
 
 def adapted_to_scene(job: Job) -> Job:
-    """The job with what its segmenter learns from the scene as a whole; learned once per run."""
+    """Return the job with what its segmenter learns from the scene as a whole; learned once per run."""
     run = job.run_dir
     if run.objects.head(adaptation.STATE_FILE) is None:
         learned = network.learn(job)
@@ -221,7 +221,7 @@ def put_back_schema(job: Job) -> None:
 
 
 def resume(out: Place) -> Job:
-    """The job of a run begun earlier, from its `run.json` (errors as `held_again`)."""
+    """Return the job of a run begun earlier, from its `run.json` (errors as `held_again`)."""
     with held_again(out) as job:
         return replace(job, fence=None)
 

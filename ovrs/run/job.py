@@ -79,12 +79,12 @@ class Job:
         )
 
     def allowing_holes(self) -> Job:
-        """The same job, finished although blocks fail."""
+        """Return the same job, finished although blocks fail."""
         run = self.options.run.model_copy(update={"allow_holes": True})
         return replace(self, options=self.options.model_copy(update={"run": run}))
 
     def block(self, name: str) -> Block:
-        """The block of a name made by `Block.name`."""
+        """Return the block of a name made by `Block.name`."""
         row, col = map(int, name.split("_"))
         return self.plan.block(row, col)
 

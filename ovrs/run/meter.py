@@ -61,7 +61,7 @@ class Meter:
         self._of: dict[str, int] = {}
 
     def begin(self, plan: Plan, names: list[str]) -> None:
-        """What is to be done; called before the first block."""
+        """Take what is to be done; called before the first block."""
         if not names:
             return
         self._of = tiles_by_block(plan, names)
@@ -134,7 +134,7 @@ def tiles_by_block(plan: Plan, names: list[str]) -> dict[str, int]:
 
 @contextmanager
 def metered(form: str = "auto") -> Iterator[Meter]:
-    """A meter that is shown on standard error while inside.
+    """Yield a meter that is shown on standard error while inside.
 
     Args:
         form: `auto` (a bar on a terminal, else a line every ten seconds), `json` (a line of JSON every second and at the

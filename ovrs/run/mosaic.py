@@ -56,7 +56,7 @@ def as_one(given: Sequence[str | Path], out: Path, *, overwrite: bool = False) -
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    """The mosaic that lies there, by file name."""
+    """Return the mosaic that lies there, by file name."""
     if folder.exists() and (not folder.is_dir() or any(p.suffix != ".vrt" for p in _entries(folder))):
         raise StoreError(f"{folder} is the place of the scene's mosaic and holds something else; move it away")
     return {p.name: p.read_text("utf-8") for p in _entries(folder)} if folder.is_dir() else {}
@@ -76,7 +76,7 @@ def _require_replaceable(out: Path, folder: Path, *, overwrite: bool) -> None:
 
 
 def _write(made: dict[str, str], folder: Path) -> None:
-    """The mosaic itself comes last, as its name stands for all."""
+    """Write the files of a mosaic, the mosaic itself last, as its name stands for all."""
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for old in _entries(folder):

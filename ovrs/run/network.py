@@ -47,7 +47,7 @@ class Network:
 
 
 def describe(spec: SegmenterSpec, run: RunOptions) -> Network:
-    """The network that `spec` leads to, described by a worker of `run.scheduler`, else by this process.
+    """Describe the network that `spec` leads to, by a worker of `run.scheduler`, else by this process.
 
     Raises:
         OvrsError: The segmenter cannot be built there.
@@ -57,7 +57,7 @@ def describe(spec: SegmenterSpec, run: RunOptions) -> Network:
 
 
 def learn(job: Job) -> Learned:
-    """What the segmenter of `job` learns from a sample of its scene, computed where the blocks are (errors as `describe`)."""
+    """Learn what the segmenter of `job` takes from a sample of its scene, computed where the blocks are (errors as `describe`)."""
     return _asked(partial(_learned, job), job.options.run)
 
 
@@ -110,7 +110,7 @@ def _asked(question: Callable[[], Answer], run: RunOptions) -> Answer:
 
 
 def _answered(question: Callable[[], Answer]) -> Answer | OvrsError:
-    """The answer, or an error of ours as a value: Dask would ask again after one that is raised."""
+    """Return the answer, or an error of ours as a value: Dask would ask again after one that is raised."""
     guard_logs()
     try:
         return question()

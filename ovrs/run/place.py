@@ -70,7 +70,7 @@ def require_seen(job: Job, begun: str) -> None:
 
 
 def facts_here(job: Job) -> dict[str, str]:
-    """What this process is, in words that the workers of one run must share; loads the model.
+    """Return what this process is, in words that the workers of one run must share; loads the model.
 
     `device` is the kind of device, `threads` the number of threads of PyTorch on a CPU: both change sums in their last bits.
     """
@@ -89,14 +89,14 @@ def facts_here(job: Job) -> dict[str, str]:
 
 
 def wanted(job: Job) -> dict[str, str]:
-    """What every worker must share: code and weights of this process's plan, the rest of whoever worked here before."""
+    """Return what every worker must share: code and weights of this process's plan, the rest of whoever worked here before."""
     weights = str(job.run_dir.description().model.weights or "none")[:16]
     before = kinds(job.run_dir)
     return {**(before[0] if before else {}), "ovrs": __version__, "numerics": str(NUMERICS), "weights": weights}
 
 
 def kinds(run: RunDir) -> list[dict[str, str]]:
-    """The kinds of workers that computed blocks of a run, each as `facts_here` says."""
+    """Return the kinds of workers that computed blocks of a run, each as `facts_here` says."""
     found, fault = run.read(KINDS)
     content: Any = found
     return [] if fault else [dict(kind) for kind in content.get("kinds", [])]

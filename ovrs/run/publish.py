@@ -101,7 +101,7 @@ def short(digest: dict[str, str]) -> str:
 
 
 def published_facts(url: str) -> dict[str, object] | None:
-    """The `ovrs` attribute of the whole map at `url`; None when there is none or only a part.
+    """Return the `ovrs` attribute of the whole map at `url`; None when there is none or only a part.
 
     Raises:
         StoreError: The place cannot be read.

@@ -95,7 +95,7 @@ def describe(job: Job, uri: str | Path) -> RunDescription:
 
 
 def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> RunRecord:
-    """The description plus results summed over the markers: areas, confidence, events, holes."""
+    """Return the description plus results summed over the markers: areas, confidence, events, holes."""
     names = job.spec.vocabulary.class_names
     pixels, areas = [0] * len(names), [0.0] * len(names)
     events: dict[str, int] = {}
@@ -133,7 +133,7 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
 
 
 def settled(record: RunRecord, before: Mapping[str, object]) -> dict[str, object]:
-    """The attribute `ovrs` of a map. The facts of an earlier finish stay, with their times, where nothing but times would change."""
+    """Return the attribute `ovrs` of a map. The facts of an earlier finish stay, with their times, where nothing but times would change."""
     clock, now = ("finished", "seconds"), record.dump()
     same = canonical({**now, **dict.fromkeys(clock)}) == canonical({**before, **dict.fromkeys(clock)})
     return dict(before) if same else now

@@ -76,7 +76,7 @@ class BlockRecord:
 
 
 def run_folder(out: Path) -> Path:
-    """The run directory of a map of this machine."""
+    """Return the run directory of a map of this machine."""
     return out.with_name(out.name.removesuffix(".zarr") + ".run")
 
 
@@ -160,7 +160,7 @@ class RunDir:
             self.objects.delete(f"{_BLOCKS}/{name}.json")
 
     def record_of(self, name: str) -> BlockRecord | None:
-        """The marker of one block, if there is a readable one."""
+        """Return the marker of one block, if there is a readable one."""
         return self._marker(f"{_BLOCKS}/{name}.json")
 
     def records(self) -> dict[str, BlockRecord]:
@@ -252,7 +252,7 @@ class RunDir:
 
 
 def _description_fault(content: Any) -> str:
-    """What keeps `content` from describing a run; empty when nothing does."""
+    """Return what keeps `content` from describing a run; empty when nothing does."""
     for key in ("digest", "grid", "plan", "options", "vocabulary"):
         if not isinstance(content.get(key), dict):
             return f"no {key!r}"

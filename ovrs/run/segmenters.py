@@ -38,7 +38,7 @@ class SegmenterSpec:
 
     @classmethod
     def of(cls, model: ModelOptions, method: MethodOptions, vocabulary: Vocabulary) -> SegmenterSpec:
-        """What the options of a run come to; loads no weights (errors as `ovrs.options.resolved`)."""
+        """Return what the options of a run come to; loads no weights (errors as `ovrs.options.resolved`)."""
         return cls(model, resolved(model, method, vocabulary), vocabulary)
 
     @property
@@ -71,8 +71,10 @@ def _stamps(model: ModelOptions, method: Settings) -> list[tuple[str, int, int]]
 
 
 def build(spec: SegmenterSpec) -> Segmenter:
-    """The process's segmenter for `spec`; loads the model on first use and keeps only the latest one, with and without
-    what was learned from its scene."""
+    """Return the process's segmenter for `spec`; the first use loads the model.
+
+    The process keeps only the latest segmenter, with and without what was learned from its scene.
+    """
     with _lock:
         key, base = spec.key, replace(spec, state=None)
         if key not in _built:

@@ -27,7 +27,7 @@ SAMPLE = 32
 
 
 def places_of(spec: SegmenterSpec, scene: RasterScene) -> Places | None:
-    """The examples that a run was given.
+    """Return the examples that a run was given.
 
     Raises:
         OptionError: They cannot be used, or the model cannot be taught.
@@ -41,7 +41,7 @@ def places_of(spec: SegmenterSpec, scene: RasterScene) -> Places | None:
 
 
 def learn(segmenter: Segmenter, job: Job, places: Places) -> Learned:
-    """What the examples teach, as plain arrays; `segmenter` already has what it learned from the scene."""
+    """Learn what the examples teach, as plain arrays; `segmenter` already has what it learned from the scene."""
     from ovrs.model.adapt.teaching import frozen_of, taught_state
 
     frozen = frozen_of(segmenter)

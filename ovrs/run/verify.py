@@ -197,7 +197,7 @@ def write_manifest(run: RunDir, below: Objects, facts: Mapping[str, object]) -> 
 
 
 def read_manifest(run: RunDir) -> Manifest:
-    """The run's manifest; empty when there is none or it is damaged."""
+    """Return the run's manifest; empty when there is none or it is damaged."""
     content, fault = run.read(MANIFEST)
     facts, listed = content.get("facts"), content.get("files")
     if fault or not isinstance(listed, dict):
@@ -272,7 +272,7 @@ def _region(block: Block, layer: zarr.Array[Any]) -> tuple[slice, ...]:
 
 
 def _unreadable(layers: dict[str, store.Layer], block: Block) -> str | None:
-    """The first chunk file of a block that cannot be read."""
+    """Return the first chunk file of a block that cannot be read."""
     for name, layer in layers.items():
         sizes = layer.shards or layer.chunks
         ranges = [
@@ -289,7 +289,7 @@ def _unreadable(layers: dict[str, store.Layer], block: Block) -> str | None:
 
 
 def plan_of(description: RunDescription) -> Plan:
-    """The plan of a run."""
+    """Return the plan of a run."""
     plan, (height, width) = description.plan, description.grid.shape
     assert plan.crops_per_tile is not None  # every `run.json` holds both
     assert plan.block_pitches is not None

@@ -94,7 +94,7 @@ def promote(made: str, out: str, older: str) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """A map, its run directory and its products; what was moved already is left."""
+    """Move a map, its run directory and its products; what was moved already is left."""
     if source.exists():
         if target.exists():
             raise OutputError(f"{target} is in the way of a version of {source.name}; move it away")
@@ -134,7 +134,7 @@ def _promote_objects(made: str, out: str, older: str) -> None:
 
 
 def _move_run(files: AbstractFileSystem, source: str, target: str) -> None:
-    """The run directory of a map, which was made in place; without a target it is removed."""
+    """Move the run directory of a map, which was made in place; without a target it is removed."""
     run, there = (f"{place.removesuffix('.zarr')}.run" for place in (source, target))
     files.invalidate_cache()
     for name in files.find(run):
@@ -158,7 +158,7 @@ def _move_objects(files: AbstractFileSystem, source: str, target: str) -> None:
 
 
 def _root(files: AbstractFileSystem, folder: str) -> bytes | None:
-    """The root metadata of a map; None when there is no whole map."""
+    """Return the root metadata of a map; None when there is no whole map."""
     for name in store.ROOT_FILES:
         with contextlib.suppress(FileNotFoundError):
             return bytes(files.cat_file(posixpath.join(folder, name)))

@@ -47,7 +47,7 @@ class Worker(workers.Work[list[str], list[BlockRecord]]):
 
     @classmethod
     def of(cls, job: Job) -> Worker:
-        """The job of a run that was begun."""
+        """Make the worker of a run that was begun."""
         return cls(job, job.run_dir.description().begun)
 
     def __repr__(self) -> str:
@@ -155,7 +155,7 @@ def run_in_turn(job: Job, stop: threading.Event, names: list[str]) -> list[Block
 def _computed(
     job: Job, name: str, overhang: Overhang, pixels: Callable[[], Pixels] | None = None
 ) -> BlockMap | Exception:
-    """The block's map, or why there is none."""
+    """Return the map of a block, or why there is none."""
     try:
         network.require_same(job)
         segmenter, block = segmenters.build(job.spec), job.block(name)

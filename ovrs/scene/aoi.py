@@ -109,7 +109,7 @@ class _Seen:
         self.features = self.polygons = self.mended = 0
 
     def told(self, layer: Layer) -> str:
-        """What was done to the geometries; warned about too."""
+        """Tell what was done to the geometries, and warn about it."""
         found = []
         if self.mended:
             found.append(f"{self.mended} invalid polygons were mended")
@@ -123,7 +123,7 @@ class _Seen:
 
 
 def _polygonal(shapes: NDArray[Any], seen: _Seen, *, keep_all: bool = False) -> NDArray[Any]:
-    """The polygons among geometries, made valid; with `keep_all` an empty one for everything else."""
+    """Return the polygons among geometries, made valid; with `keep_all` an empty one for everything else."""
     import shapely
 
     seen.features += len(shapes)

@@ -42,8 +42,11 @@ _PROBE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
-    """What is read of a raster. A pixel is valid if at least one chosen band differs from its nodata value, every mask
-    and the alpha band are above zero there, and every chosen band is a finite number."""
+    """What is read of a raster.
+
+    A pixel is valid if at least one chosen band differs from its nodata value, every mask and the alpha band are above
+    zero there, and every chosen band is a finite number.
+    """
 
     bands: tuple[int, ...]
     """One or three band numbers, from 1."""
@@ -69,6 +72,7 @@ class Channels:
 
     @property
     def shown_dtype(self) -> str:
+        """The dtype of the bands as they are shown; palettes become bytes."""
         return "uint8" if self.palette else self.dtype
 
     def shared_mask(self, source: Any) -> bool:

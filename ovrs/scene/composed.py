@@ -31,7 +31,7 @@ def open_composed(source: Any, channels: Channels) -> Any:
 
 
 def document(source: Any, channels: Channels) -> str:
-    """The VRT as XML text."""
+    """Return the VRT as XML text."""
     name = _parse_path(source.name).as_vsi()
     bands = [_data_band(name, channels, k) for k in range(channels.shown)]
     if not channels.all_valid(source):
@@ -96,7 +96,7 @@ def _alpha_band(source: Any, name: str, channels: Channels) -> str:
 
 
 def _counting(source: Any, name: str, band: int, nodata: float | None, masked: bool) -> str:
-    """A source that paints 255 where a band differs from its nodata value, under its own mask, and nothing elsewhere."""
+    """Return a source that paints 255 where a band differs from its nodata value, under its own mask, and nothing elsewhere."""
     differing = _from(name, band, _ALWAYS_255 + ("" if nodata is None else f"<NODATA>{nodata!r}</NODATA>"))
     if not masked:
         return differing
@@ -105,7 +105,7 @@ def _counting(source: Any, name: str, band: int, nodata: float | None, masked: b
 
 
 def _vetoes(source: Any, name: str, channels: Channels) -> list[str]:
-    """Sources that are 0 where a pixel is no data whatever its bands say, and 255 elsewhere."""
+    """Return sources that are 0 where a pixel is no data whatever its bands say, and 255 elsewhere."""
     found = []
     if np.dtype(channels.dtype).kind == "f":  # 0 times NaN or infinity is NaN
         times_zero = _ALWAYS_255 + "<NODATA>nan</NODATA>"  # without a nodata value GDAL does not look at the numbers
@@ -124,7 +124,7 @@ def _vetoes(source: Any, name: str, channels: Channels) -> list[str]:
 
 
 def _vetoed(source: Any, vetoes: list[str]) -> str:
-    """Sources that paint 0 where any of `vetoes` is 0, and nothing elsewhere."""
+    """Return sources that paint 0 where any of `vetoes` is 0, and nothing elsewhere."""
     if not vetoes:
         return ""
     inner = _dataset(source, [_numbered(_band("uint8", v), k + 1) for k, v in enumerate(vetoes)])

@@ -72,7 +72,7 @@ def contents_of(files: Sequence[str]) -> Contents:
 
 
 def _pieces(size: int, piece: int, count: int) -> Iterator[tuple[int, int]]:
-    """Starts and lengths of the bytes that are hashed: `count` pieces, or all if there is none or they would cover all."""
+    """Yield starts and lengths of the bytes that are hashed: `count` pieces, or all if there is none or they would cover all."""
     if count == 0 or count * piece >= size:
         for start in range(0, size, _CHUNK):
             yield start, min(_CHUNK, size - start)
@@ -82,7 +82,7 @@ def _pieces(size: int, piece: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 def _described(name: str) -> bytes | None:
-    """A side file of GDAL's without the statistics that viewers add by looking; None for every other file."""
+    """Return a side file of GDAL's without the statistics that viewers add by looking; None for every other file."""
     if not name.lower().endswith(".aux.xml"):
         return None
     with vsi.reading(name) as stream:

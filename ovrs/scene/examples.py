@@ -130,7 +130,7 @@ def _on_grid(geobox: GeoBox, layer: Layer, shapes: NDArray[Any]) -> list[Any]:
 
 
 def _pixels(shape: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pixel under a point, or some of those whose centre lies in a polygon (at least one inside it)."""
+    """Return the pixel under a point, or some of those whose centre lies in a polygon (at least one inside it)."""
     import shapely
 
     if shape.geom_type == "Point":

@@ -31,29 +31,32 @@ class Window:
 
     @property
     def row_end(self) -> int:
+        """The first row below the window."""
         return self.row_off + self.height
 
     @property
     def col_end(self) -> int:
+        """The first column to the right of the window."""
         return self.col_off + self.width
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
         return self.height, self.width
 
     def intersect(self, other: Window) -> Window | None:
-        """The common part, or None."""
+        """Return the common part, or None."""
         top, left = max(self.row_off, other.row_off), max(self.col_off, other.col_off)
         bottom, right = min(self.row_end, other.row_end), min(self.col_end, other.col_end)
         return Window(top, left, bottom - top, right - left) if bottom > top and right > left else None
 
     def union(self, other: Window) -> Window:
-        """The smallest window that holds both."""
+        """Return the smallest window that holds both."""
         top, left = min(self.row_off, other.row_off), min(self.col_off, other.col_off)
         return Window(top, left, max(self.row_end, other.row_end) - top, max(self.col_end, other.col_end) - left)
 
     def relative_to(self, outer: Window) -> Window:
-        """The same window counted from the corner of `outer`."""
+        """Return the same window counted from the corner of `outer`."""
         return Window(self.row_off - outer.row_off, self.col_off - outer.col_off, self.height, self.width)
 
     def slices_in(self, outer: Window) -> tuple[slice, slice]:
@@ -103,7 +106,7 @@ def nominal_size_m(geobox: GeoBox) -> tuple[float, float]:
 
 
 def regrid(geobox: GeoBox, gsd: float) -> GeoBox:
-    """The same footprint at `gsd` metres on the ground per pixel, at the centre of the grid.
+    """Return the same footprint at `gsd` metres on the ground per pixel, at the centre of the grid.
 
     Raises:
         OptionError: `gsd` is no size, hundreds of times finer than the pixels, or coarser than the whole grid.
@@ -147,7 +150,7 @@ def crop_to_bounds(geobox: GeoBox, bounds: tuple[float, float, float, float]) ->
 
 
 def row_areas_m2(geobox: GeoBox, window: Window) -> NDArray[np.float64]:
-    """True ground area of a pixel in each row of `window`, in square metres, `(height,)`, on the ellipsoid of the CRS.
+    """Return the true ground area of a pixel in each row of `window`, in square metres, `(height,)`, on the ellipsoid of the CRS.
 
     Degrees and grads: exact, row by row, zero beyond the poles. Projected: as at the window's centre. Without a CRS: 1.
     """

@@ -50,7 +50,7 @@ class Origin:
     version: Version = field(repr=False)
 
     def facts(self) -> dict[str, object]:
-        """What a run's record keeps: `bytes`, `sha256`, `sampled`, and `version`, which is no part of the digest."""
+        """Return what a run's record keeps: `bytes`, `sha256`, `sampled`, and `version`, which is no part of the digest."""
         version = hashlib.sha256(repr(self.version).encode()).hexdigest()[:16]
         return {"bytes": self.size, "sha256": self.sha256, "sampled": self.sampled, "version": version}
 
@@ -168,7 +168,7 @@ def _expanded(names: Sequence[str], first: str) -> Iterator[str]:
 
 
 def version_of(files: Sequence[str]) -> Version:
-    """What can be told of files without reading them: size, times and inode, or a server's tag or time of change.
+    """Return what can be told of files without reading them: size, times and inode, or a server's tag or time of change.
 
     Raises:
         SceneReadError: One is gone, or the server does not answer.

@@ -39,7 +39,7 @@ _WAY = "map it by itself, or bring it to the form of the others first"
 
 
 def several(given: Sequence[str]) -> list[str]:
-    """The files that arguments stand for, in order: paths and addresses, patterns such as `tiles/*.tif`, folders.
+    """Return the files that arguments stand for, in order: paths and addresses, patterns such as `tiles/*.tif`, folders.
 
     A folder that GDAL opens as a raster is one; any other stands for the rasters in it, by name.
 
@@ -83,7 +83,7 @@ def _absolute(name: str) -> str:
 
 
 def documents(given: Sequence[str], folder: Path, name: str) -> dict[str, str]:
-    """The files that make a mosaic: `name.vrt`, and a VRT for each file that must be warped. Writes nothing.
+    """Return the files that make a mosaic: `name.vrt`, and a VRT for each file that must be warped. Writes nothing.
 
     Args:
         given: Two files or more; the first gives CRS, pixel size and origin.
@@ -178,7 +178,7 @@ def _require_like(source: Any, uri: str, first: _Part | None) -> None:
 
 
 def _placed(source: Any, uri: str, first: _Part | None, warped: Path) -> _Part:
-    """The file as it is if it lies on the grid of the first, else a view that does."""
+    """Return the file as it is if it lies on the grid of the first, else a view that does."""
     facts = _facts(source)
     masked = any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums)
     upright = source.transform.b == 0 == source.transform.d and source.transform.a > 0 > source.transform.e
@@ -208,7 +208,7 @@ def _placed(source: Any, uri: str, first: _Part | None, warped: Path) -> _Part:
 
 
 def _text(view: WarpedVRT) -> str:
-    """A warped view as XML with absolute names."""
+    """Return a warped view as XML with absolute names."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "view.vrt"
         copy_raster(view, str(file), driver="VRT")
@@ -228,7 +228,7 @@ def _fits(own: GeoBox, first: GeoBox) -> bool:
 
 
 def _grid_for(source: Any, first: _Part | None) -> GeoBox:
-    """The part of the first file's grid, continued, that holds a source; of a turned first file, GDAL's own grid."""
+    """Return the part of the first file's grid, continued, that holds a source; of a turned first file, GDAL's own grid."""
     if first is None:
         with WarpedVRT(source, crs=source.crs) as view:
             return GeoBox(view.shape, view.transform, source.crs.to_wkt())
@@ -248,7 +248,7 @@ def _shift(col: int, row: int) -> Any:
 
 
 def _document(parts: list[_Part]) -> str:
-    """The mosaic as XML."""
+    """Return the mosaic as XML."""
     first, grid = parts[0], parts[0].geobox
     places = []
     for part in parts:

@@ -38,7 +38,7 @@ FINEST_GSD, COARSEST_GSD = 0.08, 5.0
 """Pixel sizes in metres beyond which a scene is refused without `--gsd`, or warned about."""
 
 _SAME_GSD = 0.01
-"""A grid asked for within one percent of the source's own is the source's own."""
+"""A grid of pixels within one percent of the source's size is the grid of the source: nothing is resampled."""
 
 _COARSER = 1.2
 """From this ratio of pixel sizes on, pixels are averaged instead of interpolated."""
@@ -155,7 +155,7 @@ def _readable_text(uri: str | Path) -> Iterator[None]:
 
 
 def _settle_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool, bool]:
-    """The north-up grid to work on, whether pixels must be resampled to get there, and whether they become coarser."""
+    """Return the north-up grid to work on, whether pixels must be resampled to get there, and whether they become coarser."""
     own, warp = _own_grid(source, options)
     if options.gsd is None:
         if own.crs is not None:
@@ -170,7 +170,7 @@ def _settle_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool, bool
 
 
 def _own_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool]:
-    """The source's pixels as a north-up grid, and whether they must be resampled for it."""
+    """Return the source's pixels as a north-up grid, and whether they must be resampled for it."""
     transform, crs = source.transform, source.crs
     if crs is None or transform.is_identity:
         if (placed := place_by_points(source)) is not None:
@@ -200,7 +200,7 @@ def _own_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool]:
 
 
 def _check_size(name: str, metres: float) -> None:
-    """The models know 0.1 to 1 m: refuse to read far finer imagery by accident, warn about far coarser."""
+    """Refuse imagery far finer than the 0.1 to 1 m that models know, and warn about far coarser."""
     if metres < FINEST_GSD:
         raise OptionError(
             f"{name} has pixels of {metres:.3g} m, finer than the models know (0.1 to 1 m): every object would fill a whole "
@@ -211,7 +211,7 @@ def _check_size(name: str, metres: float) -> None:
 
 
 def _restrict(geobox: GeoBox, options: SceneOptions) -> tuple[GeoBox, str | None, str]:
-    """The grid cut to box and area of interest, the area as WKT, and what to say about it."""
+    """Return the grid cut to box and area of interest, the area as WKT, and what to say about it."""
     if options.bbox is not None:
         geobox = crop_to_bounds(geobox, options.bbox)
     if options.aoi is None:

@@ -31,7 +31,7 @@ _MARGIN = 0.05
 
 
 def areas_only(shape: Any) -> Any:
-    """The polygonal part of a geometry."""
+    """Return the polygonal part of a geometry."""
     import shapely
 
     if shape.geom_type in ("Polygon", "MultiPolygon"):
@@ -89,7 +89,7 @@ class Placement:
         return [_grown((left, bottom, right, top), limit=self.turn / 4)]
 
     def on_grid(self, shapes: NDArray[Any]) -> Iterator[Any]:
-        """The parts of polygons near the scene, in the CRS of the grid."""
+        """Yield the parts of polygons near the scene, in the CRS of the grid."""
         import shapely
 
         for box, shift in itertools.product(self.boxes, _shifts(self.turn)):
@@ -140,7 +140,7 @@ def _moved(shapes: NDArray[Any], by: float) -> NDArray[Any]:
 
 
 def _longitudes(x: NDArray[np.float64], turn: float) -> tuple[float, float, bool]:
-    """The shortest interval of longitudes that holds all of `x`, and whether it goes all around."""
+    """Return the shortest interval of longitudes that holds all of `x`, and whether it goes all around."""
     order = np.sort(np.unique(np.mod(x, turn)))
     gaps = np.diff(np.append(order, order[0] + turn))
     widest = int(gaps.argmax())

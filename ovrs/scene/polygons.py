@@ -70,7 +70,7 @@ class Layer:
                 return
 
     def attributes(self) -> dict[str, list[Any]]:
-        """The columns of all features.
+        """Return the columns of all features.
 
         Raises:
             OvrsError: Of the class `error`. They cannot be read.
@@ -166,7 +166,7 @@ def _require_file(file: str) -> None:
 
 
 def _choose(layers: dict[str, str | None], wanted: str | None, told: str) -> tuple[str, str]:
-    """The layer to take, and what to say about it."""
+    """Return the layer to take, and what to say about it."""
     listed = ", ".join(layers) or "none"
     if wanted is not None:
         if wanted not in layers:

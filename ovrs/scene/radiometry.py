@@ -53,7 +53,7 @@ class Stretch:
 
 
 def fixed_stretch(bits: int, inverted: tuple[bool, ...]) -> Stretch | None:
-    """The stretch of bytes: all of the range of their bits, from white to black where inverted; None to leave them be."""
+    """Return the stretch of bytes: all of the range of their bits, from white to black where inverted; None to leave them be."""
     if bits == 8 and not any(inverted):
         return None
     top = float(2**bits - 1)
@@ -111,7 +111,7 @@ def measure_stretch(
 
 
 def suspected_nodata(bands: NDArray[np.generic], valid: NDArray[np.bool_]) -> tuple[float, float] | None:
-    """A number that stands for no data by its looks, and its share of the valid pixels; None if there is none.
+    """Return a number that stands for no data by its looks, and its share of the valid pixels; None if there is none.
 
     It is the lowest or highest number, the same in every band, in one pixel of a thousand or more, and farther from all
     others than the middle 96 percent of them spread. Of the usual numbers a twentieth of that spread is enough.

@@ -42,9 +42,13 @@ class SceneSource(Protocol):
     """What the engine needs of a scene."""
 
     @property
-    def geobox(self) -> GeoBox: ...
+    def geobox(self) -> GeoBox:
+        """The grid of the scene."""
+        ...
 
-    def read(self, window: Window) -> Pixels: ...
+    def read(self, window: Window) -> Pixels:
+        """Read colours `(3, height, width)` and validity `(height, width)` of a window."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +155,12 @@ class RasterScene:
         return np.asarray(inside == 1)
 
     def sample(self, side: int) -> Values:
-        """Stored numbers `(band, y, x)` and validity `(y, x)` of the whole scene, at most `side` pixels along its longer side."""
+        """Read stored numbers `(band, y, x)` and validity `(y, x)` of the whole scene, its longer side at most `side` pixels."""
         whole = RasterWindow(0, 0, self.geobox.width, self.geobox.height)
         return self._values(whole, decimated_shape(self.geobox, side))
 
     def decimated(self, side: int) -> Pixels:
-        """The whole scene, at most `side` pixels along its longer side (nearest overview; for quicklooks)."""
+        """Read the whole scene, at most `side` pixels along its longer side (nearest overview; for quicklooks)."""
         return self._pixels(*self.sample(side))
 
     def decimated_window(self, window: Window, factor: int) -> Pixels:
@@ -170,5 +174,6 @@ def _raster_window(window: Window) -> RasterWindow:
 
 
 def decimated_shape(geobox: GeoBox, side: int) -> tuple[int, int]:
+    """Return height and width of a grid that is scaled to at most `side` pixels along its longer side."""
     factor = max(1.0, max(geobox.height, geobox.width) / side)
     return max(1, round(geobox.height / factor)), max(1, round(geobox.width / factor))

@@ -53,7 +53,9 @@ _FILTERS = threading.Lock()
 class Reader(Protocol):
     """Windows of a grid as `(band, y, x)` values and `(y, x)` validity."""
 
-    def read(self, window: RasterWindow, shape: tuple[int, int] | None = None) -> Values: ...
+    def read(self, window: RasterWindow, shape: tuple[int, int] | None = None) -> Values:
+        """Read stored numbers `(band, y, x)` and validity `(y, x)` of a window, resampled to `shape` if given."""
+        ...
 
 
 def open_reader(uri: str, channels: Channels, geobox: GeoBox, resampling: str | None) -> Reader:

@@ -51,7 +51,9 @@ class Reading(Protocol):
 
     size: int
 
-    def read(self, start: int, count: int) -> bytes: ...
+    def read(self, start: int, count: int) -> bytes:
+        """Read `count` bytes from `start`."""
+        ...
 
 
 def name_of(uri: str) -> str:
@@ -65,12 +67,12 @@ def is_remote(name: str) -> bool:
 
 
 def local_path(name: str) -> Path | None:
-    """The path of a plain file; None for what only GDAL can read."""
+    """Return the path of a plain file; None for what only GDAL can read."""
     return None if name.startswith("/vsi") or "://" in name else Path(name)
 
 
 def container(name: str) -> str:
-    """The file that lies on a disk or server: for a member of an archive the archive, else the file itself."""
+    """Return the file that lies on a disk or server: for a member of an archive the archive, else the file itself."""
     while True:
         if found := _OTHER_WRAPPER.match(name):
             inner = name[found.end() :]
@@ -91,7 +93,7 @@ def environment(uri: str) -> rasterio.Env:
 
 
 def _gdal() -> Any:
-    """The GDAL library of this process, with the types of its functions.
+    """Return the GDAL library of this process, with the types of its functions.
 
     Raises:
         SceneReadError: rasterio was built in a way that hides it.
@@ -106,7 +108,7 @@ def _gdal() -> Any:
 
 
 def _strings(pointer: int | None) -> list[str]:
-    """A list of strings of GDAL's, which is freed."""
+    """Return a list of strings of GDAL's, which is freed."""
     if not pointer:
         return []
     array = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_char_p))
@@ -118,7 +120,7 @@ def _strings(pointer: int | None) -> list[str]:
 
 
 def listed(name: str) -> list[str]:
-    """The files that GDAL reads for a raster: itself, side files, sources of a VRT; none if it cannot be opened.
+    """Return the files that GDAL reads for a raster: itself, side files, sources of a VRT; none if it cannot be opened.
 
     On a server, side files are looked for only if the raster does not open without them: a server that answers every name
     would be asked for overviews of overviews without end.
@@ -148,7 +150,7 @@ def is_raster(name: str) -> bool:
 
 
 def headers(name: str) -> dict[str, str]:
-    """What the server says now of a remote file, by lower-case names; empty if it does not answer."""
+    """Return what the server says now of a remote file, by lower-case names; empty if it does not answer."""
     found = (line.partition("=") for line in _strings(_gdal().VSIGetFileMetadata(_bytes(name), b"HEADERS", None)))
     return {key.lower(): value for key, _, value in found}
 

@@ -57,7 +57,7 @@ class TimelessGzip(numcodecs.GZip):  # type: ignore[misc]
     codec_id = "gzip"
 
     def encode(self, buf: Any) -> bytes:
-        """gzip of any array or buffer; the same bytes give the same result."""
+        """Pack any array or buffer with gzip; the same bytes give the same result."""
         packed: bytes = igzip.compress(ensure_contiguous_ndarray(buf), min(self.level, HIGHEST_LEVEL), mtime=0)
         return packed
 

@@ -16,7 +16,7 @@ _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeErro
 
 
 def fault_of(group: zarr.Group) -> str:
-    """What is wrong with the metadata of a finished store's root group; empty when nothing is."""
+    """Return what is wrong with the metadata of a finished store's root group; empty when nothing is."""
     try:
         attributes: Any = group.attrs
         record = RunRecord.model_validate(attributes["ovrs"])

@@ -25,7 +25,7 @@ _HIDDEN = ".unfinished"
 
 
 def hidden(name: str) -> str:
-    """The name under which `Hidden` keeps another."""
+    """Return the name under which `Hidden` keeps another."""
     return f"{_HIDDEN}{name}"
 
 
@@ -150,7 +150,7 @@ class KeyStore(Store):
 
 
 def guarded_folder(path: Path, guard: Callable[[], None]) -> Store:
-    """A folder as zarr's own store, with a guard before each write and removal."""
+    """Return a folder as zarr's own store, with a guard before each write and removal."""
     return LocalStore(path) if guard is unguarded else _Guarded(LocalStore(path), guard)
 
 

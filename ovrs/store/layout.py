@@ -277,7 +277,7 @@ class Layer(zarr.Array[Any]):
 
 
 def array(group: zarr.Group, name: str) -> Layer:
-    """An array of the store by name.
+    """Return an array of the store by name.
 
     Raises:
         StoreError: There is none of that name, or its metadata are damaged. Reading raises it for a damaged chunk.
@@ -292,7 +292,7 @@ def array(group: zarr.Group, name: str) -> Layer:
 
 
 def opened(path: Path | Store) -> zarr.Group:
-    """The root group of a store, finished or not, for reading.
+    """Return the root group of a store, finished or not, for reading.
 
     Raises:
         StoreError: It is no Zarr group, or its metadata are damaged.
@@ -328,7 +328,7 @@ def open_complete(path: Place) -> zarr.Group:
 
 
 def readable(out: Place) -> Path | Store:
-    """A finished store as zarr reads it."""
+    """Return a finished store as zarr reads it."""
     return out if isinstance(out, Path) else KeyStore(objects_at(out), read_only=True)
 
 
@@ -365,13 +365,13 @@ def partial_path(path: Path) -> Path:
 
 
 def facts(group: zarr.Group) -> dict[str, object]:
-    """The `ovrs` attribute: provenance and results of the run."""
+    """Return the `ovrs` attribute: provenance and results of the run."""
     found: Any = group.attrs["ovrs"]
     return dict(found)
 
 
 def geobox_of(group: zarr.Group) -> GeoBox:
-    """The grid of a store, from its own attributes."""
+    """Return the grid of a store, from its own attributes."""
     from affine import Affine
     from odc.geo.geobox import GeoBox as Box
 

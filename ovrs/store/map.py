@@ -146,7 +146,7 @@ class Map:
         return open_scene(self.record.uri, options)
 
     def to_xarray(self, factor: int = 1) -> xarray.Dataset:
-        """The map as a dataset with its CRS (`spatial_ref`), read when values are asked for.
+        """Return the map as a dataset with its CRS (`spatial_ref`), read when values are asked for.
 
         Args:
             factor: Level; one of `factors`.

@@ -53,7 +53,7 @@ def thumbnail(mapped: Map, side: int) -> NDArray[np.uint8]:
 
 
 def card(mapped: Map) -> str:
-    """A small picture and the areas as HTML; complete in itself, no script."""
+    """Return a small picture and the areas as HTML; complete in itself, no script."""
     record, order = mapped.record, sorted(mapped.classes, key=lambda c: -c.percent)
     rows = "".join(
         f'<tr><td><span style="display:inline-block;width:1em;height:.8em;border:1px solid #555;background:{c.hex}">'

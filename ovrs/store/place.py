@@ -30,7 +30,7 @@ def is_fault_of_reading(error: BaseException) -> bool:
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URL and the path there; forgets listings of earlier calls.
+    """Return the file system of a URL and the path there; forgets listings of earlier calls.
 
     Raises:
         StoreError: The place cannot be reached.

@@ -17,12 +17,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     def dump(self) -> dict[str, object]:
-        """The value as JSON knows it, with every key that it was made from."""
+        """Return the value as JSON knows it, with every key that it was made from."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     @classmethod
     def read(cls, content: object, where: object) -> Self:
-        """The value that `content`, JSON from `where`, stands for.
+        """Return the value that `content`, JSON from `where`, stands for.
 
         Raises:
             StoreError: Names the first key that lacks or is damaged.

@@ -41,7 +41,7 @@ class Target(Protocol):
         """Whether a finished map is there."""
 
     def unfinished(self) -> Store:
-        """The unfinished map as zarr writes it.
+        """Return the unfinished map as zarr writes it.
 
         Raises:
             StoreError: It is gone.
@@ -176,7 +176,7 @@ class ObjectTarget:
 
 
 def target_of(out: Place, fence: Fence | None = None) -> Target:
-    """The place of the map `out`; with a fence every write is refused once the run's claim is lost."""
+    """Return the place of the map `out`; with a fence every write is refused once the run's claim is lost."""
     guard = unguarded if fence is None else fence.check
     return FolderTarget(out, guard) if isinstance(out, Path) else ObjectTarget(out, guard)
 

@@ -51,7 +51,7 @@ def write_report(mapped: Map, out: Path, *, more: str = "", overwrite: bool = Fa
 
 
 def warnings_of(record: RunRecord) -> list[str]:
-    """What a reader should know before trusting the map."""
+    """Return what a reader should know before trusting the map."""
     found = cautions(record)
     if record.holes:
         found.append(f"{len(record.holes)} blocks are missing and shown as no data: {', '.join(record.holes[:10])}")

@@ -90,12 +90,13 @@ class Viewer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
+        """The address of the page."""
         host = str(self.server_address[0])
         return f"http://{host}:{self.server_address[1]}/"
 
 
 def open_viewer(mapped: Map, before: Map | None, host: str, port: int) -> Viewer:
-    """A server that is bound but not serving yet.
+    """Return a server that is bound but not serving yet.
 
     Raises:
         GridMismatchError: The two maps lie on different grids.

@@ -39,7 +39,7 @@ class MapTiles:
             log.warning("the viewer shows the map alone: %s", error)
 
     def describe(self) -> dict[str, object]:
-        """What the page needs to know."""
+        """Return what the page needs to know."""
         grid, record = self.map.grid, self.map.record
         return {
             "name": self.map.name,

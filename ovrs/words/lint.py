@@ -20,7 +20,7 @@ NOT_VISUAL = frozenset(_BLIND_WORDS.split())
 
 
 def lint(words: Vocabulary, tokens_of: Callable[[str], int], longest_template: str) -> list[str]:
-    """Findings, one line each.
+    """List the findings, one line each.
 
     Args:
         words: The vocabulary.

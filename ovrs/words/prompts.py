@@ -210,7 +210,7 @@ def _client(model: LanguageModel) -> Any:
 
 
 def _complete(client: Any, model: LanguageModel, messages: list[dict[str, str]]) -> str:
-    """The text of one answer.
+    """Return the text of one answer.
 
     Raises:
         PromptError: The endpoint is down, hangs, refuses the key, or the model refuses to answer.

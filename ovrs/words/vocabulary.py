@@ -44,7 +44,7 @@ def _visible(text: str) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """A sentence with single blanks instead of line breaks and tabs (errors as `_visible`)."""
+    """Return a sentence with single blanks instead of line breaks and tabs (errors as `_visible`)."""
     return _visible(" ".join(text.split()))
 
 
@@ -134,6 +134,7 @@ class Vocabulary(_Model):
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of all classes, in the order of their numbers."""
         return tuple(c.name for c in self.classes)
 
     @property
@@ -162,6 +163,7 @@ class Vocabulary(_Model):
 
     @property
     def background_index(self) -> int | None:
+        """Number of the background class; None without one."""
         return None if self.background is None else self.class_names.index(self.background.class_name)
 
     def digest(self) -> str:
@@ -250,7 +252,7 @@ def dump(words: Vocabulary) -> str:
 
 
 def from_names(names: Sequence[str]) -> Vocabulary:
-    """A vocabulary from bare class names.
+    """Return a vocabulary from bare class names.
 
     A name that the shipped land-cover library knows, as name or synonym, gets that entry's words and descriptions. Every
     other name is asked for as it is, without descriptions (`prompt_source` is `name`).
@@ -273,7 +275,7 @@ def from_names(names: Sequence[str]) -> Vocabulary:
 
 
 def _entry(asked: ClassEntry, library: dict[str, ClassEntry]) -> ClassEntry:
-    """The library's entry under the name that was asked for, else the entry as asked."""
+    """Return the library's entry under the name that was asked for, else the entry as asked."""
     known = library.get(_same_word(asked.name))
     if known is None:
         return asked

@@ -51,14 +51,14 @@ def first_mixture(patches: Tensor, log_prior: Tensor, confident: int) -> Mixture
 
 
 def log_likelihood(patches: Tensor, mixture: Mixture) -> Tensor:
-    """l `(…, K)` of patches `(…, D)`, without the terms that all Gaussians share."""
+    """Return l `(…, K)` of patches `(…, D)`, without the terms that all Gaussians share."""
     means, precision = mixture.means, 1 / mixture.variances.clamp(min=_LEAST)
     square = patches.square() @ precision
     return -0.5 * (square[..., None] - 2 * patches @ (means * precision).T + means.square() @ precision)
 
 
 def joined(log_prior: Tensor, likelihood: Tensor, tau: float) -> Tensor:
-    """z `(…, K)` from log y and l."""
+    """Return z `(…, K)` from log y and l."""
     return (log_prior + likelihood / tau).softmax(dim=-1)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def log_prior(features: TileFeatures, text: Tensor, base_text: Tensor, bank: TextBank, settings: ConInfer) -> Tensor:
-    """log y `(B, N, M)` of a tile's windows: softmax over queries of the scaled cosines."""
+    """Return log y `(B, N, M)` of a tile's windows: softmax over queries of the scaled cosines."""
     low = settings.logit_scale * cosines(features, text, base_text, settings.cls_weight).transpose(1, 2)
     return (low if bank.offsets is None else low + bank.offsets).log_softmax(dim=-1)
 

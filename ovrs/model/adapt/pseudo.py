@@ -160,8 +160,10 @@ def clipartt(
 
 
 def watt(visual: Visual, images: Tensor, prompts: Tensor, settings: Watt, *, sets: int | None = None) -> PseudoAdapted:
-    """Adapt B images template by template and average the weights (`prompts`: `(T, C, D)`, unit rows; `sets`: see
-    `clipartt`)."""
+    """Adapt B images template by template and average the weights.
+
+    `prompts` are `(T, C, D)` with unit rows; `sets` is that of `clipartt`.
+    """
     tower = _Tower(visual, images, settings, sets)
     parameters = tower.norms.parameters()
     losses = []

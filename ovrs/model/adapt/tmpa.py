@@ -61,7 +61,7 @@ class PatchSet(Protocol):
 
     @property
     def patch_valid(self) -> Tensor:
-        """bool `(B, N)`."""
+        """Whether a patch is valid ground, bool `(B, N)`."""
         ...
 
 

@@ -138,7 +138,7 @@ def _renamed(name: str) -> str:
 
 
 def _config(content: Mapping[str, Any], folder: Path) -> Any:
-    """transformers' configuration, its defaults filled in."""
+    """Return the configuration of transformers, its defaults filled in."""
     try:
         from huggingface_hub.errors import StrictDataclassError
         from transformers import CLIPConfig
@@ -154,7 +154,7 @@ def _config(content: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _network(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> Any:
-    """transformers' own network; names and shapes of the tensors are known to fit."""
+    """Return the network of transformers; names and shapes of the tensors are known to fit."""
     from transformers import CLIPModel
 
     try:
@@ -168,7 +168,7 @@ def _network(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' remarks on configurations are for its own users."""
+    """Silence the remarks of transformers on configurations."""
     from transformers.utils import logging as theirs
 
     before = theirs.get_verbosity()

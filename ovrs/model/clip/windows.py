@@ -1,9 +1,9 @@
-"""Through which windows a model looks at a tile: how large they are, how far apart, and how much they are enlarged.
+"""The windows that a model sees of a tile: their size, their distance and their enlargement.
 
-Beside the ordinary windows (crops) a model may look through wider ones. Each covers k × k crops, is shown at the crops' input
-size, and so sees k times coarser patches with k times more around them. A network is sure of houses at one scale and of
-fields at another; the mean over scales is surer than either. And since the ground has no upper side, each scale may be shown turned
-in another way: what a network says of a patch also depends on that, and the mean is then over turns too, without one window more.
+A crop is the smallest window. A wider window covers k × k crops and is shown at the input size of a crop. Its patches cover k times
+the ground along each side. A network is sure of houses at one scale and of fields at another; the mean over scales is surer than
+either. Each scale may be shown turned in another way: scores of a patch depend on its orientation, and the mean over turns asks for
+no further window.
 """
 
 from __future__ import annotations
