@@ -30,6 +30,9 @@ WINDOWS = {"zoom": 5 / 3, "stride": 80, "pixel_sizes": [0.075, 0.135, 0.2], "tur
 looked at in three scales (model card)."""
 
 
+LICENCE = "Apache-2.0; parts of the training data are for research only (see MODEL_CARD.md)"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
@@ -61,7 +64,7 @@ def main() -> None:
         shutil.copy(args.work / "jbu_one.safetensors", args.out / "jbu_one.safetensors")
     methods = {"tmpa": TMPA, "tmpa_shift": TMPA}
     own = {"text": TEXT, "head": {**HEAD, "logit_scale": scale}, "methods": methods}
-    own |= {"windows": WINDOWS, "sha256": hash_weights(clip)}
+    own |= {"windows": WINDOWS, "sha256": hash_weights(clip), "licence": LICENCE}
     (args.out / "ovrs.json").write_text(json.dumps(own, indent=1) + "\n")
     print(sum(p.numel() for p in model.parameters()) / 1e6, "M parameters, dense logit scale", scale)
 

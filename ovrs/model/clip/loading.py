@@ -84,7 +84,8 @@ def load(options: ModelOptions) -> LoadedModel:
     name = options.model if place is None or entry or options.model == BUNDLED else place.name
     told = source.own.licence if isinstance(source.own.licence, str) else None
     licence = told or (entry.licence if entry else None)
-    fetching.tell_licence(name, licence, weights_hash)
+    if name != BUNDLED:  # its licence comes with the program
+        fetching.tell_licence(name, licence, weights_hash)
     return LoadedModel(
         clip,
         source.tokenize,
