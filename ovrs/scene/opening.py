@@ -183,7 +183,7 @@ def _own_grid(source: Any, options: SceneOptions) -> tuple[GeoBox, bool]:
                 remedy = "It has rational polynomial coefficients: orthorectify it first (gdalwarp -rpc)"
             raise SceneReadError(
                 f"{source.name} has no {lacking}, so a map of it has no place on the ground. {remedy}, "
-                f"or pass --set scene.allow_ungeoreferenced=true to map it on its pixel grid"
+                f"or pass --allow-ungeoreferenced (--set scene.allow_ungeoreferenced=true) to map it on its pixel grid"
             )
         if options.gsd is not None:
             raise OptionError("--gsd needs a georeferenced scene: without one the size of a pixel is unknown")
