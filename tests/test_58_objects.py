@@ -23,7 +23,7 @@ from ovrs.cli.app import app
 from ovrs.collection.ledger import Image, Ledger
 from ovrs.errors import DigestMismatchError, IncompleteRunError, OptionError, OutputError, StoreError, StoreLockedError
 from ovrs.objects import claim, remote
-from ovrs.objects.address import Address, objects_at
+from ovrs.objects.address import Address, objects_at, place_of
 from ovrs.objects.folder import Folder
 from ovrs.objects.remote import Remote
 from ovrs.run import begin, publish, verify, work
@@ -487,3 +487,8 @@ def test_a_process_stopped_beyond_the_expiry_changes_nothing_in_the_bucket(
     left = {k: v for k, v in contents("s3://maps/out/m.run").items() if not k.startswith("lock")}
     assert left == {k: v for k, v in run.items() if not k.startswith("lock")}
     same_as_local(URL, scene, words, tmp_path)
+
+
+def test_a_file_address_is_a_path_of_this_machine(tmp_path):
+    assert place_of(f"file://{tmp_path}/x y/o.zarr") == tmp_path / "x y/o.zarr"
+    assert str(place_of("s3://bucket/o.zarr/")) == "s3://bucket/o.zarr"

@@ -48,20 +48,21 @@ class Address:
         return replace(self, url=f"{self.url}/{name}")
 
 
+LOCAL = "file://"
 Place: TypeAlias = Path | Address
 """Where a map lies: a path of this machine, or an address."""
 
 
 def place_of(target: str | Path | Address) -> Place:
-    """Return a path, or an address where the text has a scheme (`s3://…`)."""
+    """Return a path, or an address where the text has a scheme (`s3://…`); `file://` names a path."""
     if isinstance(target, (Path, Address)):
         return target
-    return Address(target.rstrip("/")) if is_remote(target) else Path(target.removeprefix("file://"))
+    return Address(target.rstrip("/")) if is_remote(target) else Path(target.removeprefix(LOCAL))
 
 
 def is_remote(target: object) -> bool:
     """Whether a target is a URL and not a path of this machine."""
-    return "://" in str(target)
+    return "://" in str(target) and not str(target).startswith(LOCAL)
 
 
 def objects_at(place: Place, guard: Callable[[], None] | None = None) -> Objects:
