@@ -11,7 +11,7 @@ import zarr
 from conftest import environment, write_clip_directory
 
 from ovrs import options, pipeline
-from ovrs.engine import execute
+from ovrs.engine import cluster, execute
 from ovrs.errors import DigestMismatchError, IncompleteRunError, SchedulerLostError, WeightsError
 from ovrs.run import begin, network, segmenters
 from ovrs.words import vocabulary
@@ -84,10 +84,10 @@ def test_a_worker_with_another_network_computes_nothing(noise_scene, words, triv
 def test_workers_that_die_of_the_question_are_one_clear_line(monkeypatch, words):
     from distributed.scheduler import KilledWorker
 
-    def dies(fn, items, run, *, lost):
-        yield lost(next(iter(items)), KilledWorker("describe", SimpleNamespace(address="tcp://w:1"), 3))
+    def dies(work, items, run, stop):
+        yield work.lost(next(iter(items)), KilledWorker("describe", SimpleNamespace(address="tcp://w:1"), 3))
 
-    monkeypatch.setattr(execute, "run_dask", dies)
+    monkeypatch.setattr(cluster, "run_dask", dies)
     chosen = options.build(model={"model": "trivial"}, run=AWAY)
     spec = segmenters.SegmenterSpec(chosen.model, chosen.method, words)
     with pytest.raises(SchedulerLostError, match="died that were to load the model"):

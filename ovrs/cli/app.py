@@ -261,9 +261,9 @@ def _requests(
         if out is None:
             raise OptionError("name the store to write: -o NAME.zarr")
         own = words or (None if preset is None else published.vocabulary_of(preset))
-        words = own or words_from_names(None, None)
+        asked = own or words_from_names(None, None)
         found = [
-            Request(uri=scenes[0], others=tuple(scenes[1:]), words=words, options=options.build(**told), target=out)
+            Request(uri=scenes[0], others=tuple(scenes[1:]), words=asked, options=options.build(**told), target=out)
         ]
     else:
         if len(scenes) > 1:
