@@ -22,11 +22,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from ovrs import pipeline
 from ovrs.engine.allocator import keep_freed_memory
+from ovrs.objects.address import place_of
 from ovrs.options import MapOptions
 from ovrs.redact import guard_logs, redacted
 from ovrs.request import Request
 from ovrs.run.job import Job
-from ovrs.run.publish import is_remote
 from ovrs.store.record import RunRecord
 from ovrs.telemetry import log_as_json
 from ovrs.words.prompts import LanguageModel
@@ -85,7 +85,8 @@ def map_scene(
     request = replace(request, words=prompts(request.words, llm, scene_context, allow_composed_prompts))
     with concurrency(gpu_pool, occupy=1) if gpu_pool else nullcontext():
         facts = pipeline.map(request, overwrite=overwrite, around=partial(in_task_runs, batches, redacted(out)))
-    paths = export(Path(out)) if products and not is_remote(out) else []
+    where = place_of(out)
+    paths = export(where) if products and isinstance(where, Path) else []
     shown = publish.with_options(assets=[asset(out, name)])
     shown(RunRecord.read(facts, redacted(out)), paths[-1] if paths else None, [redacted(out), *paths])
     return facts
