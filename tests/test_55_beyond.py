@@ -5,12 +5,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from test_55_stopped import fail_in_the_first_row
 
 import ovrs
 from ovrs import pipeline
@@ -25,6 +27,7 @@ from ovrs.errors import (
     SchedulerLostError,
     StoreError,
 )
+from ovrs.request import Request
 from ovrs.run import begin, publish, work
 
 ROOT = Path(__file__).parents[1]
@@ -200,6 +203,18 @@ def test_another_map_is_not_overwritten_by_accident(bucket, noise_scene, words, 
     bucket.pipe_file("maps/other/readme.txt", b"mine")
     with pytest.raises(StoreError, match="was not published by ovrs"):
         publish.publish(tmp_path / "a.zarr", "s3://maps/other")
+
+
+def test_a_published_map_with_holes_is_replaced_by_a_whole_one(
+    bucket, noise_scene, words, trivial, tmp_path, monkeypatch
+):
+    scene, url = noise_scene(700, 300), "s3://maps/holes/m.zarr"
+    wanted = Request(uri=scene, words=words, target=url, options=trivial(allow_holes=True))
+    with monkeypatch.context() as while_full:
+        fail_in_the_first_row(while_full)
+        assert pipeline.map(wanted, staging=tmp_path / "staging")["holes"]
+    facts = pipeline.map(replace(wanted, options=trivial()), staging=tmp_path / "staging")
+    assert facts["holes"] == publish.published_facts(url)["holes"] == []
 
 
 @pytest.mark.parametrize("root", ["s3://maps/products", "folder"])

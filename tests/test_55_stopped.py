@@ -21,7 +21,7 @@ from ovrs import files, pipeline, repair
 from ovrs.cli import edge
 from ovrs.cli.app import app
 from ovrs.engine import scheduler, tiling
-from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError
+from ovrs.errors import IncompleteRunError, OptionError, OutputError, SceneReadError, StoreError
 from ovrs.objects.folder import Folder
 from ovrs.options import RunOptions, SceneOptions
 from ovrs.request import Request
@@ -449,13 +449,15 @@ def test_a_map_whose_holes_fail_again_is_refused(noise_scene, words, trivial, tm
     assert pipeline.map_scene(scene, words, out, trivial(allow_holes=True))["holes"] == holes
 
 
-def test_a_published_map_with_holes_is_replaced_by_a_whole_one(noise_scene, words, trivial, tmp_path, monkeypatch):
+def test_a_copy_with_holes_and_no_run_is_replaced_when_told_so(noise_scene, words, trivial, tmp_path, monkeypatch):
     out, url = tmp_path / "m.zarr", f"file://{tmp_path}/there/m.zarr"
-    scene, _ = map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
+    scene, holes = map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
     publish.publish(out, url)
     wanted = Request(uri=scene, words=words, target=url, options=trivial())
-    facts = pipeline.map(wanted, staging=tmp_path / "staging")
-    assert facts["holes"] == publish.published_facts(url)["holes"] == []
+    with pytest.raises(StoreError, match="no run directory .* pass --overwrite"):
+        pipeline.map(wanted)
+    assert publish.published_facts(url)["holes"] == holes
+    assert pipeline.map(wanted, overwrite=True)["holes"] == publish.published_facts(url)["holes"] == []
     assert (labels(tmp_path / "there" / "m.zarr") != 255).all()
 
 
