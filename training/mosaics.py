@@ -115,7 +115,7 @@ def find(
     rows = [i for i, cls in enumerate(texts.classes) if cls in SHOWS and usable[i] and sets[i] not in OTHERS]
     for part in (rows[i : i + 32] for i in range(0, len(rows), 32)):
         images = torch.from_numpy(np.stack([scenes[i] for i in part])).permute(0, 3, 1, 2).float() / 255
-        chances = (scale * encode(images) @ vectors.T).softmax(-1)
+        chances = (scale * encode(images).cpu() @ vectors.T).softmax(-1)
         grid = images.shape[-1] // PATCH
         for i, chance in zip(part, chances, strict=True):
             concept = SHOWS[texts.classes[i]]

@@ -16,7 +16,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,14 +145,19 @@ def dense(visual: nn.Module, images: Tensor) -> Tensor:
     return F.normalize(last_block(visual, x, grid, "segearth").patches.float(), dim=-1)
 
 
-def scored(own: Student, m: Material) -> dict[str, float]:
-    """Patch-level mIoU of the held-out pictures by set."""
+def encoder(own: Student, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The averaged network in the training's precision: RGB `(n, 3, h, w)` in 0..1 to patch vectors on the device."""
 
     def encode(images: Tensor) -> Tensor:
-        with precision(m.device):
-            return dense(own.averaged, images)
+        with precision(device):
+            return dense(own.averaged, images.to(device))
 
-    return m.score(encode, SIDE)
+    return encode
+
+
+def scored(own: Student, m: Material) -> dict[str, float]:
+    """Patch-level mIoU of the held-out pictures by set."""
+    return m.score(encoder(own, m.device), SIDE)
 
 
 def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -168,8 +173,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     print("before", first, flush=True)
     if args.resume:  # a network that knows nothing yet can't say which patches to use
         scale = own.dense_scale.exp().item()
-        grounds = find(lambda x: dense(own.averaged, x.to(device)).cpu(), scale, m.texts, m.concepts, m.scene_pixels,
-                       m.scene_sets, m.usable)  # fmt: skip
+        grounds = find(encoder(own, device), scale, m.texts, m.concepts, m.scene_pixels, m.scene_sets, m.usable)
         m.add_mosaics(grounds, rng)
     optimiser = torch.optim.AdamW(groups_of(own.visual, [own.dense_scale, own.image_scale]), betas=(0.9, 0.98))
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
