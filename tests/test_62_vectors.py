@@ -180,7 +180,6 @@ def test_stac_item_is_valid_and_says_what_the_map_is(world, tmp_path):
     assert [c["name"] for c in classes] == ["building", "road", "water", "tree", "field", "bare_soil"]
     assert all(len(c["color_hint"]) == 6 and c["color_hint"] == c["color_hint"].upper() for c in classes)
     assert (tmp_path / content["assets"]["classes"]["href"]).exists()
-    assert content["properties"]["mlm:tasks"] == ["semantic-segmentation"]
     collection = stac.write_collection([file], tmp_path / "collection.json", name="all")
     pystac.Collection.from_dict(json.loads(collection.read_text())).validate()
     with pytest.raises(StoreError, match="at least one item"):

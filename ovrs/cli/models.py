@@ -16,8 +16,24 @@ app.add_typer(model, name="model")
 
 
 @app.command()
-def models() -> None:
-    """List published models with activation, licence, measured accuracy, memory, source and command. Asks no network."""
+def models(
+    stac: Annotated[
+        Path | None,
+        typer.Option(help="FILE.json: describe the bundled model as a STAC Item (MLM 1.5), in place of the list."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace also a file that ovrs did not write.")
+    ] = False,
+) -> None:
+    """List published models with activation, licence, measured accuracy, memory, source and command. Asks no network.
+
+    Example: ovrs models --stac model.json
+    """
+    if stac is not None:
+        from ovrs.export.mlm import write_bundled
+
+        typer.echo(f"stac: {write_bundled(stac, overwrite=overwrite)}")
+        return
     from ovrs.model.clip.known import listing
 
     typer.echo(listing())

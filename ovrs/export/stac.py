@@ -1,4 +1,4 @@
-"""A STAC Item for a map, and a Collection for many: projection, classification, raster, processing and MLM extensions.
+"""A STAC Item for a map, and a Collection for many: projection, classification, raster, processing and MLM extensions (`mlm`).
 
 Identifiers and times come from the map, not from the clock, so the same map gives the same Item.
 """
@@ -6,18 +6,16 @@ Identifiers and times come from the map, not from the clock, so the same map giv
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import numpy as np
 
 from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import StoreError
-from ovrs.export import target
+from ovrs.export import mlm, target
 from ovrs.export.footprint import footprint, union_of_boxes
 from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, Product
 from ovrs.names import ascii_words, shown
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
     from ovrs.store.map import Map
-    from ovrs.store.record import RunRecord
 
 STAC = "1.1.0"
 SCHEMAS = {
@@ -39,7 +36,6 @@ SCHEMAS = {
     "classification": "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
     "raster": "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
     "processing": "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
-    "mlm": "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",
 }
 
 
@@ -83,10 +79,15 @@ def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str,
     outline = footprint(geobox)
     classes = _legend(mapped)
     when = record.acquired or record.finished
+    modelled = mlm.has_model(record)
     return {
         "type": "Feature",
         "stac_version": STAC,
-        "stac_extensions": [*SCHEMAS.values(), *([_SOLAR_SYSTEM] if outline.body != "Earth" else [])],
+        "stac_extensions": [
+            *SCHEMAS.values(),
+            *([mlm.SCHEMA] if modelled else []),
+            *([_SOLAR_SYSTEM] if outline.body != "Earth" else []),
+        ],
         "id": shown(mapped.name.removesuffix(".zarr") or "map"),
         "geometry": outline.geometry,
         "bbox": outline.bbox,
@@ -102,10 +103,14 @@ def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str,
             f"classes: {', '.join(classes.names)}",
             "processing:level": "L4",
             "processing:datetime": _utc(record.finished),
-            **_mlm(record, classes),
+            **(mlm.fields(record, classes.classes) if modelled else {}),
         },
         "links": [],
-        "assets": {"map": _map_asset(mapped, base, classes), **_assets(products, base, geobox, classes)},
+        "assets": {
+            "map": _map_asset(mapped, base, classes),
+            **_assets(products, base, geobox, classes),
+            **({"model": mlm.asset(record)} if modelled else {}),
+        },
     }
 
 
@@ -129,7 +134,8 @@ def write_collection(items: Sequence[Path], out: Path, *, name: str, licence: st
         "license": licence,
         "extent": {"spatial": {"bbox": [overall]}, "temporal": {"interval": [[times[0], times[-1]]]}},
         "links": [
-            {"rel": "item", "href": _relative(p, out.parent), "type": "application/geo+json"} for p in sorted(items)
+            {"rel": "item", "href": target.relative(p, out.parent), "type": "application/geo+json"}
+            for p in sorted(items)
         ],
     }
     target.write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -184,7 +190,7 @@ def _resolution(geobox: GeoBox) -> float:
 
 def _map_asset(mapped: Map, base: Path, classes: _Legend) -> dict[str, object]:
     return {
-        "href": redacted(mapped.place) if mapped.path is None else _relative(mapped.path, base),
+        "href": redacted(mapped.place) if mapped.path is None else target.relative(mapped.path, base),
         "type": f"application/vnd.zarr; version={mapped.label.metadata.zarr_format}",
         "title": "Class and confidence (Zarr, multiscale)",
         "roles": ["data"],
@@ -208,7 +214,7 @@ def _assets(products: Sequence[Product], base: Path, own: GeoBox, classes: _Lege
 
 def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> dict[str, object]:
     asset: dict[str, object] = {
-        "href": _relative(product.path, base),
+        "href": target.relative(product.path, base),
         "type": product.media_type,
         "title": _TITLES.get(product.kind.name, product.kind.name.capitalize()),
         "roles": [product.kind.stac_role],
@@ -221,46 +227,6 @@ def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> dict[
         asset |= _confidence_band(product.grid)
     moved = product.grid.crs != own.crs or product.grid.shape != own.shape or product.grid.affine != own.affine
     return asset | (_projection(product.grid) if moved else {})
-
-
-def _mlm(record: RunRecord, classes: _Legend) -> dict[str, object]:
-    """The model as the MLM extension describes it."""
-    crop = record.plan.crop
-    return {
-        "mlm:name": record.model.model,
-        "mlm:architecture": "Vision Transformer",
-        "mlm:tasks": ["semantic-segmentation"],
-        "mlm:framework": "pytorch",
-        "mlm:input": [
-            {
-                "name": "RGB",
-                "bands": [],
-                "input": {
-                    "shape": [-1, 3, crop, crop],
-                    "dim_order": ["batch", "channel", "height", "width"],
-                    "data_type": "float32",
-                },
-            }
-        ],
-        "mlm:output": [
-            {
-                "name": "class",
-                "tasks": ["semantic-segmentation"],
-                "result": {
-                    "shape": [-1, len(classes.names), crop, crop],
-                    "dim_order": ["batch", "class", "height", "width"],
-                    "data_type": "float32",
-                },
-                "classification:classes": [{k: c[k] for k in ("value", "name", "color_hint")} for c in classes.classes],
-            }
-        ],
-    }
-
-
-def _relative(path: Path, base: Path) -> str:
-    """Link from a folder to a file: `./NAME`, with `/`; characters that end a path in a URL are escaped."""
-    link = Path(os.path.relpath(path.absolute(), base.absolute())).as_posix()
-    return "./" + "".join(quote(os.fsencode(c)) if c in "%?#" or not c.isprintable() else c for c in link)
 
 
 def _utc(text: str) -> str:

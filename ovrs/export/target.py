@@ -11,6 +11,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ovrs.errors import OptionError, OutputError, OvrsError
 from ovrs.export import marks
@@ -118,6 +119,20 @@ def input_of(mapped: Map, out: Path) -> Path | None:
     return None
 
 
+def check_alone(out: Path, kind: Kind, *, overwrite: bool = False) -> None:
+    """Refuse a path that a file without a map must not be written to.
+
+    Raises:
+        OptionError: Wrong suffix, a folder, or another file than one of this kind that `ovrs` wrote.
+    """
+    if out.suffix.lower() not in kind.suffixes:
+        raise OptionError(f"{_said(out)} must end with {' or '.join(kind.suffixes)}")
+    if out.is_dir() or (out.exists() and not overwrite and not marks.is_ours(out, kind)):
+        raise OptionError(
+            f"{_said(out)} exists and is no {kind.name} file of ovrs; choose another name, or pass --overwrite"
+        )
+
+
 def check_distinct(paths: dict[str, Path]) -> None:
     """Refuse two products of one command that would be one file; keys are the options that name them.
 
@@ -168,6 +183,12 @@ def same_file(one: Path, other: Path) -> bool:
         return os.path.realpath(one) == os.path.realpath(other) or one.samefile(other)
     except OSError:  # one of them is not there
         return False
+
+
+def relative(path: Path, base: Path) -> str:
+    """Link from a folder to a file: `./NAME`, with `/`; characters that end a path in a URL are escaped."""
+    link = Path(os.path.relpath(path.absolute(), base.absolute())).as_posix()
+    return "./" + "".join(quote(os.fsencode(c)) if c in "%?#" or not c.isprintable() else c for c in link)
 
 
 def write_text(out: Path, text: str) -> None:

@@ -10,9 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ovrs import __version__
 from ovrs.encoding import label_nodata
-from ovrs.errors import OptionError
 from ovrs.export import target
-from ovrs.export.marks import is_ours
 from ovrs.export.product import PICTURE
 from ovrs.names import shown
 from ovrs.store.picture import colourise
@@ -38,10 +36,7 @@ def check(out: Path, *, overwrite: bool) -> None:
     Raises:
         OptionError: Another suffix than .png, or a file that `ovrs` did not write.
     """
-    if out.suffix.lower() not in PICTURE.suffixes:
-        raise OptionError(f"{out} must end with {' or '.join(PICTURE.suffixes)}")
-    if out.is_dir() or (out.exists() and not overwrite and not is_ours(out, PICTURE)):
-        raise OptionError(f"{out} exists and is no picture of ovrs; choose another -o, or pass --overwrite")
+    target.check_alone(out, PICTURE, overwrite=overwrite)
 
 
 def write(preview: Preview, out: Path) -> Path:
