@@ -186,6 +186,19 @@ def test_windows_follow_from_the_size_of_pixels(directory):
     assert chosen(wide=(3, 2, 2)) == (32, 24, 2, [2, 3])
 
 
+def test_some_wider_windows_are_there_for_any_imagery(directory):
+    own = {"windows": {"zoom": 2, "stride": 24, "pixel_sizes": [0.1, 0.25], "wide": [2], "turned": True}}
+    (directory / "ovrs.json").write_text(json.dumps(own))
+
+    def wide(**model):
+        return segmenter_of(directory, model=model).describe()["wide"]
+
+    assert wide() == wide(pixel_size=1.0) == [2]
+    assert wide(pixel_size=0.2) == [2, 3]
+    assert wide(zoom=2) == wide(wide=()) == []
+    assert segmenter_of(directory, "tmpa_compat").describe()["wide"] == []
+
+
 @pytest.mark.parametrize(
     ("model", "method", "message"),
     [({"wide": (5,)}, "none", "4 windows a side, got 5"), ({"wide": (2,)}, "tmpa_compat", "no wider windows")],

@@ -25,7 +25,7 @@ HEAD = {"dense": "segearth", "cls_weight": 0.0, "aggregate": "mean"}
 TMPA = {"absent": "mean", "keep_shares": 100.0, "alpha_init": 0.02, "lr": 0.003}
 """Options that suit a model whose texts and patches were trained toward each other (model card)."""
 
-WINDOWS = {"zoom": 5 / 3, "stride": 80, "pixel_sizes": [0.075, 0.135, 0.2], "turned": True}
+WINDOWS = {"zoom": 5 / 3, "stride": 80, "pixel_sizes": [0.075, 0.135, 0.2], "wide": [2], "turned": True}
 """Enlarged windows with little overlap cost as much as half-overlapping ones as they are, and show more; fine imagery is
 looked at in three scales (model card)."""
 

@@ -37,6 +37,8 @@ class Windows(BaseModel):
     zoom: float = Field(default=1.0, ge=0.25, le=8)
     stride: int = Field(default=1, ge=1)
     pixel_sizes: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    wide: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Wider windows for imagery of any pixel size, beside those that `pixel_sizes` asks for."""
     turned: bool = False
 
 

@@ -98,7 +98,8 @@ def choose(options: ModelOptions, model: LoadedModel) -> Views:
     """The windows as asked, else as the model recommends, else half-overlapping as in the papers.
 
     A model may name the ground sizes of pixels that it wants to be shown (`pixel_sizes`, metres, finest first). Where the
-    imagery's own is known, zoom and wider windows follow from them; the recommended zoom is the most it is enlarged.
+    imagery's own is known, zoom and wider windows follow from them; the recommended zoom is the most it is enlarged. Wider
+    windows that it wants for any imagery (`wide`) come beside these.
 
     Raises:
         OptionError: A crop that is no whole number of patches, or wider windows than a tile has crops.
@@ -119,7 +120,7 @@ def choose(options: ModelOptions, model: LoadedModel) -> Views:
     views = Views(TileGeometry(crop=crop, stride=stride), seen / crop)
     wide = options.wide
     if wide is None:
-        wide = () if asked or not sizes else _suited(views, options.pixel_size, sizes[1:])
+        wide = () if asked else _recommended(views, options.pixel_size, own.get("wide", ()), sizes[1:])
     if wide and max(wide) > views.geometry.crops_per_tile:
         raise OptionError(f"model.wide: a tile has {views.geometry.crops_per_tile} windows a side, got {max(wide)}")
     turned = bool(own.get("turned")) if options.turned is None else options.turned
@@ -137,9 +138,12 @@ def _stride(own: Mapping[str, Any], crop: int, usual_crop: int, asked: bool) -> 
     return max(1, round(own["stride"] * crop / usual_crop))
 
 
-def _suited(views: Views, pixel_size: float | None, wanted: tuple[float, ...]) -> tuple[int, ...]:
-    """Sides, in crops, of the wider windows whose pixels come nearest to the wanted ground sizes."""
-    assert pixel_size is not None
-    g = views.geometry
-    sides = ((size * views.zoom / pixel_size * g.crop - g.crop) / g.stride + 1 for size in wanted)
-    return tuple(sorted({min(round(side), g.crops_per_tile) for side in sides} - {0, 1}))
+def _recommended(
+    views: Views, pixel_size: float | None, always: tuple[int, ...], wanted: tuple[float, ...]
+) -> tuple[int, ...]:
+    """Sides, in crops, of the wider windows for any imagery, and of those whose pixels come nearest to ground sizes."""
+    g, sides = views.geometry, set(always)
+    for size in wanted:
+        assert pixel_size is not None
+        sides.add(round((size * views.zoom / pixel_size * g.crop - g.crop) / g.stride + 1))
+    return tuple(sorted({min(side, g.crops_per_tile) for side in sides} - {0, 1}))
