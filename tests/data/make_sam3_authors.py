@@ -33,7 +33,10 @@ def config() -> Any:
     from ovrs.model.sam3 import tiny
 
     own = tiny.config()
-    own.text_config.intermediate_size, own.text_config.projection_dim = 256, 512  # the authors have 4 times the width, and 512
+    own.text_config.intermediate_size, own.text_config.projection_dim = (
+        256,
+        512,
+    )  # the authors have 4 times the width, and 512
     return own
 
 

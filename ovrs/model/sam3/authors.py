@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ovrs.errors import WeightsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -136,12 +136,15 @@ def is_theirs(names: Iterable[str]) -> bool:
     return any(name.endswith(ANCHOR) for name in names)
 
 
-def converted(state: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def converted(
+    state: Mapping[str, Tensor], file: Path, wanted: Container[str]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Bring tensors to transformers' names, in the file's own arithmetic.
 
     Args:
         state: A file's tensors.
         file: For messages.
+        wanted: Names of the network's tensors.
 
     Returns:
         The tensors of the detector, and the names of those that are left out.
@@ -163,7 +166,9 @@ def converted(state: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor
         elif not name.startswith(prefixes[0]) or (ours := _renamed(own)) is None:
             unknown.append(name)
         else:
-            found |= _cut(ours, tensor, name, file)
+            parts = _cut(ours, tensor, name, file)
+            found |= parts
+            unknown += [] if all(part in wanted for part in parts) else [name]
     if unknown:
         raise WeightsError(
             f"{file}: {len(unknown)} tensors belong to no part of SAM 3's detector, such as {sorted(unknown)[0][:100]}"
@@ -186,7 +191,9 @@ def _cut(name: str, tensor: Tensor, source: str, file: Path) -> dict[str, Tensor
     """One tensor as transformers holds it: as it is, turned, without the class token's position, or cut in three."""
     if joint := _JOINT.match(name):
         if not tensor.ndim or len(tensor) % 3:
-            raise WeightsError(f"{file}: {source} has shape {tuple(tensor.shape)}; queries, keys and values were expected")
+            raise WeightsError(
+                f"{file}: {source} has shape {tuple(tensor.shape)}; queries, keys and values were expected"
+            )
         parts = zip("qkv", tensor.chunk(3), strict=True)
         return {f"{joint[1]}{part}_proj.{joint[2]}": values.contiguous() for part, values in parts}
     if name == _CLASS_FIRST and tensor.ndim == 3:

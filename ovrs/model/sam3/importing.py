@@ -37,7 +37,8 @@ def theirs_in(directory: Path) -> tuple[Path, ...]:
     """Files of a directory whose tensors have the names of facebookresearch/sam3; none where transformers' are there too."""
     kinds = ("*.safetensors", "pytorch_model*.bin", SAM3_FILE)
     found = next((sorted(directory.glob(kind)) for kind in kinds if any(directory.glob(kind))), [])
-    return tuple(found) if any(authors.is_theirs(statefile.names(file)) for file in found) else ()
+    named = any(file.name == SAM3_FILE or authors.is_theirs(statefile.names(file)) for file in found)
+    return tuple(found) if named else ()
 
 
 def is_source(source: Path) -> bool:
@@ -65,9 +66,16 @@ def read(sources: Sequence[Path], network: str | None = None) -> tuple[Any, dict
         one = statefile.read(file, network, _SOUGHT) if len(sources) == 1 else statefile.State(statefile.shard(file))
         state |= one.tensors
         beside += one.left_out
-    found, left_out = authors.converted(state, sources[0])
-    config = _config(sources[0].parent / CONFIG_FILE)
-    checkpoint.require_same(_sketch(config, sources[0]), dict(found), sources[0])
+    described = sources[0].parent / CONFIG_FILE
+    config = _config(described)
+    sketch = _sketch(config, sources[0])
+    try:
+        found, left_out = authors.converted(state, sources[0], sketch.state_dict())
+        checkpoint.require_same(sketch, dict(found), sources[0])
+    except WeightsError as error:
+        if is_file(described):
+            raise
+        raise WeightsError(f"{error}. These are the published sizes; for others lay {CONFIG_FILE} beside it") from error
     return config, found, (*sorted(beside), *left_out)
 
 
@@ -107,15 +115,20 @@ def import_model(source: Path, out: Path, network: str | None = None, *, overwri
         f"found: SAM 3, {size / 1e6:.1f} M parameters, {config.vision_config.backbone_config.image_size} px (facebookresearch/sam3)",
         f"licence: {LICENCE}",
     ]
-    kinds = sorted({".".join(name.removeprefix("detector.").split(".")[:3]) for name in left_out})
+    kinds = sorted({".".join(name.removeprefix("detector.").split(".")[:3]) for name in map(_layer, left_out)})
     if left_out:
         more = " …" if len(kinds) > 8 else ""
         lines.append(f"left out: {len(left_out)} tensors and values: {', '.join(kinds[:8])}{more}")
     return lines
 
 
+def _layer(name: str) -> str:
+    """A tensor's name without its last part."""
+    return name.rpartition(".")[0] or name
+
+
 def _config(file: Path) -> Any:
-    """transformers' configuration of the detector."""
+    """Transformers' configuration of the detector."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import Sam3Config
 

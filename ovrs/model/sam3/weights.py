@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ovrs.errors import OptionError, Sam3WeightsMissing, WeightsError
-from ovrs.foreign import read_object
+from ovrs.foreign import is_file, read_object
 from ovrs.model.clip.checkpoint import require_finite, tensors_of
 from ovrs.model.clip.foreign import FAULTS, one_line
 from ovrs.model.clip.loading import hash_weights
@@ -59,6 +59,10 @@ def checked(directory: Path) -> Path:
     Raises:
         Sam3WeightsMissing: It does not.
     """
+    if is_file(directory):
+        raise Sam3WeightsMissing(
+            f"{directory} is a file; name its folder, or make one: ovrs model import {directory} -o DIR"
+        )
     if not directory.is_dir():
         raise Sam3WeightsMissing(f"no SAM 3 weights: {directory} is no directory. {_HOW}")
     names = {p.name for p in directory.iterdir()}
