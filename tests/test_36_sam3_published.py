@@ -85,6 +85,8 @@ def test_both_published_layouts_give_equal_outputs(state, record, tmp_path):
     first, _ = load(str(place(tmp_path / "a", {"model": state})), torch.float32)
     lines = importing.import_model(tmp_path / "a/sam3.pt", tmp_path / "b")
     assert any(line.startswith("left out: ") and "tracker" in line for line in lines)
+    modes = {file.stat().st_mode for file in (tmp_path / "b").iterdir()}
+    assert len(modes) == 1  # who may read one file may read all
     own = json.loads((tmp_path / "b/ovrs.json").read_text())
     assert own["source"]["file"] == "sam3.pt"
     assert "no military" in own["licence"]

@@ -7,6 +7,8 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from safetensors.torch import save_file
+
 from ovrs import files
 from ovrs.errors import OptionError
 from ovrs.foreign import is_directory, is_file
@@ -14,6 +16,8 @@ from ovrs.foreign import is_directory, is_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
 
 def require_free(out: Path, source: Path, marker: str, *, overwrite: bool) -> None:
@@ -52,6 +56,19 @@ def new_directory(out: Path) -> Iterator[Path]:
         if files.exists(out):
             out.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors, readable for whom the other files of the folder are.
+
+    Args:
+        folder: Holds one file at least; the library makes its own readable for the user alone.
+        name: Of the new file.
+        tensors: By their names.
+    """
+    beside = next(folder.iterdir())
+    save_file({n: tensor.contiguous() for n, tensor in tensors.items()}, folder / name, {"format": "pt"})
+    shutil.copymode(beside, folder / name)
 
 
 def sha256(sources: Sequence[Path]) -> str | dict[str, str]:

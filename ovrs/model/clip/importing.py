@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from safetensors.torch import save_file
 
 from ovrs import files
 from ovrs.errors import OptionError, WeightsError
@@ -207,7 +206,7 @@ def _write(draft: _Draft, folder: Path) -> None:
     preprocess = {"size": side, "mode": "RGB", **colours, "interpolation": "bicubic", "resize_mode": "shortest"}
     content = {"model_cfg": draft.config, "preprocess_cfg": preprocess}
     files.write_text(folder / CONFIG_FILE, json.dumps(content, indent=1) + "\n")
-    save_file(draft.tensors, folder / checkpoint.WEIGHTS_FILE)
+    places.write_tensors(folder, checkpoint.WEIGHTS_FILE, draft.tensors)
     of_transformers.copy_tokenizer(draft.tokenizer, folder)
 
 

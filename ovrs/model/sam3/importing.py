@@ -7,7 +7,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
 from ovrs import files
 from ovrs.errors import WeightsError
@@ -107,8 +106,8 @@ def import_model(source: Path, out: Path, network: str | None = None, *, overwri
         "licence": LICENCE,
     }
     with places.new_directory(out) as folder:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
         files.write_text(folder / CONFIG_FILE, config.to_json_string())
+        places.write_tensors(folder, WEIGHTS_FILE, tensors)
         files.write_text(folder / METADATA_FILE, json.dumps(own, indent=1) + "\n")
     size = sum(tensor.numel() for tensor in tensors.values())
     lines = [
