@@ -1,8 +1,8 @@
 """Published layouts, each with tiny random weights: imported, loaded, and equal to the library they come from."""
 
 import argparse
-import hashlib
 import functools
+import hashlib
 import json
 import logging
 import re
