@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ovrs import files
-from ovrs.errors import WeightsError
+from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file, read_object
 from ovrs.methods.recommended import METADATA_FILE
 from ovrs.model import places
@@ -58,6 +58,7 @@ def read(sources: Sequence[Path], network: str | None = None) -> tuple[Any, dict
 
     Raises:
         WeightsError: Unreadable or unsafe files, and tensors that are missing, unknown or of another shape; each is named.
+        OptionError: The extra `sam3` is not installed.
     """
     state: dict[str, Tensor] = {}
     beside: list[str] = []
@@ -128,9 +129,11 @@ def _layer(name: str) -> str:
 
 def _config(file: Path) -> Any:
     """Transformers' configuration of the detector."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import Sam3Config
-
+    try:
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import Sam3Config
+    except ImportError as error:
+        raise OptionError(f'SAM 3 needs transformers 5: pip install "ovrs[sam3]" ({error})') from error
     if not is_file(file):
         return Sam3Config()
     try:
