@@ -16,6 +16,7 @@ from ovrs.methods.sam3 import CocoSam3, Masks, Phrased
 from ovrs.model.clip.fetching import tell_licence
 from ovrs.model.clip.loading import resolve_device
 from ovrs.model.sam3.backend import Sam3Backend
+from ovrs.model.sam3.importing import LICENCE
 from ovrs.model.sam3.prior import (
     ClipSpace,
     NeckSpace,
@@ -25,7 +26,7 @@ from ovrs.model.sam3.prior import (
 )
 from ovrs.model.sam3.probe import read_verdict
 from ovrs.model.sam3.segmenter import CocoSegmenter, MaskSegmenter, Phrases
-from ovrs.model.sam3.weights import LICENCE, TINY, load
+from ovrs.model.sam3.weights import TINY, load
 from ovrs.options import MethodOptions, ModelOptions, resolved
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
