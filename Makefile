@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: docs demo test test-slow test-papers test-cluster test-gis test-infra test-bad viewer check lint types clean bench
+.PHONY: docs demo test test-slow test-papers test-weights test-cluster test-gis test-infra test-bad viewer check lint types clean bench
 
 demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
@@ -25,6 +25,10 @@ test-cluster: $(VENV)/installed
 # the bundle in ovrs/view/static, from exact versions with integrity hashes; needs Node.js
 viewer:
 	cd ovrs/view/source && npm ci && node node_modules/esbuild/install.js && npm run build && rm -rf node_modules
+
+# published weights that somebody holds: OVRS_WEIGHTS=FOLDER OVRS_SAM3_DIR=FOLDER; what is not there is skipped
+test-weights: $(VENV)/installed
+	$(BIN)/python -m pytest -m weights -rs --timeout 3600
 
 # generated bad inputs of every kind; minutes
 test-bad: $(VENV)/installed

@@ -1,7 +1,7 @@
 """Time and memory of SAM 3 at full size, with random weights: one vision pass shared by all prompts, or one for each.
 
     python -m benchmarks.sam3 --prompts 1 8 32
-    python -m benchmarks.sam3 --classes 5 20 50 --present 5 --size middle
+    OMP_NUM_THREADS=1 python -m benchmarks.sam3 --classes 5 20 50 --present 5 --size small --write
 
 Random weights cost the same as published ones. The unshared column is measured for `--unshared` prompts and multiplied.
 
@@ -12,9 +12,11 @@ are there is planted: the decoder's presence is put high for `--present` of them
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ import torch
 from ovrs.model.sam3.backend import Sam3Backend
 from ovrs.model.sam3.fuse import segearth, structure
 from ovrs.model.sam3.tiny import config as tiny_config
+
+RESULTS = Path(__file__).parent / "results" / "sam3.json"
 
 
 def network(size: str, dtype: torch.dtype):
@@ -31,7 +35,7 @@ def network(size: str, dtype: torch.dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        own = {"full": Sam3Config, "middle": middle_config, "tiny": tiny_config}[size]()
+        own = {"full": Sam3Config, "middle": middle_config, "small": small_config, "tiny": tiny_config}[size]()
         return Sam3Model(own).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
@@ -48,6 +52,15 @@ def middle_config():
     return own
 
 
+def small_config():
+    """The full detector on windows of 336 px: 576 places, and 256 in the small pass, the full network's share of 4 to 9."""
+    own = middle_config()
+    vision = own.vision_config.backbone_config
+    vision.image_size, vision.num_hidden_layers, vision.global_attn_indexes, vision.window_size = 336, 4, [1, 3], 8
+    own.text_config.num_hidden_layers = 2
+    return own
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 8, 32])
@@ -55,9 +68,10 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=None)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--size", default="full", choices=["full", "middle", "tiny"])
+    parser.add_argument("--size", default="full", choices=["full", "middle", "small", "tiny"])
     parser.add_argument("--classes", type=int, nargs="+", help="compare decoding all with decoding what is there")
     parser.add_argument("--present", type=int, default=5, help="classes that are there")
+    parser.add_argument("--write", action="store_true", help=f"keep the table of --classes as {RESULTS}")
     args = parser.parse_args()
     os.environ.setdefault("OVRS_CACHE", "build/sam3-cache")
     device = torch.device(args.device)
@@ -111,7 +125,8 @@ class Planted(torch.nn.Module):
 
     def forward(self, *, text_features, text_mask, **more):
         out = self.inner(text_features=text_features, text_mask=text_mask, **more)
-        rows = torch.cdist(self.mean(text_features, text_mask), self.key).argmin(dim=1)
+        words = self.mean(text_features[:, :-1], text_mask[:, :-1])  # without the token of geometry
+        rows = torch.cdist(words, self.key).argmin(dim=1)
         logits = torch.where(rows < self.present, 6.0, -8.0).to(out.presence_logits)
         out.presence_logits = logits[None, :, None].expand_as(out.presence_logits)
         return out
@@ -120,6 +135,7 @@ class Planted(torch.nn.Module):
 def compare(backend: Sam3Backend, rgb, valid, args) -> None:
     """One table: decoder passes and seconds with all classes decoded, and with those alone that are there."""
     device, inner = backend.device, backend.network.detr_decoder
+    rows, load = [], os.getloadavg()[0]
     clock = (
         time.perf_counter if device.type == "cuda" else time.process_time
     )  # seconds of all cores: others may work too
@@ -143,6 +159,27 @@ def compare(backend: Sam3Backend, rgb, valid, args) -> None:
                 f"| {detector:.2f} | {vision + detector:.2f} | {same:.4f} |",
                 flush=True,
             )
+            rows.append({
+                "classes": count, "present": args.present, "decode": decode, "small_passes": done.get("small_decoder", 0),
+                "decoder_passes": done["decoder"], "vision_seconds": round(vision, 2), "detector_seconds": round(detector, 2),
+                "agreement": round(float(same), 4),
+            })  # fmt: skip
+    if args.write:
+        facts = {
+            "size": args.size,
+            "pixels": backend.image_size,
+            "parameters": sum(p.numel() for p in backend.network.parameters()),
+            "device": str(device),
+            "dtype": args.dtype,
+            "prompt_chunk": backend.prompt_chunk,
+            "seconds": "of computing" if clock is time.process_time else "on the clock",
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+            "torch": torch.__version__,
+        }
+        RESULTS.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        print(f"written: {RESULTS}")
 
 
 def scored(detection):

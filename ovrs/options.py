@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ovrs.methods.base import Method, Settings
     from ovrs.words.vocabulary import Vocabulary
 
+SAM3_FILE = "sam3.pt"
+"""The published file of SAM 3's authors."""
 SAM3_NAMES = ("sam3", "facebook/sam3", "sam3-tiny")
 
 
@@ -138,7 +140,7 @@ class ModelOptions(Fields):
 
     @property
     def family(self) -> Literal["clip", "sam3", "trivial"]:
-        """Which kind of network `model` names; a directory tells by its `config.json`.
+        """Which kind of network `model` names; a directory tells by its `config.json`, or by the name of SAM 3's own file.
 
         Raises:
             OptionError: That file is damaged.
@@ -147,9 +149,12 @@ class ModelOptions(Fields):
             return "trivial"
         if self.model in SAM3_NAMES:
             return "sam3"
-        config = Path(self.model) / "config.json"
-        if not is_file(config) or is_file(Path(self.model) / "open_clip_config.json"):
+        place = Path(self.model)
+        config = place / "config.json"
+        if is_file(place / "open_clip_config.json"):
             return "clip"
+        if not is_file(config):
+            return "sam3" if is_file(place / SAM3_FILE) else "clip"
         try:
             kind = str(read_object(config).get("model_type", ""))
         except ValueError as error:

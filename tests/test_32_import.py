@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import hashlib
 import json
 import logging
 import re
@@ -187,9 +188,10 @@ def test_the_directory_is_open_clips_own(clip, tmp_path):
 
 def test_source_hash_licence_and_activation_stand_in_the_directory(clip, tmp_path):
     torch.save(clip.state_dict(), tmp_path / "file.pt")
-    digest = importing._sha256(tmp_path / "file.pt")
+    digest = hashlib.sha256((tmp_path / "file.pt").read_bytes()).hexdigest()
     choices = Choices(quick_gelu=False, licence="CC BY-NC 4.0", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     import_model(tmp_path / "file.pt", tmp_path / "out", choices)
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1  # who may read one may read all
     own = json.loads((tmp_path / "out/ovrs.json").read_text())
     assert own["source"]["file"] == "file.pt"
     assert own["source"]["sha256"] == digest
@@ -571,6 +573,8 @@ def test_the_command_line_tells_what_it_did(clip, tmp_path, capsys):
 def test_models_are_listed_with_their_facts(capsys):
     assert edge.run(app, ["models"]) == 0
     out = capsys.readouterr().out
+    assert "ovrs map SCENE.tif --model sam3 --method proc_sam3 …" in out
+    assert "Sources were read in November 2026." in out
     entries = known.table().models
     names = open_clip.list_models()
     for name, model in entries.items():

@@ -1,7 +1,6 @@
 """SAM 3 and CoCo-SAM3 on a tiny random network: laws, planted structure, weights, and the whole way into Zarr."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -42,6 +41,10 @@ def image():
     return rgb, np.ones((64, 64), bool)
 
 
+MASKED_BOX = {"input_boxes": torch.full((1, 1, 4), 0.5), "input_boxes_labels": torch.full((1, 1), -10)}
+"""A box that counts for nothing: with it transformers adds the token of geometry, as the authors' code always does."""
+
+
 def raw(detection):
     return detection.semantic, detection.masks, detection.objects, detection.presence
 
@@ -59,7 +62,9 @@ def test_submodules_equal_the_networks_own_forward(backend, network, image):
     ours = backend.ground(state, bank, range(4), raw)
     with torch.inference_mode():
         for row in range(4):
-            theirs = network(pixel_values=pixels, input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1])
+            theirs = network(
+                pixel_values=pixels, input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], **MASKED_BOX
+            )
             wanted = (theirs.semantic_seg[:, 0], theirs.pred_masks, theirs.pred_logits, theirs.presence_logits[:, 0])
             for mine, his in zip(ours, wanted, strict=True):
                 assert torch.allclose(mine[row : row + 1], his, atol=1e-5)
@@ -422,8 +427,7 @@ def test_missing_weights_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(Sam3WeightsMissing, match=r"lacks config\.json and model\.safetensors"):
         find_directory("sam3")
     (empty / "sam3.pt").touch()
-    with pytest.raises(Sam3WeightsMissing, match="must be converted"):
-        find_directory("sam3")
+    assert find_directory("sam3") == empty
 
 
 def test_saved_weights_come_back_and_incomplete_ones_are_refused(tmp_path, network, image):
@@ -540,19 +544,3 @@ def test_a_map_of_the_default_says_that_the_prior_was_off_and_why(noise_scene, t
     told += "".join(f.read_text() for f in (tmp_path / "o.zarr").rglob("*.json"))
     assert '"prior_weight_used": 0.0' in told
     assert "prior space rs_clip was not probed" in told
-
-
-@pytest.mark.weights
-def test_real_weights_find_what_is_plain():
-    """Needs SAM 3's weights in the directory named by OVRS_SAM3_DIR: a drawn car park must not be empty of evidence."""
-    assert os.environ.get("OVRS_SAM3_DIR"), "name the directory in OVRS_SAM3_DIR"
-    seg = build_sam3_segmenter(
-        ModelOptions(model="sam3"),
-        MethodOptions(method="segearth_ov3"),
-        vocabulary.from_names(["grass", "blue square"]),
-    )
-    rgb = np.zeros((3, 504, 504), np.uint8)
-    rgb[1] = 120
-    rgb[:, 150:350, 150:350] = np.array([20, 40, 220])[:, None, None]
-    scores = seg.segment(rgb, np.ones((504, 504), bool), (Window(0, 0, 504, 504),)).scores
-    assert (scores.argmax(0)[200:300, 200:300] == 1).mean() > 0.9

@@ -76,10 +76,18 @@ def import_command(
 ) -> None:
     """Write published weights as a directory in open_clip's format. Pickled code is never run.
 
-    The written network is compared with one built from the source's own tensors.
+    The written network is compared with one built from the source's own tensors. Files of SAM 3's authors (sam3.pt) become a
+    directory in transformers' format.
     """
     from ovrs.model.clip.importing import Choices, import_model
+    from ovrs.model.sam3 import importing as of_sam3
 
+    if of_sam3.is_source(source):
+        if any(told is not None for told in (quick_gelu, heads, mean, std, licence)):
+            raise OptionError("SAM 3's files tell all; only --network and --overwrite are for them")
+        lines = of_sam3.import_model(source, out, network, overwrite=overwrite)
+        typer.echo("\n".join([*lines, f"model: {out}"]))
+        return
     chosen = Choices(
         quick_gelu=quick_gelu,
         heads=_heads(heads),

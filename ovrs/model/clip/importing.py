@@ -6,10 +6,8 @@ tensors, before it takes its name. What shapes cannot tell is known by the file'
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from safetensors.torch import save_file
 
 from ovrs import files
 from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_directory, is_file
 from ovrs.methods import recommended
 from ovrs.methods.recommended import METADATA_FILE
+from ovrs.model import places
 from ovrs.model.clip import (
     architecture,
     checkpoint,
@@ -108,34 +106,18 @@ def import_model(source: Path, out: Path, choices: Choices | None = None, *, ove
         OutputError: The directory cannot be written.
     """
     chosen = choices or Choices()
-    _require_free(out, source, overwrite)
+    places.require_free(out, source, CONFIG_FILE, overwrite=overwrite)
     draft = _of_folder(source, chosen) if is_directory(source) else _of_file(source, chosen)
     given = {"mean": chosen.mean, "std": chosen.std}
     told = {key: list(value) for key, value in given.items() if value is not None}
     draft.colours = {**draft.colours, **told}
     draft.config = architecture.checked(draft.config, str(source))
     checkpoint.require_same(architecture.sketch(draft.config), dict(draft.tensors), draft.files[0])
-    aside = files.temporary_path(out, keep_suffix=False)
-    with files.atomic_folder(out) as folder:
-        folder.mkdir()
+    with places.new_directory(out) as folder:
         _write(draft, folder)
         difference = _compared(draft, folder, out)
-        if files.exists(out):
-            out.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
     name = shapes.name_of(draft.config) or "an architecture without a name in open_clip"
     return Imported(out, name, tuple(_lines(draft, name, difference)))
-
-
-def _require_free(out: Path, source: Path, overwrite: bool) -> None:
-    if not files.exists(out) and not out.is_symlink():
-        return
-    if not overwrite:
-        raise OptionError(f"{out} is there already; choose another -o, or replace it with --overwrite")
-    if not is_directory(out) or not (is_file(out / CONFIG_FILE) or not any(out.iterdir())):
-        raise OptionError(f"--overwrite replaces a model directory; {out} holds no {CONFIG_FILE}")
-    if source.resolve().is_relative_to(out.resolve()):
-        raise OptionError(f"{source} lies in {out}, which would be replaced; choose another -o")
 
 
 def _of_file(source: Path, chosen: Choices) -> _Draft:
@@ -224,7 +206,7 @@ def _write(draft: _Draft, folder: Path) -> None:
     preprocess = {"size": side, "mode": "RGB", **colours, "interpolation": "bicubic", "resize_mode": "shortest"}
     content = {"model_cfg": draft.config, "preprocess_cfg": preprocess}
     files.write_text(folder / CONFIG_FILE, json.dumps(content, indent=1) + "\n")
-    save_file(draft.tensors, folder / checkpoint.WEIGHTS_FILE)
+    places.write_tensors(folder, checkpoint.WEIGHTS_FILE, draft.tensors)
     of_transformers.copy_tokenizer(draft.tokenizer, folder)
 
 
@@ -255,7 +237,7 @@ def _compared(draft: _Draft, folder: Path, out: Path) -> float:
         )
     source = {
         "file": draft.files[0].name,
-        "sha256": _sha256(draft.files[0]) if len(draft.files) == 1 else {f.name: _sha256(f) for f in draft.files},
+        "sha256": places.sha256(draft.files),
         "layout": draft.layout,
         "activation": f"{_named(draft.config['quick_gelu'])}, {draft.activation}",
     }
@@ -263,11 +245,6 @@ def _compared(draft: _Draft, folder: Path, out: Path) -> float:
     files.write_text(folder / METADATA_FILE, json.dumps(own, indent=1, ensure_ascii=False) + "\n")
     recommended.read(folder)
     return difference
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _lines(draft: _Draft, name: str, difference: float) -> list[str]:

@@ -61,6 +61,8 @@ class Table(BaseModel):
 
     measured: str
     """Who measured `miou`."""
+    read: str
+    """Month in which the sources were read."""
     models: dict[str, Known]
 
 
@@ -128,9 +130,11 @@ def listing() -> str:
     return "\n".join(
         [
             *lines,
+            f"{'sam3':15} SAM 3, 1008 px; licence: SAM License, no military use; gated, so no command fetches it (docs/sam3.md)",
+            f"{'':19}ovrs map SCENE.tif --model sam3 --method proc_sam3 …",
             (
-                f"mIoU: {found.measured}, percent. Licences are those of the weights where not said otherwise. Memory: float32 "
-                "weights and the activations of one tile (`ovrs model memory NAME`)."
+                f"mIoU: {found.measured}, percent. Sources were read in {found.read}. Licences are those of the weights where not said "
+                "otherwise. Memory: float32 weights and the activations of one tile (`ovrs model memory NAME`)."
             ),
         ]
     )

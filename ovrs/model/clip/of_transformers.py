@@ -81,6 +81,8 @@ def read(folder: Path) -> Folder:
         OptionError: transformers is not installed.
     """
     content = _object(folder / CONFIG_FILE)
+    if str(content.get("model_type")).startswith(("sam3", "tipsv2")):
+        raise WeightsError(f"{folder} is used as it is: --model {folder}")
     if content.get("model_type") != "clip":
         raise WeightsError(
             f"{folder / CONFIG_FILE}: model_type is {shown(content.get('model_type'))}; ovrs imports transformers' CLIPModel, 'clip'"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import pathlib
 import re
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ovrs.errors import WeightsError
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 _INERT: list[Any] = [
     argparse.Namespace,
     types.SimpleNamespace,
@@ -39,8 +43,19 @@ _INERT: list[Any] = [
     pathlib.WindowsPath,
     pathlib.PurePosixPath,
 ]
-_MARKS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
-"""A name with this end tells a CLIP network: of OpenAI's and open_clip's layout, or of transformers'."""
+
+
+@dataclass(frozen=True)
+class Sought:
+    """Which networks are looked for in a file."""
+
+    title: str
+    marks: tuple[str, ...]
+    """A name with one of these ends tells such a network."""
+
+
+CLIP = Sought("CLIP with a ViT", ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"))
+"""In the layout of OpenAI and open_clip, or of transformers."""
 _PREFERRED = ("", "state_dict", "model", "model_state_dict")
 _DEEPEST = 4
 _GLOBAL = re.compile(r"(?:GLOBAL|class|function) <?(?:class '|function )?([\w.]+)")
@@ -62,16 +77,17 @@ class State:
     """What lay beside the network: an optimiser, the number of an epoch, another network."""
 
 
-def read(file: Path, network: str | None = None) -> State:
+def read(file: Path, network: str | None = None, sought: Sought = CLIP) -> State:
     """Read the state dictionary in a file: safetensors, a pickled checkpoint, or a zip archive that holds one of these.
 
     Args:
         file: The file.
         network: Which one to take of a checkpoint with several, "state_dict_ema"; None for the only one, or for the
             one that stands alone, under `state_dict`, `model` or `model_state_dict`.
+        sought: What networks are taken.
 
     Raises:
-        WeightsError: The file cannot be read, is unsafe, or holds no CLIP network, or several and none was chosen.
+        WeightsError: The file cannot be read, is unsafe, or holds no such network, or several and none was chosen.
     """
     try:
         if not is_file(file):
@@ -82,9 +98,24 @@ def read(file: Path, network: str | None = None) -> State:
         with _unpacked(file) as inner:
             if inner != file:
                 refuse_known(inner)
-            return _network(_content(inner), file, network)
+            return _network(_content(inner), file, network, sought)
     except FAULTS as error:
         raise WeightsError(f"{file} cannot be read: {_told(error)}") from error
+
+
+def names(file: Path) -> set[str]:
+    """Names of all tensors in a file, whose values are not read; empty where it cannot be read, which `read` explains."""
+    try:
+        if not is_file(file) or file.stat().st_size < 8:
+            return set()
+        with _unpacked(file) as inner:
+            if inner.suffix == ".safetensors":
+                with safe_open(inner, "pt") as source:
+                    return set(source.keys())
+            return set(_names(_content(inner, "meta")))
+    except (*FAULTS, WeightsError) as error:
+        log.debug("%s: %s", file, error)
+        return set()
 
 
 def read_folder(folder: Path) -> tuple[State, tuple[Path, ...]]:
@@ -111,11 +142,16 @@ def read_folder(folder: Path) -> tuple[State, tuple[Path, ...]]:
         raise WeightsError(f"{file} must name files beside it, got {shown(names)}")
     tensors: dict[str, Tensor] = {}
     for name in names:
-        tensors |= _shard(folder / name)
-    return _network(tensors, file, None), tuple(folder / name for name in names)
+        tensors |= shard(folder / name)
+    return _network(tensors, file, None, CLIP), tuple(folder / name for name in names)
 
 
-def _shard(file: Path) -> dict[str, Tensor]:
+def shard(file: Path) -> dict[str, Tensor]:
+    """Read all tensors of one file of several.
+
+    Raises:
+        WeightsError: It is missing, damaged or unsafe.
+    """
     try:
         if not is_file(file):
             raise WeightsError(f"the shard {file} is missing; download it again")
@@ -149,12 +185,12 @@ def _unpacked(file: Path) -> Iterator[Path]:
             yield inner
 
 
-def _content(file: Path) -> Any:
+def _content(file: Path, device: str = "cpu") -> Any:
     if file.suffix == ".safetensors":
         return load_file(file)
     with torch.serialization.safe_globals(_INERT), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on kinds of tensors that are refused anyway
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location=device, weights_only=True)
 
 
 def _told(error: BaseException) -> str:
@@ -171,14 +207,14 @@ def _told(error: BaseException) -> str:
     )
 
 
-def _network(content: Any, file: Path, wanted: str | None) -> State:
-    found = dict(_networks(content, ""))
+def _network(content: Any, file: Path, wanted: str | None, sought: Sought) -> State:
+    found = dict(_networks(content, "", sought.marks))
     if wanted is not None and wanted not in found:
         if any(str(name).startswith(f"{wanted}.") for state in found.values() for name in state):
-            return _network(content, file, None)  # a prefix within one state dictionary (`layouts.bare`)
+            return _network(content, file, None, sought)  # a prefix within one state dictionary (`layouts.bare`)
         raise WeightsError(f"{file} has no network {shown(wanted)}; it has {', '.join(map(shown, found)) or 'none'}")
     if not found:
-        raise WeightsError(f"{file} holds no CLIP with a ViT: {_instead(content)}")
+        raise WeightsError(f"{file} holds no {sought.title}: {_instead(content)}")
     chosen = wanted if wanted is not None else next((n for n in _PREFERRED if n in found), None)
     if chosen is None and len(found) > 1:
         raise WeightsError(f"{file} holds {len(found)} networks; choose one: --network {' or --network '.join(found)}")
@@ -194,15 +230,17 @@ def _network(content: Any, file: Path, wanted: str | None) -> State:
     return State(tensors, tuple(sorted(beside)))
 
 
-def _networks(content: Any, place: str, depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Mappings of tensors that name a CLIP network, with the place of each, "state_dict" or "model.student"."""
+def _networks(
+    content: Any, place: str, marks: tuple[str, ...], depth: int = 0
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Mappings of tensors that name a network, with the place of each, "state_dict" or "model.student"."""
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
-    if any(isinstance(t, torch.Tensor) and str(name).endswith(_MARKS) for name, t in content.items()):
+    if any(isinstance(t, torch.Tensor) and str(name).endswith(marks) for name, t in content.items()):
         yield place, content
         return
     for name, value in content.items():
-        yield from _networks(value, f"{place}.{name}" if place else str(name), depth + 1)
+        yield from _networks(value, f"{place}.{name}" if place else str(name), marks, depth + 1)
 
 
 def _instead(content: Any) -> str:

@@ -1,7 +1,8 @@
 """SAM 3 as three functions: encode an image once, encode phrases once, ground phrases in the image.
 
 Every size is read from the network's configuration. The submodules are called one by one, so that the mask decoder can
-be left out for phrases that are not there; the result equals `Sam3Model.forward` (`tests/test_35_sam3.py`).
+be left out for phrases that are not there; the result is that of the authors' code (`tests/test_35_sam3.py`), which adds a token of
+geometry to every phrase (`ovrs.model.sam3.geometry`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from ovrs import files
 from ovrs.cache import cache_directory
 from ovrs.model.clip.loading import hash_weights
-from ovrs.model.sam3 import active
+from ovrs.model.sam3 import active, geometry
 from ovrs.model.sam3.tiny import END
 from ovrs.provenance import NUMERICS, canonical
 
@@ -40,16 +41,36 @@ _HOUSEKEEPING = frozenset({"transformers_version", "dtype", "torch_dtype", "arch
 
 
 @dataclass(frozen=True, eq=False)
+class Levels:
+    """What the detector reads of an image."""
+
+    neck: tuple[Tensor, ...]
+    """Neck levels `(B, 256, h, w)`, finest first; the detector before its masks reads the last one."""
+    position: tuple[Tensor, ...]
+    """Of the same shapes."""
+    token: Tensor
+    """`(B, 1, 256)`: the token of geometry (`ovrs.model.sam3.geometry`)."""
+
+    def of(self, image: int) -> Levels:
+        """One image of a batch, B = 1."""
+        rows = slice(image, image + 1)
+        return Levels(tuple(x[rows] for x in self.neck), tuple(x[rows] for x in self.position), self.token[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class ImageState:
     """One image after the vision tower."""
 
-    neck: tuple[Tensor, ...]
-    """Neck levels `(1, 256, h, w)`, finest first; the last one is what the detector reads."""
-    position: tuple[Tensor, ...]
+    levels: Levels
     layer: Tensor
     """Output of one block of the vision tower `(h, w, D)` float32."""
-    preview: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
-    """Neck and positions of the small pass, where phrases are to be chosen by it (`ovrs.model.sam3.active`)."""
+    preview: Levels | None = None
+    """Of the small pass, where phrases are to be chosen by it (`ovrs.model.sam3.active`)."""
+
+    @property
+    def neck(self) -> tuple[Tensor, ...]:
+        """Neck levels `(1, 256, h, w)`, finest first."""
+        return self.levels.neck
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,19 +171,11 @@ class Sam3Backend:
         inputs = [self._image(rgb, valid) for rgb, valid in images]
         pixels = torch.cat([self._resized(image, self.image_size) for image in inputs])
         self.passes["vision"] += len(inputs)
-        neck, position, layer = self._vision(pixels)
-        previews: list[Any] = [None] * len(inputs)
+        levels, layer = self._vision(pixels)
+        previews: list[Levels | None] = [None] * len(inputs)
         if self.present_floor is not None and phrases > active.FEW:
             previews = [self._preview(image) for image in inputs]
-        return [
-            ImageState(
-                tuple(level[i : i + 1] for level in neck),
-                tuple(level[i : i + 1] for level in position),
-                layer[i].float(),
-                previews[i],
-            )
-            for i in range(len(inputs))
-        ]
+        return [ImageState(levels.of(i), layer[i].float(), previews[i]) for i in range(len(inputs))]
 
     def _image(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).float() / 127.5 - 1
@@ -172,29 +185,32 @@ class Sam3Backend:
     def _resized(image: Tensor, side: int) -> Tensor:
         return F.interpolate(image[None], (side, side), mode="bilinear", align_corners=False, antialias=True)
 
-    def _preview(self, image: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Neck and positions of the small pass over one window."""
+    def _preview(self, image: Tensor) -> Levels:
+        """The small pass over one window."""
         if self._small is None:
             self._small = active.small_encoder(self.network)
         side = active.small_size(self.network.config.vision_config.backbone_config)
         self.passes["small_vision"] += 1
         with torch.no_grad():
-            vision = self._small(self._resized(image, side).to(self.dtype))
-        return tuple(vision.fpn_hidden_states[:-1]), tuple(vision.fpn_position_encoding[:-1])
+            return self._levels(self._small(self._resized(image, side).to(self.dtype)))
 
-    def _vision(self, pixels: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-        """Neck levels, their positions, and the output of one block, each `(B, …)`."""
+    def _levels(self, vision: Any) -> Levels:
+        """What the detector reads of the vision tower's output; it drops the coarsest level."""
+        neck = tuple(vision.fpn_hidden_states[:-1])
+        position = tuple(p.expand(len(neck[-1]), *p.shape[1:]) for p in vision.fpn_position_encoding[:-1])
+        return Levels(neck, position, geometry.token(self.network.geometry_encoder, neck[-1], position[-1]))
+
+    def _vision(self, pixels: Tensor) -> tuple[Levels, Tensor]:
+        """What the detector reads, and the output of one block `(B, h, w, D)`."""
         seen: list[Tensor] = []
         block = self.network.vision_encoder.backbone.layers[self.layer]
         hook = block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
         try:
             with torch.no_grad():
-                vision = self.network.get_vision_features(pixel_values=pixels.to(self.dtype))
+                levels = self._levels(self.network.get_vision_features(pixel_values=pixels.to(self.dtype)))
         finally:
             hook.remove()
-        # the detector drops the coarsest level
-        neck, position = tuple(vision.fpn_hidden_states[:-1]), tuple(vision.fpn_position_encoding[:-1])
-        return neck, tuple(p.expand(len(pixels), *p.shape[1:]) for p in position), seen[0]
+        return levels, seen[0]
 
     def encode_text(self, phrases: Sequence[str]) -> PhraseBank:
         """Encode phrases, or read them from the cache (by network, arithmetic and words)."""
@@ -298,18 +314,21 @@ class Sam3Backend:
         """Presence logits `(b,)` of phrases by the small pass; no masks are decoded."""
         assert state.preview is not None
         self.passes["small_decoder"] += len(rows)
-        return self._decoded(*state.preview, bank, rows)[1]
+        return self._decoded(state.preview, *self._prompt(state.preview, bank, rows))[1]
 
-    def _decoded(
-        self, neck: tuple[Tensor, ...], position: tuple[Tensor, ...], bank: PhraseBank, rows: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+    @staticmethod
+    def _prompt(levels: Levels, bank: PhraseBank, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Tokens `(b, L + 1, 256)` and mask `(b, L + 1)` of phrases: their words, and the image's token of geometry."""
+        tokens = torch.cat([bank.tokens[rows], levels.token.expand(len(rows), -1, -1)], dim=1)
+        return tokens, F.pad(bank.mask[rows], (0, 1), value=True)
+
+    def _decoded(self, levels: Levels, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
         """The detector before its masks: queries, presence logits, object logits, and the encoder's output."""
-        net, count = self.network, len(rows)
-        text, mask = bank.tokens[rows], bank.mask[rows]
+        net, count = self.network, len(text)
         encoded = net.detr_encoder(
-            vision_features=[neck[-1].expand(count, -1, -1, -1)],  # views, no copies
+            vision_features=[levels.neck[-1].expand(count, -1, -1, -1)],  # views, no copies
             text_features=text,
-            vision_pos_embeds=[position[-1].expand(count, -1, -1, -1)],
+            vision_pos_embeds=[levels.position[-1].expand(count, -1, -1, -1)],
             text_mask=mask,
         )
         decoded = net.detr_decoder(
@@ -329,7 +348,8 @@ class Sam3Backend:
     def _detect(self, state: ImageState, bank: PhraseBank, rows: list[int], floor: float | None) -> Detection:
         count = len(rows)
         self.passes["decoder"] += count
-        queries, presence, objects, encoded = self._decoded(state.neck, state.position, bank, rows)
+        text, mask = self._prompt(state.levels, bank, rows)
+        queries, presence, objects, encoded = self._decoded(state.levels, text, mask)
         there = torch.ones_like(presence, dtype=torch.bool) if floor is None else presence >= floor
         height, width = state.neck[0].shape[-2:]
         semantic = presence.new_full((count, height, width), -PRESENCE_LIMIT)
@@ -340,8 +360,8 @@ class Sam3Backend:
                 decoder_queries=queries[-1][there],
                 backbone_features=[level.expand(count, -1, -1, -1)[there] for level in state.neck],
                 encoder_hidden_states=encoded[there],
-                prompt_features=bank.tokens[rows][there],
-                prompt_mask=bank.mask[rows][there],
+                prompt_features=text[there],
+                prompt_mask=mask[there],
             )
             semantic[there], masks[there] = found.semantic_seg[:, 0].float(), found.pred_masks.float()
         return Detection(semantic, masks, objects, presence)

@@ -13,8 +13,10 @@ from ovrs.errors import OptionError, VocabularyError
 from ovrs.methods import registry
 from ovrs.methods.base import Settings
 from ovrs.methods.sam3 import CocoSam3, Masks, Phrased
+from ovrs.model.clip.fetching import tell_licence
 from ovrs.model.clip.loading import resolve_device
 from ovrs.model.sam3.backend import Sam3Backend
+from ovrs.model.sam3.importing import LICENCE
 from ovrs.model.sam3.prior import (
     ClipSpace,
     NeckSpace,
@@ -24,7 +26,7 @@ from ovrs.model.sam3.prior import (
 )
 from ovrs.model.sam3.probe import read_verdict
 from ovrs.model.sam3.segmenter import CocoSegmenter, MaskSegmenter, Phrases
-from ovrs.model.sam3.weights import LICENCE, TINY, load
+from ovrs.model.sam3.weights import TINY, load
 from ovrs.options import MethodOptions, ModelOptions, resolved
 from ovrs.words.vocabulary import ClassEntry, Vocabulary
 
@@ -99,6 +101,8 @@ def _parts(look: ModelOptions, settings: Masks, vocabulary: Vocabulary) -> Parts
         prompt_chunk=settings.prompt_chunk,
         present_floor=settings.present_floor if settings.decode == "present" else None,
     )
+    if name != TINY:
+        tell_licence(name, LICENCE, backend.weights_hash)
     phrases = _phrases(backend, vocabulary, settings)
     crop = look.crop or backend.image_size
     geometry = TileGeometry(crop=crop, stride=look.stride or crop * 3 // 4, crops_per_tile=1)

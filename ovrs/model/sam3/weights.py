@@ -10,17 +10,20 @@ from typing import Any
 import torch
 
 from ovrs.errors import OptionError, Sam3WeightsMissing, WeightsError
-from ovrs.foreign import read_object
+from ovrs.foreign import is_file, read_object
 from ovrs.model.clip.checkpoint import require_finite, tensors_of
 from ovrs.model.clip.foreign import FAULTS, one_line
 from ovrs.model.clip.loading import hash_weights
+from ovrs.model.sam3 import importing
+from ovrs.model.sam3.backend import is_lite
+from ovrs.model.sam3.importing import LICENCE
+from ovrs.options import SAM3_FILE
 
 log = logging.getLogger(__name__)
 
 HUB_NAME = "facebook/sam3"
 TINY = "sam3-tiny"
 """The random model of the tests and of a first try: every code path, no knowledge."""
-LICENCE = "SAM License (Meta, 19 November 2025): no military, nuclear or espionage use"
 _HOW = (
     f"Get the weights: accept the SAM License (no military use) at {HUB_NAME} on Hugging Face, wait for approval, then\n"
     f"    hf download {HUB_NAME} --local-dir DIR\n"
@@ -56,15 +59,16 @@ def checked(directory: Path) -> Path:
     Raises:
         Sam3WeightsMissing: It does not.
     """
+    if is_file(directory):
+        raise Sam3WeightsMissing(
+            f"{directory} is a file; name its folder, or make one: ovrs model import {directory} -o DIR"
+        )
     if not directory.is_dir():
         raise Sam3WeightsMissing(f"no SAM 3 weights: {directory} is no directory. {_HOW}")
     names = {p.name for p in directory.iterdir()}
     weights = {n for n in names if n.endswith((".safetensors", ".bin"))}
-    if "sam3.pt" in names and not weights:
-        raise Sam3WeightsMissing(
-            f"{directory} holds sam3.pt only, which must be converted first: the repository of transformers holds "
-            f"models/sam3/convert_sam3_to_hf.py. Or download model.safetensors. {_HOW}"
-        )
+    if SAM3_FILE in names and not weights:
+        return directory
     lacking = [n for n in ("config.json",) if n not in names] + ([] if weights else ["model.safetensors"])
     if lacking:
         raise Sam3WeightsMissing(f"no SAM 3 weights: {directory} lacks {' and '.join(lacking)}. {_HOW}")
@@ -93,13 +97,12 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
         return build().to(dtype), TINY
     directory = find_directory(model)
     their_logging.disable_progress_bar()  # ours is the one to be read
-    log.warning("SAM 3 is used under the %s", LICENCE)
+    kind, options = _kind_of(directory, Sam3Model)
     verbosity = their_logging.get_verbosity()
     their_logging.set_verbosity(logging.CRITICAL)  # the report of a misfit has a line per tensor
     try:
-        lite = str(read_object(directory / "config.json").get("model_type", "")).startswith("sam3_lite_text")
-        pretrained: Any = (_lite_model() if lite else Sam3Model).from_pretrained  # its annotation knows no loading info
-        network, report = pretrained(directory, local_files_only=True, dtype=dtype, output_loading_info=True)
+        pretrained: Any = kind.from_pretrained  # its annotation knows no loading info
+        network, report = pretrained(dtype=dtype, output_loading_info=True, **options)
     except (*FAULTS, StrictDataclassError) as error:
         misfit = "ignore_mismatched_sizes" in str(error)
         cause = "config.json and weights do not fit each other" if misfit else one_line(error)
@@ -107,25 +110,28 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
     finally:
         their_logging.set_verbosity(verbosity)
     missing = sorted(report["missing_keys"])
-    if missing and _has_own_names(directory):
-        raise WeightsError(
-            f"{directory} holds the names of facebookresearch/sam3 (detector.…), not transformers' (detector_model.…): convert "
-            f"it with models/sam3/convert_sam3_to_hf.py of transformers' repository. Or: {_AGAIN}"
-        )
     if missing:
         raise WeightsError(
             f"{directory} is not a whole SAM 3: {len(missing)} tensors are missing, such as {missing[0]}. {_AGAIN}"
         )
     require_finite(network, directory)
     _require_floats(network, directory)
-    if lite:
+    if is_lite(network.config):
         network.config.text_config.pad_token_id = _padding(directory)
     return network.eval().requires_grad_(False), directory.name
 
 
-def _has_own_names(directory: Path) -> bool:
-    """Whether weights have the names of the authors' code, which transformers does not read."""
-    return any(name.startswith("detector.") for file in directory.glob("*.safetensors") for name in tensors_of(file))
+def _kind_of(directory: Path, usual: Any) -> tuple[Any, dict[str, Any]]:
+    """The class of the network, and from what `from_pretrained` makes it."""
+    if theirs := importing.theirs_in(directory):
+        config, tensors, _ = importing.read(theirs)
+        return usual, {"pretrained_model_name_or_path": None, "config": config, "state_dict": tensors}
+    try:
+        lite = str(read_object(directory / "config.json").get("model_type", "")).startswith("sam3_lite_text")
+    except ValueError as error:
+        raise WeightsError(f"{error}. {_AGAIN}") from error
+    kind = _lite_model() if lite else usual
+    return kind, {"pretrained_model_name_or_path": directory, "local_files_only": True}
 
 
 def _lite_model() -> Any:
@@ -175,4 +181,5 @@ def facts(model: str) -> str:
     network, name = load(model, torch.float32)
     size = sum(p.numel() for p in network.parameters())
     side = network.config.vision_config.backbone_config.image_size
-    return f"{name}: {size / 1e6:.1f} M parameters, {side} px, sha256 {hash_weights(network)}"
+    told = "" if name == TINY else f"; {LICENCE}"
+    return f"{name}: {size / 1e6:.1f} M parameters, {side} px, sha256 {hash_weights(network)}{told}"
