@@ -6,6 +6,7 @@ do not depend on them) and `results`. `python -m benchmarks.pages` writes the pa
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 WEIGHTS = Path(__file__).parents[1] / "ovrs" / "assets" / "open_clip_model.safetensors"
 
 
+@functools.cache
 def weights() -> str:
     """Return the digest of the bundled weights: 16 hexadecimal digits of SHA-256."""
     with WEIGHTS.open("rb") as stream:

@@ -1,6 +1,5 @@
 """Every code block of README and docs is true: Python runs, YAML loads, commands exist."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -105,32 +104,6 @@ def test_pages_speak_of_the_present_model():
     """The diary is `training/HISTORY.md`."""
     told = re.compile(r"\b(?:first|second|third|fourth|fifth|sixth)(?: bundled)? model\b|\bcommit [0-9a-f]{7}\b", re.I)
     assert not {page.name: found for page in PAGES if (found := told.findall(page.read_text()))}
-
-
-@pytest.mark.parametrize(
-    ("page", "sets"),
-    [
-        ("README.md", ["Kampala", "Dubai, tiles 1 and 2"]),
-        (
-            "ovrs/assets/MODEL_CARD.md",
-            ["Los Angeles, Boston, Las Vegas", "Kampala", "Swiss fields", "Ohio", "Czech T8", "Dubai, tiles 1 and 2"],
-        ),
-    ],
-)
-def test_figures_of_the_default_are_those_of_the_results_file(page, sets):
-    """Figures in columns (README) or rows (model card): class names, then calibrated to the scene."""
-    found = json.loads((ROOT / "benchmarks/results/left_out.json").read_text())
-    rows = [
-        [float(cell) for cell in re.findall(r"\| *(\d+\.\d)(?= *\|)", line)]
-        for line in (ROOT / page).read_text().splitlines()
-    ]
-    names, scene = ([round(found[s]["miou"][way], 1) for s in sets] for way in ("names", "scene rule"))
-    if page == "README.md":
-        assert [[round(found[s]["majority"], 1) for s in sets], names, scene] == [row for row in rows if row]
-    else:
-        assert [list(pair) for pair in zip(names, scene, strict=True)] == [row for row in rows if len(row) == 2][
-            : len(sets)
-        ]
 
 
 def tutorial():
