@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from benchmarks import figures, pages, record
 
+from benchmarks import figures, pages, record
 from ovrs.methods.registry import DENSE, METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def test_figures_of_other_weights_give_way_to_the_command(tmp_path, monkeypatch)
     kept = {"command": "-", "machine": "-", "model": "0" * 16, "results": {}}
     (tmp_path / "left_out.json").write_text(json.dumps(kept))
     assert "Not measured with the present weights; `python -m benchmarks.left_out" in pages.table_of("readme")
-    with pytest.raises(SystemExit, match="left_out.json is absent or of other weights"):
+    with pytest.raises(SystemExit, match=r"left_out\.json is absent or of other weights"):
         pages.value_of("left_out/Kampala/images", "d")
 
 
