@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from benchmarks import figures, pages, record
+from benchmarks.tables import PARAPHRASES, TABLES, TEXT_ROWS
 from ovrs.methods.registry import DENSE, METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,52 @@ def test_results_files_tell_the_command_that_makes_them():
             kept = json.loads(path.read_text())
             assert kept["command"] == f"{pages.COMMANDS[path.stem]} --out benchmarks/results/{path.name}", path.name
             assert kept["model"] in (None, record.weights()), f"{path.name} is of other weights"
+
+
+def made_up():
+    """Results as the commands keep them, with one number for everything."""
+    rows = [
+        "majority class",
+        "nearest mean colour",
+        *TEXT_ROWS,
+        *PARAPHRASES,
+        "TENT",
+        "TPT",
+        "CLIPArTT",
+        "WATT",
+        "MLMP",
+    ]
+    both = {
+        s: {"images": 4, "none": dict.fromkeys(rows, 31.25), "fog 5": dict.fromkeys(rows, 31.25)}
+        for s in ("czortho", "dubai")
+    }
+    way = {"seconds": 31.25, "whole": 31.25, "peak_mb": 31.25, "agree": 1.0}
+    phrases = {"concepts": 4, "phrases": 8, "bare": 31.25}
+    return {
+        **{name: both for name in pages.COMMANDS if re.match("adaptation|templates|methods|corrupted", name)},
+        "teach": {"Kampala": {"10": {"before": 31.25, "gain": -31.25, "least": -31.25, "repeats": 5}}},
+        "scenes": {"all names": {"images": 4, "classes": 2, "class token": 31.25}},
+        "text": dict.fromkeys(("held_out_words", "held_out_descriptions", "held_out_contexts"), phrases),
+        "demo": {"demo scene": {"default": {"miou": 31.25, "mpx_min": 31.25}, "majority class": {"miou": 31.25}}},
+        "memory": {
+            "map": {"64": {"peak_mb": 31.25, "seconds": 1.0}},
+            "export": {"64": {"peak_mb": 31.25, "seconds": 1.0}},
+        },
+        "engine": dict.fromkeys(("bare Zarr loop, halo 32", "bare rasterio loop, no overlap", "ovrs, serial"), way),
+        "allocator": {"glibc's own": [31.25], "two at once": [31.25, 31.25]},
+        "speed": {"tmpa": {"ours_s": 31.25, "plain_s": 31.25, "passes": 1.0}},
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLES) - {"readme", "card_sets", "unseen", "coninfer"}))
+def test_tables_are_made_of_results(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    for file, results in made_up().items():
+        kept = {"command": "-", "machine": "2 cores", "model": record.weights(), "results": results}
+        (tmp_path / f"{file}.json").write_text(json.dumps(kept))
+    told = pages.table_of(name).split("\n\n")[0].splitlines()
+    assert len({line.count("|") for line in told}) == 1
+    assert any("31" in cell for cell in told[2].split("|"))
 
 
 def test_every_method_and_variant_has_its_section():

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from ovrs.export.marks import XML_MARK
 from ovrs.names import shown
 
@@ -21,7 +19,7 @@ def rendered(template: str, **values: Any) -> str:
         template: Name of the file without `.j2`, such as `raster.qml`.
         values: What the template names. `mark` is known: the mark of files that `ovrs` wrote.
     """
-    return _environment().get_template(f"{template}.j2").render(mark=Markup(XML_MARK), **values)
+    return _environment().get_template(f"{template}.j2").render(mark=XML_MARK, **values)
 
 
 @cache
