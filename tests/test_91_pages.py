@@ -159,3 +159,13 @@ def test_allowed_figures_name_a_source():
     kinds = yaml.safe_load(figures.ALLOWED.read_text())
     assert set(kinds) == {"definitions", "published", "waiting"}
     assert all(len(entry["source"]) > 20 for entry in kinds["published"])
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/decisions").glob("*.md")), ids=lambda p: p.stem[:4])
+def test_decisions_have_a_date_a_status_and_alternatives(page):
+    title, head, *rest = page.read_text().split("\n\n")
+    assert title.startswith(f"# {int(page.stem[:4])}. ")
+    assert re.fullmatch(r"Date: \d{4}-\d\d-\d\d\. Status: (?:accepted|superseded by .+)\.", head)
+    assert re.search(r"^(?:\*\*)?Alternatives|^## Why not", "\n\n".join(rest), re.M)
+    assert page.name in (ROOT / "infra/mkdocs.yml").read_text()
+    assert page.name in (ROOT / "docs/index.md").read_text()
