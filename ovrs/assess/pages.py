@@ -53,7 +53,7 @@ def write(findings: Findings, path: Path) -> Path:
 
 
 def markdown(findings: Findings) -> str:
-    """A page of Markdown: figures, areas, matrix, reliability, warnings."""
+    """Return a page of Markdown: figures, areas, matrix, reliability, warnings."""
     told = dump(findings)
     lines = [XML_MARK, f"# Accuracy of {findings.map_name}", "", *_headline(told), ""]
     for title, entries in (("Warnings", told["warnings"]), ("About the reference", told["remarks"])):
@@ -116,7 +116,7 @@ def _headline(told: dict[str, Any]) -> list[str]:
 
 
 def _figure(figure: dict[str, Any], scale: float = 100, digits: int = 1) -> str:
-    """A figure with half of its interval, or its bounds where it is not symmetrical."""
+    """Return a figure with half of its interval, or with both bounds where the interval is not symmetrical."""
     if figure["value"] is None:
         return "–"
     value = f"{figure['value'] * scale:.{digits}f}"

@@ -110,7 +110,7 @@ def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str,
 
 
 def write_collection(items: Sequence[Path], out: Path, *, name: str, licence: str = "other") -> Path:
-    """A Collection over Items that lie on disk.
+    """Write a Collection over Items that lie on disk.
 
     Raises:
         StoreError: There is no Item.
