@@ -28,7 +28,7 @@ UNIT = r"mIoU|points?|%|percent|ms|s|seconds?|min|minutes?|h|hours?|[kMGT]i?B(?:
 NUMBER = r"(?<![\w.,^·/-])[+−-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|(?<![\w.,^·/-])[+−-]?\d+(?:\.\d+)?"
 MEASURED = re.compile(rf"(?:{NUMBER})[ \u00a0]?(?:{UNIT})(?![\w²³])")
 VERSION = (
-    r"(?:Python|GDAL|Zarr|PyTorch|rasterio|transformers|CC BY|Apache)(?: before| from)?[ -](?=\d)[\d.]+(?: (?:to|and|or) [\d.]+)?"
+    r"(?:Python|GDAL|Zarr|PyTorch|rasterio|transformers|MLM|STAC|QGIS|CC BY|Apache)(?: before| from)?[ -](?=\d)[\d.]+(?: (?:to|and|or) [\d.]+)?"
     r"|\b\d{4}\.\d{5}\b"
 )
 DECIMAL = re.compile(r"(?<![\w.,^·/-])[+−-]?\d+\.\d+(?![\w.]|\s?(?:m|px)\b)")

@@ -21,6 +21,18 @@ from ovrs import options, pipeline
 from ovrs.export.quicklook import write_quicklook
 from ovrs.store.map import open_map
 
+COLOURS = {
+    "building": "#c0392b",
+    "road": "#7f8c8d",
+    "bare land": "#c9a66b",
+    "forest": "#1e6b34",
+    "trees": "#1e6b34",
+    "grass and crops": "#9acd60",
+    "grass": "#9acd60",
+    "water": "#2e6fb7",
+}
+"""Of classes whose colour a reader expects."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,7 +46,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scene = as_scene(np.asarray(Image.open(path).convert("RGB")), folder / "scene.tif", given.shown_pixel_size)
-        pipeline.map_scene(scene, given.words, folder / "scene.zarr", options.build())
+        classes = tuple(c.model_copy(update={"colour": COLOURS.get(c.name, c.colour)}) for c in given.words.classes)
+        words = given.words.model_copy(update={"classes": classes})
+        pipeline.map_scene(scene, words, folder / "scene.zarr", options.build())
         with open_map(folder / "scene.zarr") as mapped:
             write_quicklook(mapped, args.out, side=512, overwrite=True)
 

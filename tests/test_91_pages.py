@@ -169,3 +169,11 @@ def test_decisions_have_a_date_a_status_and_alternatives(page):
     assert re.search(r"^(?:\*\*)?Alternatives|^## Why not", "\n\n".join(rest), re.M)
     assert page.name in (ROOT / "infra/mkdocs.yml").read_text()
     assert page.name in (ROOT / "docs/index.md").read_text()
+
+
+def test_the_tree_of_the_architecture_names_every_room():
+    page = (ROOT / "docs/architecture.md").read_text()
+    tree = page[page.index("## The tree") : page.index("## A pixel's way")]
+    rooms = {f.name + "/" for f in (ROOT / "ovrs").iterdir() if (f / "__init__.py").exists() and f.name != "assets"}
+    modules = {f.name for f in (ROOT / "ovrs").glob("*.py") if not f.name.startswith("__")}
+    assert {name for name in rooms | modules if name not in tree} == set()
