@@ -148,6 +148,7 @@ def test_anchors_in_docstrings_and_pages_exist():
     """`docs/methods.md#none` in code, and `page.md#section` in a page, lead to a heading."""
     anchors = {p: {slug(h) for h in headings(p.read_text())} for p in ROOT.glob("docs/**/*.md")}
     for code in sorted(ROOT.glob("ovrs/**/*.py")):
+        assert not re.search(r"`methods`|`docs/methods\.md`", code.read_text()), f"{code.name} names no section"
         for page, anchor in re.findall(r"`docs/([\w/.-]+\.md)#([\w-]+)`", code.read_text()):
             assert anchor in anchors[ROOT / "docs" / page], (code.name, page, anchor)
     for source in anchors:

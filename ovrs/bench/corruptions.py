@@ -1,7 +1,7 @@
 """The fifteen corruptions of ImageNet-C for measuring robustness, on 8-bit RGB images of any size.
 
-Source: Hendrycks and Dietterich, arXiv 1903.12261 (the severities are theirs); facts that matter for remote sensing:
-`docs/methods.md`. Every function takes `(H, W, 3)` uint8, a severity of 1 to 5 and a random generator, and returns uint8.
+Source: Hendrycks and Dietterich, arXiv 1903.12261 (the severities are theirs); on remote sensing:
+`docs/methods.md#corruptions`. Every function takes `(H, W, 3)` uint8, a severity of 1 to 5 and a random generator, and returns uint8.
 `frost` uses a generated texture instead of photographs, so figures with it are reported as `frost*`.
 """
 

@@ -1,4 +1,4 @@
-"""Agreement of labels with ground truth: one confusion matrix over a whole data set (`docs/methods.md` 8)."""
+"""Agreement of labels with ground truth: one confusion matrix over a whole data set (`docs/methods.md#agreement-with-ground-truth`)."""
 
 from __future__ import annotations
 

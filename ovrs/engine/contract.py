@@ -104,7 +104,8 @@ class SceneAdaptive(Segmenter, Protocol):
 class FrozenSegmenter(Segmenter, Protocol):
     """A segmenter whose crops do not influence each other.
 
-    The engine then sums the evidence of all crops that cover a pixel and divides once (`methods` 1.6), which makes the
+    The engine then sums the evidence of all crops that cover a pixel and divides once
+    (`docs/methods.md#windows-and-scores`), which makes the
     map independent of how the scene was cut.
     """
 

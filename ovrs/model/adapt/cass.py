@@ -1,7 +1,7 @@
 """CASS: CLIP's last attention completed by a second network's, and text moved toward the image.
 
 Source: Kim et al., "Distilling Spectral Graph for Object-Context Aware Open-Vocabulary Semantic Segmentation" (CVPR 2025,
-arXiv 2411.17150), code MICV-yonsei/CASS@228ecdd. Equations: `docs/methods.md`. No run of the authors' code was at hand to
+arXiv 2411.17150), code MICV-yonsei/CASS@228ecdd. Equations: `docs/methods.md#cass`. No run of the authors' code was at hand to
 compare with. The released code draws a random low-rank factorisation; ours is the exact one, so results repeat. It also
 pairs heads by rows and columns swapped; `swapped` does the same.
 """

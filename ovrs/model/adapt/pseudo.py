@@ -3,7 +3,7 @@
 Sources: CLIPArTT (arXiv 2405.00754, code dosowiechi/CLIPArTT@6f439ba), WATT (arXiv 2406.13875, code
 Mehrdad-Noori/WATT@40e3fae), both made for image classification, and their segmentation form in dosowiechi/MLMP@2a887de,
 where every patch is a sample. That form mixes up its axes, and with several images in a batch it mixes images; `compat`
-does the same, for comparison with published figures only (`docs/methods.md`).
+does the same, for comparison with published figures only (`docs/methods.md#clipartt-watt-clipartt_compat-and-watt_compat`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Source: Yang, Wang, Hou, Hu, "Test-Time Multi-Prompt Adaptation for Open-Vocabulary Remote Sensing Image Segmentation",
 CVPR 2026, pp. 10699-10709. Each query moves by α towards a visual prototype of its class found in the tile itself;
-the α are optimised for low entropy and forgotten afterwards. Our choices and their reasons: `docs/methods.md`.
+the α are optimised for low entropy and forgotten afterwards.
+Our choices and their reasons: `docs/methods.md#tmpa-tmpa_shift-and-tmpa_compat`.
 
 Nothing here runs the encoder or the upsampler: α acts through two precomputed cosine maps,
 F̃ = normalise((1-α) t + α f̄)  gives  x·F̃ = ((1-α) x·t + α x·f̄) / ‖·‖,  ‖·‖² = (1-α)² + α² + 2 α (1-α) t·f̄.

@@ -1,8 +1,8 @@
 """TMPA as released (`tmpa_compat`), for comparison with published figures only.
 
 Source: the path stored as dawndaa/TMPA@660b5b2; differences from the paper and from ours are listed in
-`docs/methods.md`: prototypes per window and from thresholded predictions, a gate by the mean of three, prototypes not
-normalised, AdamW with weight decay on α and δ, unbounded α, the loss on aggregated scores at full resolution.
+`docs/methods.md#tmpa-tmpa_shift-and-tmpa_compat`: prototypes per window and from thresholded predictions, a gate by the
+mean of three, prototypes not normalised, AdamW with weight decay on α and δ, unbounded α, the loss on aggregated scores at full resolution.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Branches(NamedTuple):
     """Intermediate results of one forward pass."""
 
     layers: list[Tensor]
-    """`(B, 1 + N, d)` per chosen block, ascending depth: attention-branch outputs (`methods` 5.1); of the last block the
+    """`(B, 1 + N, d)` per chosen block, ascending depth: attention-branch outputs (`docs/methods.md#tent-and-mlmp`); of the last block the
     whole output where its variant keeps skip connection and feed-forward."""
     final: Tensor
     """Output `(B, 1 + N, d)` of the unmodified last block."""

@@ -143,7 +143,7 @@ def cosines(features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight:
     Args:
         features: Of one tile.
         text: `(M, D)`, or `(B, M, D)` when every crop has its own.
-        base_text: `(M, D)` or `(B, M, D)`, the uncalibrated text that the global term uses (`methods` 2.8 and 6.5).
+        base_text: `(M, D)` or `(B, M, D)`, the uncalibrated text that the global term uses (`docs/methods.md#dense-features`).
         cls_weight: λ.
     """
     low = text @ features.patches.transpose(1, 2)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ovrs.scene.grid import Window
 
 VALID_SHARE = 0.5
-"""Patches with less valid ground than this neither give prototypes nor enter the loss (`methods` 6.5)."""
+"""Patches with less valid ground than this neither give prototypes nor enter the loss
+(`docs/methods.md#tmpa-tmpa_shift-and-tmpa_compat`)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Joint bilateral upsampling of dense features, guided by the image (SimFeatUp, FeatUp).
 
 Source: SegEarth-OV (arXiv 2410.01768) and FeatUp (arXiv 2403.10516), code likyoo/SegEarth-OV@3e22a96. Equations:
-`docs/methods.md`. The kernel of a pixel is the same for every channel, so upsampling is linear in the features: callers
+`docs/methods.md#upsampler`. The kernel of a pixel is the same for every channel, so upsampling is linear in the features: callers
 upsample a few score maps instead of D channels (`ovrs.model.clip.upsample`).
 
 Neighbourhoods are never unfolded. A row is cut into strips; for each row offset, one batched matrix product gives all

@@ -101,7 +101,7 @@ def queries_of(
 
 
 def build_text_bank(model: LoadedModel, queries: list[str], class_of: list[int], *, bare: bool = False) -> TextBank:
-    """Embed queries with the 80 ImageNet templates of CLIP (`methods` 1.5), cached on disk by content.
+    """Embed queries with the 80 ImageNet templates of CLIP (`docs/methods.md#text`), cached on disk by content.
 
     `bare` leaves the templates out.
     """

@@ -54,7 +54,7 @@ class Bilinear:
 
 
 class JointBilateral:
-    """Cosines of jointly upsampled features, without ever holding them (`methods` 3)."""
+    """Cosines of jointly upsampled features, without ever holding them (`docs/methods.md#upsampler`)."""
 
     def __init__(self, net: Jbu, rank: int | None = None) -> None:
         """Wrap a network; `rank` limits the basis for the lengths (default: full, exact)."""
