@@ -105,8 +105,7 @@ class FrozenSegmenter(Segmenter, Protocol):
     """A segmenter whose crops do not influence each other.
 
     The engine then sums the evidence of all crops that cover a pixel and divides once
-    (`docs/methods.md#windows-and-scores`), which makes the
-    map independent of how the scene was cut.
+    (`docs/methods.md#windows-and-scores`), which makes the map independent of how the scene was cut.
     """
 
     @property
