@@ -53,7 +53,7 @@ class _Tower:
         self.last = (len(visual.transformer.resblocks) - 1,)
 
     def samples(self) -> Tensor:
-        """`(groups, n, D)`."""
+        """Return the patches of each group, `(groups, n, D)`."""
         patches, _ = self.patches(self.norms)
         return patches.unflatten(0, (self.groups, -1)).flatten(1, 2)
 
@@ -221,5 +221,5 @@ def watt_segmenter(parts: Parts[Watt]) -> NormSegmenter:
 
 
 def _names(parts: Parts[Any]) -> list[str]:
-    """The first word of each class."""
+    """Return the first word of each class."""
     return [clean(c.words[0]) for c in parts.vocabulary.classes]

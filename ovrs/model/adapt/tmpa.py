@@ -103,7 +103,7 @@ class Stack(NamedTuple):
         return cls(patches.flatten(1, 2), side_by_side([t.cls for t in tiles]), valid.flatten(1), real)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean `(…, T)` of `(…, T, N)` over the valid patches of each tile; 0 where there are none."""
+        """Return the mean `(…, T)` of `(…, T, N)` over the valid patches of each tile; 0 where there are none."""
         return torch.where(self.valid, values, 0).sum(dim=-1) / self.valid.sum(dim=-1).clamp(min=1)
 
 
@@ -206,7 +206,7 @@ class _Problem:
             self.shares = stack.mean(self.probabilities(zeros, None))
 
     def _global(self, low: Tensor) -> Tensor:
-        """The global term `(M, T, B)` for every patch, `(M, T, N)`."""
+        """Repeat the global term `(M, T, B)` for every patch, `(M, T, N)`."""
         each = self.stack.patches.shape[1] // self.stack.cls.shape[1]
         return self.settings.cls_weight * low.repeat_interleave(each, dim=-1)
 

@@ -82,7 +82,7 @@ def forward(
     background: int | None,
     out_shape: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Aggregated class scores `(C, H, W)` of the whole tile for the given parameters."""
+    """Return aggregated class scores `(C, H, W)` of the whole tile for the given parameters."""
     text = F.normalize(bank.vectors + shift, dim=-1)
     prototypes, _ = window_prototypes(features, text.detach(), bank, settings, background)
     calibrated = F.normalize((1 - alpha) * text + alpha * prototypes[:, bank.class_of], dim=-1)

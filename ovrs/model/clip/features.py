@@ -63,7 +63,7 @@ class TileFeatures:
     wide: tuple[WideWindows, ...] = ()
 
     def parts(self) -> Iterator[tuple[int, slice, TileFeatures]]:
-        """The crops alone, then wider windows of one shape each, as (side in crops, rows, features of these inputs)."""
+        """Return the crops alone, then wider windows of one shape each, as (side in crops, rows, features of these inputs)."""
         yield 1, slice(len(self.crops)), self._part(slice(len(self.crops)), self.crops, self.pad, self.inner)
         for w in self.wide:
             yield w.size, w.rows, self._part(w.rows, w.crops, w.pad, w.inner)

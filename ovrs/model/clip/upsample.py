@@ -85,7 +85,7 @@ class JointBilateral:
 
 
 def on_pixels(features: TileFeatures, maps: Tensor) -> Tensor:
-    """Maps on the patches `(B, M, N)`, resized to the pixels of the crops `(B, M, crop height, crop width)`."""
+    """Resize maps on the patches `(B, M, N)` to the pixels of the crops `(B, M, crop height, crop width)`."""
     low = maps.unflatten(-1, features.grid)
     if features.inner == features.input_shape:  # no padding: straight to the crop's own pixels
         return F.interpolate(low, features.crop_shape, mode="bilinear", align_corners=False)
