@@ -3,6 +3,7 @@
     python -m benchmarks.pages            # writes the pages and benchmarks/results/README.md
     python -m benchmarks.pages --check    # writes nothing; tells what differs, exit code 1
     python -m benchmarks.pages --run DATA # first runs the commands whose files are absent or of other weights
+    python -m benchmarks.pages --run DATA --only left_out text # only these
 
 A table stands between `<!-- figures: NAME -->` and `<!-- end of figures -->`; `benchmarks/tables.py` makes it. A figure in
 a sentence stands between `<!--=FILE/KEY/KEY:FORMAT-->` and `<!--/-->`. A table whose results file is absent, or was measured with other
@@ -137,10 +138,10 @@ def differing() -> dict[Path, str]:
     return {page: text for page, text in wanted.items() if not page.exists() or page.read_text() != text}
 
 
-def run(data: str) -> None:
+def run(data: str, only: list[str]) -> None:
     """Run the commands whose files are absent or of other weights, one after the other."""
     for name, command in COMMANDS.items():
-        if load(name) is None:
+        if name in only and load(name) is None:
             words = [data if word == "DATA" else word for word in shlex.split(command)]
             out = ["--out", str(RESULTS / f"{name}.json")]
             print(f"# {command}", flush=True)
@@ -151,9 +152,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--run", metavar="DATA", help="folder of the labelled sets")
+    parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), help="results files")
     args = parser.parse_args()
     if args.run:
-        run(args.run)
+        run(args.run, args.only)
     found = differing()
     for page, text in found.items():
         print(page.relative_to(ROOT))
