@@ -125,7 +125,7 @@ def ledger(pages: Mapping[Path, str]) -> str:
         "# Results files\n\nEach file holds one command's figures, with the command, the machine and the digest of the weights.\n"
         "`python -m benchmarks.pages` writes the pages from them; `--run DATA` first runs what is absent or of other weights.\n"
         "The commands end with `--out benchmarks/results/FILE`. `allowed.yaml` lists the figures that pages may write by hand.\n"
-        "`device.json` (`python -m benchmarks.device`) and `mutants.md` (`python -m benchmarks.mutants`) stand beside them.\n\n"
+        "Other files, such as `device.json` of `python -m benchmarks.device`, are results of commands that no page quotes from.\n\n"
         "| file | command | pages |\n|---|---|---|\n"
     )
     return head + "\n".join(rows) + "\n"
