@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: docs demo test test-slow test-papers test-weights test-cluster test-gis test-infra test-bad viewer check lint types clean bench
+.PHONY: docs demo test test-slow test-papers test-weights test-cluster test-gis test-infra test-bad viewer check lint types clean bench \
+	figures wheel
 
 demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
@@ -61,6 +62,21 @@ lint: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(BIN)/mypy
+
+# wheel and sdist, checked; the wheel runs the demo in a new environment, outside of the tree
+wheel:
+	rm -rf build/wheel-tools build/wheel-env build/lib build/bdist.* dist
+	$(PYTHON) -m venv build/wheel-tools
+	build/wheel-tools/bin/python -m pip install --quiet build twine
+	build/wheel-tools/bin/python -m build --outdir dist
+	build/wheel-tools/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	env="$$PWD/build/wheel-env" && cd "$$(mktemp -d)" && "$$env/bin/ovrs" --version && "$$env/bin/ovrs" demo -o demo
+
+# runs the commands of results files that are absent or of other weights, then writes the pages: make figures DATA=folder
+figures: $(VENV)/installed
+	$(BIN)/python -m benchmarks.pages --run $(DATA)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.memory

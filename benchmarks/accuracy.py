@@ -1,6 +1,6 @@
 """mIoU of finished maps: the whole engine, on the generated demo scene and on labelled image folders.
 
-    python -m benchmarks.accuracy
+    python -m benchmarks.accuracy [--out benchmarks/results/demo.json]
     python -m benchmarks.accuracy --data DATA --sets dubai czortho
 
 Labelled images are mapped without georeference through tiling, blending and Zarr, as a user would map them
@@ -13,13 +13,14 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
 
+from benchmarks.record import keep
 from benchmarks.sets import SETS
 from ovrs import options, pipeline
 from ovrs.bench.evaluate import Confusion
@@ -50,8 +51,11 @@ def predict(
     return np.asarray(Image.fromarray(labels).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
 
 
-def evaluate(title: str, pairs: list[tuple[Path, np.ndarray]], words: Vocabulary, rows: list[str], model: str) -> None:
-    """Print one line per method for a set of (scene, labels)."""
+def evaluate(
+    title: str, pairs: list[tuple[Path, np.ndarray]], words: Vocabulary, rows: list[str], model: str
+) -> dict[str, Any]:
+    """Print and return one line per method for a set of (scene, labels)."""
+    kept: dict[str, Any] = {}
     print(f"\n{title}: {len(pairs)} scenes, {len(words.classes)} classes ({', '.join(words.class_names)})")
     print(f"{'method':28} {'mIoU':>6} {'aAcc':>6} {'Mpx/min':>8}   IoU per class")
     with tempfile.TemporaryDirectory() as folder:
@@ -64,12 +68,14 @@ def evaluate(title: str, pairs: list[tuple[Path, np.ndarray]], words: Vocabulary
                 with rasterio.open(scene) as source:
                     pixels += source.width * source.height
                 score = score.add(found, labels)
+            kept[name] = {"miou": score.miou(), "accuracy": score.accuracy(), "mpx_min": pixels / seconds * 6e-5}
             each = " ".join(f"{100 * v:5.1f}" for v in score.iou())
             print(
                 f"{name:28} {score.miou():6.2f} {score.accuracy():6.2f} {pixels / seconds * 6e-5:8.1f}   {each}",
                 flush=True,
             )
         print(f"{'majority class':28} {score.majority_miou():6.2f}")
+    return kept | {"majority class": {"miou": score.majority_miou()}}
 
 
 def as_scene(rgb: np.ndarray, out: Path, pixel_size: float | None) -> Path:
@@ -89,21 +95,28 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["czortho", "dubai"])
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.data is None:
             scene, truth = write_demo_scene(folder)
             with rasterio.open(truth) as source:
-                evaluate("demo scene", [(scene, source.read(1))], vocabulary.load("demo"), args.rows, args.model)
+                truths = [(scene, source.read(1))]
+            found = {"demo scene": evaluate("demo scene", truths, vocabulary.load("demo"), args.rows, args.model)}
+            if args.out is not None:
+                keep(args.out, found)
             return
+        found = {}
         for title in args.sets:
             given = SETS[title]
             pairs = [
                 (as_scene(rgb, folder / f"{title}{i}.tif", given.shown_pixel_size), labels)
                 for i, (rgb, labels) in enumerate(given.pairs(args.data))
             ]
-            evaluate(title, pairs, given.words, args.rows, args.model)
+            found[title] = evaluate(title, pairs, given.words, args.rows, args.model)
+        if args.out is not None:
+            keep(args.out, found)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
     python -m benchmarks.adaptation --data DATA --sets czortho dubai [--rows all|text] [--corruption all --severity 3 5]
 
 The image is one tile: no blending between tiles, so that rows differ by the method alone. Methods that only change the
-text share one encoding of each image. One line per set, corruption and row; `--out` appends them to a CSV. The mean is
+text share one encoding of each image. One line per set, corruption and row; `--out` keeps them as JSON. The mean is
 over the classes that the labels hold, because a few images may lack some.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.record import keep
 from benchmarks.sets import SETS, LabelledSet, renamed
 from ovrs.bench.corruptions import CORRUPTIONS, corrupt
 from ovrs.bench.evaluate import Confusion
@@ -186,12 +186,13 @@ def main() -> None:
     parser.add_argument(
         "--seen", action="store_true", help="images of the training regions instead: to choose settings by"
     )
-    parser.add_argument("--out", type=Path, help="CSV to append to")
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     torch.manual_seed(0)
     from ovrs.methods.preset import parse_settings
 
     common = parse_settings(args.set)
+    kept: dict[str, dict[str, Any]] = {}
     names = list(CORRUPTIONS) if args.corruption == ["all"] else args.corruption
     for title in args.sets:
         given = SETS[title]
@@ -223,25 +224,22 @@ def main() -> None:
                     found["nearest mean colour"] = nearest_colour(given, args.data, pairs)
                     majority = next(iter(found.values())).majority_miou()
                     print(f"{'majority class':34} {majority:6.2f}")
-                report(title, name, severity, found, args.out)
+                report(name, severity, found)
+                condition = name if name == "none" else f"{name} {severity}"
+                scores = {row: score.labelled_miou() for row, score in found.items()}
+                if found:
+                    scores["majority class"] = next(iter(found.values())).majority_miou()
+                kept.setdefault(title, {"images": len(pairs)})[condition] = scores
+                if args.out is not None:
+                    keep(args.out, kept)
 
 
-def report(title: str, corruption: str, severity: int, found: dict[str, Confusion], out: Path | None) -> None:
+def report(corruption: str, severity: int, found: dict[str, Confusion]) -> None:
     if corruption != "none":
         print(f"{corruption} {severity}")
     for name, score in found.items():
         each = " ".join(f"{100 * v:5.1f}" for v in score.iou())
         print(f"{name:34} {score.labelled_miou():6.2f} {score.accuracy():6.2f}   {each}", flush=True)
-    if out is not None:
-        new = not out.exists()
-        with out.open("a", newline="") as stream:
-            writer = csv.writer(stream)
-            if new:
-                writer.writerow(["set", "corruption", "severity", "row", "miou", "accuracy"])
-            writer.writerows(
-                [title, corruption, severity, n, round(s.labelled_miou(), 2), round(s.accuracy(), 2)]
-                for n, s in found.items()
-            )
 
 
 if __name__ == "__main__":

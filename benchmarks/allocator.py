@@ -1,6 +1,6 @@
 """What the allocator's settings cost a network on the CPU: glibc's own, Dask's default, and those that local clusters get.
 
-    python -m benchmarks.allocator [--seconds 8]
+    python -m benchmarks.allocator [--seconds 8] [--out benchmarks/results/allocator.json]
 
 Prints batches of 16 crops per second of the bundled model's vision tower, a process each, in a thread that is not the
 first, as Dask's workers compute; then two processes at once, which tells what the machine itself allows two workers.
@@ -14,7 +14,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from benchmarks.record import keep
 from ovrs.engine.allocator import ENVIRONMENT
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -54,15 +56,21 @@ def measure(extra: dict[str, str], seconds: float, processes: int = 1) -> list[f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         with ThreadPoolExecutor(1) as pool:
             print(pool.submit(rate, args.seconds).result())
         return
+    kept: dict[str, list[float]] = {}
     for name, extra in SETTINGS.items():
-        print(f"{name:20} {measure(extra, args.seconds)[0]:.2f}", flush=True)
-    print(f"{'two at once':20} {' + '.join(f'{r:.2f}' for r in measure(ENVIRONMENT, args.seconds, 2))}")
+        kept[name] = measure(extra, args.seconds)
+        print(f"{name:20} {kept[name][0]:.2f}", flush=True)
+    kept["two at once"] = measure(ENVIRONMENT, args.seconds, 2)
+    print(f"{'two at once':20} {' + '.join(f'{r:.2f}' for r in kept['two at once'])}")
+    if args.out is not None:
+        keep(args.out, kept)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The engine's own cost: a model that costs next to nothing, against bare loops of reading, model and writing.
 
-    python -m benchmarks.engine --size 8192 [--repeats 3] [--work DIR]
+    python -m benchmarks.engine --size 8192 [--repeats 3] [--work DIR] [--out benchmarks/results/engine.json]
 
 Model: one 3x3 convolution to six classes. Each way runs in a process of its own, imports not counted, then counted; the
 ratios are the result. `agree` is the share of pixels equal to the untiled answer. Ours writes labels and confidence and
@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.record import keep
 
 CLASSES, TILE, HALO, SHARD = 6, 512, 32, 2048
 
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("build/engine"))
+    parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -213,6 +216,8 @@ def main() -> None:
             found = json.loads(done.stdout.splitlines()[-1]) | {"whole": time.perf_counter() - started}
             if name not in best or found["seconds"] < best[name]["seconds"]:
                 best[name] = found
+    if args.out is not None:
+        keep(args.out, best, bundled=False)
     base, raster = best["bare Zarr loop, halo 32"], best["bare rasterio loop, no overlap"]
     print(
         "| way | s | over bare Zarr | whole process, s | over bare rasterio | peak MB | agree |\n|---|---|---|---|---|---|---|"

@@ -10,7 +10,6 @@ set, the rule that gains most in the mean of the other sets.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from benchmarks.adaptation import windows
+from benchmarks.record import keep
 from benchmarks.sets import UNSEEN, LabelledSet
 from ovrs.bench.evaluate import Confusion
 from ovrs.methods.preset import parse_settings
@@ -150,8 +150,7 @@ def main() -> None:
         ]
         print(f"chosen on the other sets: mean gain {np.mean(chosen):+.2f}, least {min(chosen):+.2f}")
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(table, indent=1) + "\n")
+        keep(args.out, table)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory                 # the trivial segmenter: 5,000² and 20,000², map and export
     python -m benchmarks.memory --model bundled # the bundled model: 2,048², 4,096², 8,192²
-    python -m benchmarks.memory --sizes 4096 60000 --vrt [--no-export] [--block 4]
+    python -m benchmarks.memory --sizes 4096 60000 --vrt [--no-export] [--block 4] [--out benchmarks/results/memory.json]
 
 Prints peak resident memory, and the same above the import baseline (a map of a 64 px scene). The scene is one
 generated tile mirrored over the raster, so that writing it does not dominate.
@@ -22,6 +22,7 @@ import rasterio
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
+from benchmarks.record import keep
 from ovrs.demo.synth import World, windows
 
 RUNNER = """
@@ -93,15 +94,17 @@ def main() -> None:
     parser.add_argument("--vocabulary", default="demo")
     parser.add_argument("--vrt", action="store_true", help="one small tile repeated by a VRT: no large file is written")
     parser.add_argument("--no-export", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--block", type=int, default=8, help="pitches per block")
     args = parser.parse_args()
     sizes = args.sizes or ([5000, 20000] if args.model == "trivial" else [2048, 4096, 8192])
     stride = (
-        ["--stride", "160"] if args.model == "trivial" else []
+        ["--set", "model.stride=160"] if args.model == "trivial" else []
     )  # windows side by side: the engine is measured, not numpy
     print(f"model {args.model}, method {args.method}, serial executor: one block in flight")
     with tempfile.TemporaryDirectory() as folder:
         base: dict[str, float] = {}
+        kept: dict[str, dict[str, dict[str, float]]] = {}
         print(f"{'pixels':>8} {'command':8} {'peak MB':>9} {'above base':>11} {'seconds':>8} {'Mpx/s':>7}")
         for size in [64, *sizes]:
             make, ending = (repeated_scene, "vrt") if args.vrt else (mirrored_scene, "tif")
@@ -117,8 +120,8 @@ def main() -> None:
                     "--method",
                     args.method,
                     *stride,
-                    "--block",
-                    str(args.block),
+                    "--set",
+                    f"run.block_pitches={args.block}",
                     "-o",
                     str(store),
                 ],
@@ -136,12 +139,15 @@ def main() -> None:
             for name, command in commands.items():
                 megabytes, seconds = peak(command)
                 base.setdefault(name, megabytes)
+                kept.setdefault(name, {})[str(size)] = {"peak_mb": megabytes, "seconds": seconds}
                 speed = size * size / 1e6 / seconds
                 print(
                     f"{size:8} {name:8} {megabytes:9.0f} {megabytes - base[name]:11.0f} {seconds:8.1f} {speed:7.2f}",
                     flush=True,
                 )
             scene.unlink()
+    if args.out is not None:
+        keep(args.out, kept, bundled=args.model == "bundled")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Zero-shot scene classes on the tenth of the scene sets that no training saw.
 
-    python -m benchmarks.scenes --data DATA [--model bundled]
+    python -m benchmarks.scenes --data DATA [--model bundled] [--out benchmarks/results/scenes.json]
 
 Each class is asked for by its name in the 80 templates. An image is described by its class token, by the mean of its
 dense patches, and by both together. Accuracy within each set's own classes, and among the names of all sets.
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from benchmarks.record import keep
 from ovrs.model.clip.dense import encode_prelude, last_block
 from ovrs.model.clip.loading import load
 from ovrs.model.clip.text import embed, imagenet_templates
@@ -31,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="bundled")
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     model = load(ModelOptions(model=args.model))
     records = [json.loads(line) for line in (args.data / "scenes/index.jsonl").read_text().splitlines()]
@@ -58,6 +60,7 @@ def main() -> None:
     joined = {k: torch.cat(v) for k, v in vectors.items()}
     joined["both"] = joined["class token"] + joined["mean patch"]
     print(f"{'set':12} {'images':>6} {'classes':>7}  " + "  ".join(f"{k:>12}" for k in joined))
+    kept: dict[str, dict[str, float]] = {}
     for group in [*sorted(set(sets)), "all names"]:
         rows = np.ones(len(truth), bool) if group == "all names" else sets == group
         own = sorted(set(truth[rows]))
@@ -66,7 +69,11 @@ def main() -> None:
             np.mean(np.array(own)[(v[rows] @ text[columns].T).argmax(1).numpy()] == truth[rows])
             for v in joined.values()
         ]
+        kept[group] = {"images": int(rows.sum()), "classes": len(own)}
+        kept[group] |= {k: 100 * float(s) for k, s in zip(joined, shares, strict=True)}
         print(f"{group:12} {rows.sum():6} {len(own):7}  " + "  ".join(f"{100 * s:12.1f}" for s in shares))
+    if args.out is not None:
+        keep(args.out, kept)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Seconds and memory per 448 x 448 image of every method, against a plain per-image implementation of the same equations.
 
     python -m benchmarks.speed [--methods none tent mlmp ...] [--steps 10] [--threads 2] [--device cpu]
+        [--out benchmarks/results/speed.json]
 
 ViT-B/16 geometry with random weights: the cost does not depend on them. The image is four crops of 224 px. The plain
 implementation takes one crop after the other, lets gradients flow to every weight as the released codes do, upsamples
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from benchmarks.record import keep
 
 NAMES = ["road", "building", "water", "tree", "car", "grass", "bare soil", "field"]
 CROP, SIDE = 224, 448
@@ -289,6 +292,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -303,6 +307,7 @@ def main() -> None:
     forward = float(np.median([measure("none", "ours", args)["seconds"] for _ in range(3)]))
     print(f"one forward pass of the four crops and their scores: {forward:.2f} s")
     print(f"{'method':10} {'ours s':>8} {'passes':>7} {'MB':>7} {'plain s':>9} {'MB':>7} {'ratio':>6}")
+    kept: dict[str, dict[str, float]] = {}
     for method in args.methods:
         own, other = measure(method, "ours", args), measure(method, "plain", args)
         print(
@@ -310,6 +315,9 @@ def main() -> None:
             f"{other['mb']:7.0f} {other['seconds'] / own['seconds']:6.1f}",
             flush=True,
         )
+        kept[method] = {"ours_s": own["seconds"], "plain_s": other["seconds"], "passes": own["seconds"] / forward}
+    if args.out is not None:
+        keep(args.out, kept, bundled=False)
 
 
 if __name__ == "__main__":

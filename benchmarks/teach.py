@@ -1,6 +1,7 @@
 """What a few labelled places are worth: the scene's calibration before and after examples, on sets the model never saw.
 
     python -m benchmarks.teach --data DATA [--sets Kampala Ohio] [--points 5 10 30] [--repeats 5] [--cache FOLDER]
+        [--out benchmarks/results/teach.json]
 
 A quarter of the images give examples (of sets with fewer than eight images: a quarter of 4 x 4 parts of each), so many pure
 patches a class, drawn with a seed; mIoU in percent over the patches of the other three quarters. Each set is pooled as one
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.left_out import encoded
+from benchmarks.record import keep
 from benchmarks.sets import SETS, UNSEEN, LabelledSet
 from ovrs.bench.evaluate import Confusion
 from ovrs.methods.preset import parse_settings
@@ -137,8 +139,10 @@ def main() -> None:
     parser.add_argument("--points", nargs="+", type=int, default=[10], help="examples a class")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cache", type=Path, help="folder for patches and labels")
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     results: dict[int, list[list[float]]] = {points: [] for points in args.points}
+    kept: dict[str, dict[str, Any]] = {}
     for title in args.sets:
         file = None if args.cache is None else args.cache / f"{title.replace(' ', '_')}.pt"
         if file is not None and file.exists():
@@ -152,13 +156,17 @@ def main() -> None:
             found = gains(table, points, args.repeats, TeachSettings())
             gain = [after - before for before, after, _ in found]
             results[points].append(gain)
-            before = np.mean([b for b, _, _ in found])
+            before = float(np.mean([b for b, _, _ in found]))
+            told = {"before": before, "gain": float(np.mean(gain)), "least": min(gain), "repeats": len(gain)}
+            kept.setdefault(title, {})[str(points)] = told
             strengths = " ".join(f"{s:g}" for _, _, s in found)
             print(
                 f"{title}: {points} points a class, {before:.1f} -> {before + np.mean(gain):.1f} "
                 f"({np.mean(gain):+.1f}, least {min(gain):+.1f}); strengths {strengths}",
                 flush=True,
             )
+    if args.out is not None:
+        keep(args.out, kept)
     for points, sets in results.items():
         means = [np.mean(s) for s in sets]
         print(

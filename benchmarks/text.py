@@ -1,6 +1,6 @@
 """How well the bundled text tower understands words and sentences it was not trained on.
 
-python -m benchmarks.text [--model bundled] [--phrases WORK/texts.json] [--teacher]
+python -m benchmarks.text [--model bundled] [--phrases WORK/texts.json] [--teacher] [--out benchmarks/results/text.json]
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from benchmarks.record import keep
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument("--phrases", type=Path, help="the training phrases, to prove that none of these is among them")
     parser.add_argument("--teacher", action="store_true", help="the sentence-embedding teacher instead: the ceiling")
     parser.add_argument("--misses", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
+    kept: dict[str, dict[str, Any]] = {}
     for file in TABLES:
         table = yaml.safe_load((HERE / f"{file}.yaml").read_text())
         if args.phrases and (known := seen(table, args.phrases)):
@@ -54,8 +58,11 @@ def main() -> None:
             share, misses = ranked_first(encode, table)
             count = sum(map(len, table.values()))
             print(f"{file}, {way}: {100 * share:.1f} % first of {len(table)} ({count} phrases)")
+            kept.setdefault(file, {"concepts": len(table), "phrases": count})[way] = 100 * share
             if args.misses:
                 print("\n".join("  " + m for m in misses))
+    if args.out is not None:
+        keep(args.out, kept, bundled=not args.teacher)
 
 
 def towers(name: str) -> dict[str, Callable[[list[str]], np.ndarray]]:

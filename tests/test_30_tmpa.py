@@ -1,4 +1,4 @@
-"""Our TMPA: each line of the table of degenerate cases (`methods` 6.5), the optimisation, and its guards."""
+"""Our TMPA: each line of the table of degenerate cases (`docs/methods.md#tmpa-tmpa_shift-and-tmpa_compat`), the optimisation, and its guards."""
 
 import numpy as np
 import pytest

@@ -162,7 +162,7 @@ def _tables(first: Map, second: Map) -> tuple[NDArray[np.int64], NDArray[np.floa
 
 
 def _reader(first: Map, second: Map, base: Map) -> Callable[[Window], Read]:
-    """Gives, for a window of the common grid, the classes of both maps, and the lower confidence where both have one."""
+    """Return a function that reads, in a window of the common grid, both classes and the lower confidence."""
 
     def layers(mapped: Map) -> tuple[Lookup, Lookup]:
         told = f"{first.name} and {second.name}"

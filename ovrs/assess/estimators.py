@@ -82,7 +82,7 @@ NOTHING = Estimate(value=None, error=None, low=None, high=None)
 
 
 def ratio(sample: Sample, above: NDArray[np.bool_] | NDArray[np.float64], below: NDArray[np.float64]) -> Estimate:
-    """The ratio of two stratified means with its standard error.
+    """Return the ratio of two stratified means with its standard error.
 
     Args:
         sample: The points.
@@ -183,7 +183,7 @@ def estimate(sample: Sample, classes: int) -> Estimates:
 
 
 def exact(matrix: NDArray[np.float64]) -> Estimates:
-    """The same figures of a matrix `(mapped, reference)` of areas that is no sample: values without intervals."""
+    """Return the figures of a matrix `(mapped, reference)` of areas that cover the map: values without intervals."""
     total = float(matrix.sum())
     right, rows, cols = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
 

@@ -161,7 +161,7 @@ def _estimator(found: Found, mapped: Map) -> str:
 
 
 def _warnings(found: Found, estimates: Estimates, trusted: Reliability | None) -> list[str]:
-    """What the sample cannot carry."""
+    """Return warnings of figures for which the sample is too small."""
     told: list[str] = []
     if found.sample is not None:
         sample = found.sample
@@ -207,7 +207,7 @@ def _class_warnings(name: str, index: int, found: Found, figures: ClassEstimates
 
 
 def dump(findings: Findings) -> dict[str, Any]:
-    """Findings as JSON knows them; read by `temperature_of` and by the report."""
+    """Return findings as plain data for JSON; `temperature_for` and the report read them."""
     found = findings.estimates
     hectares = findings.total_m2 / 1e4
 
@@ -255,12 +255,12 @@ def dump(findings: Findings) -> dict[str, Any]:
 
 
 def to_json(findings: Findings) -> str:
-    """The text of `FILE.json`."""
+    """Return the text of `FILE.json`."""
     return json.dumps(dump(findings), indent=1, ensure_ascii=False) + "\n"
 
 
 def load_for(mapped: Map, path: Path, option: str) -> dict[str, object]:
-    """A file that `to_json` wrote, for a map that it tells of or that has as many classes.
+    """Read a file of `to_json`, for the map that it tells of or a map with as many classes.
 
     Args:
         mapped: The map.
@@ -292,7 +292,7 @@ def load_for(mapped: Map, path: Path, option: str) -> dict[str, object]:
 
 
 def temperature_for(mapped: Map, path: Path) -> float:
-    """The temperature that `ovrs assess` fitted.
+    """Read the temperature that `ovrs assess` fitted.
 
     Raises:
         OptionError: See `load_for`, or none was fitted.

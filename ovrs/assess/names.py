@@ -30,12 +30,12 @@ class Legend:
     """How many are the map's."""
 
     def with_no_data(self) -> Legend:
-        """The same with `NO_DATA` at the end."""
+        """Return the legend with `NO_DATA` at its end."""
         return Legend(names=(*self.names, NO_DATA), own=self.own)
 
 
 def said(value: Any) -> str:
-    """A label as one line; empty for a missing one."""
+    """Return a label as one line; empty for a missing label."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -45,7 +45,7 @@ def said(value: Any) -> str:
 
 
 def match(labels: Sequence[Any], names: Sequence[str], told: str) -> tuple[NDArray[np.int64], Legend, list[str]]:
-    """Number each label by its class; −1 for an empty one.
+    """Give each label the number of its class; −1 for an empty label.
 
     Names match whatever their case. Labels that are all whole numbers below the number of classes are class numbers.
 

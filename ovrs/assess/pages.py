@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from ovrs.errors import OptionError
 from ovrs.export import target
 from ovrs.export.marks import FINDINGS_COLUMNS, XML_MARK
 from ovrs.export.product import FINDINGS
+from ovrs.export.rendering import rendered
 from ovrs.export.stats import harmless
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def write(findings: Findings, path: Path) -> Path:
 
 
 def markdown(findings: Findings) -> str:
-    """A page of Markdown: figures, areas, matrix, reliability, warnings."""
+    """Return a page of Markdown: figures, areas, matrix, reliability, warnings."""
     told = dump(findings)
     lines = [XML_MARK, f"# Accuracy of {findings.map_name}", "", *_headline(told), ""]
     for title, entries in (("Warnings", told["warnings"]), ("About the reference", told["remarks"])):
@@ -65,21 +65,9 @@ def markdown(findings: Findings) -> str:
 
 
 def section(told: dict[str, Any]) -> str:
-    """The same as HTML for the report, from the content of `FILE.json`; no script."""
-    parts = ["<h2>Accuracy</h2>", *(f"<p>{html.escape(line)}</p>" for line in _headline(told))]
-    if told["warnings"] or told["remarks"]:
-        entries = "".join(f"<li>{html.escape(e)}</li>" for e in (*told["warnings"], *told["remarks"]))
-        parts.append(f'<div class="warn"><ul>{entries}</ul></div>')
-    for title, rows in _tables(told):
-        head = "".join(f"<th>{html.escape(c)}</th>" for c in rows[0])
-        body = "".join(
-            "<tr>"
-            + "".join(f"{'<td class=n>' if i else '<td>'}{html.escape(c)}</td>" for i, c in enumerate(row))
-            + "</tr>"
-            for row in rows[1:]
-        )
-        parts.append(f"<h3>{html.escape(title)}</h3><table><tr>{head}</tr>{body}</table>")
-    return "\n".join(parts) + "\n"
+    """Return the same as HTML for the report, from the content of `FILE.json`; no script."""
+    warned = [*told["warnings"], *told["remarks"]]
+    return rendered("accuracy.html", headline=_headline(told), warnings=warned, tables=_tables(told))
 
 
 def table(findings: Findings) -> str:
@@ -128,7 +116,7 @@ def _headline(told: dict[str, Any]) -> list[str]:
 
 
 def _figure(figure: dict[str, Any], scale: float = 100, digits: int = 1) -> str:
-    """A figure with half of its interval, or its bounds where it is not symmetrical."""
+    """Return a figure with half of its interval, or with both bounds where the interval is not symmetrical."""
     if figure["value"] is None:
         return "–"
     value = f"{figure['value'] * scale:.{digits}f}"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
 from ovrs.assess.sampling import draw
 from ovrs.errors import OptionError, OutputError
 from ovrs.export import geopackage, target
-from ovrs.export.marks import XML_MARK
 from ovrs.export.product import POINTS, Product
+from ovrs.export.rendering import rendered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,28 +98,8 @@ def write_sample(
 
 
 def points_style(names: Sequence[str], *, chips: bool) -> str:
-    """QML: rings around pixels that hide nothing, a list of classes to choose from, the stratum out of sight."""
-    values = "".join(
-        f'            <Option type="Map"><Option name={quoteattr(n)} type="QString" value={quoteattr(n)}/></Option>\n'
-        for n in names
-    )
-    hidden = "".join(
-        f'    <field name="{name}"><editWidget type="Hidden"><config><Option/></config></editWidget></field>\n'
-        for name in DESIGN
-    )
-    tip = '  <mapTip>&lt;img src="file:///[% chip %]"/&gt;</mapTip>\n' if chips else ""
-    return (
-        f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{XML_MARK}\n"
-        '<qgis version="3.22" styleCategories="Symbology|Fields|Forms|MapTips">\n'
-        '  <renderer-v2 type="singleSymbol">\n    <symbols>\n      <symbol name="0" type="marker" alpha="1">\n'
-        '        <layer class="SimpleMarker" enabled="1">\n          <prop k="name" v="circle"/>\n'
-        '          <prop k="color" v="0,0,0,0"/>\n          <prop k="outline_color" v="255,0,255,255"/>\n'
-        '          <prop k="outline_width" v="0.5"/>\n          <prop k="size" v="4"/>\n        </layer>\n'
-        "      </symbol>\n    </symbols>\n  </renderer-v2>\n  <fieldConfiguration>\n"
-        f'    <field name="{FIELD}"><editWidget type="ValueMap"><config><Option type="Map">\n'
-        f'          <Option name="map" type="List">\n{values}          </Option></Option></config></editWidget></field>\n'
-        f"{hidden}  </fieldConfiguration>\n{tip}</qgis>\n"
-    )
+    """Return a QML: rings around pixels that hide nothing, a list of classes to choose from, the stratum out of sight."""
+    return rendered("points.qml", names=names, field=FIELD, hidden=DESIGN, chips=chips)
 
 
 def _write_chips(mapped: Map, points: Points, folder: Path) -> list[str]:

@@ -78,7 +78,7 @@ def _is_raster(source: str) -> bool:
 
 
 def _field(attributes: dict[str, Any], wanted: str | None, layer: Layer) -> str:
-    """The attribute with the class."""
+    """Return the attribute with the class."""
     listed = ", ".join(attributes) or "none"
     if wanted is not None:
         if wanted not in attributes:
@@ -195,7 +195,7 @@ def _design(
     reference: NDArray[np.int64],
     remarks: list[str],
 ) -> tuple[Sample, NDArray[np.bool_]]:
-    """The sample that the attributes of `ovrs sample` tell, and which points are in it."""
+    """Return the sample that the attributes of `ovrs sample` tell, and which points belong to it."""
     titles = [said(v) for v in attributes["stratum"]]
     known: dict[str, Stratum] = {}
     for title, pixels, area in zip(titles, attributes["stratum_pixels"], attributes["stratum_m2"], strict=True):
@@ -221,7 +221,7 @@ def _poststratified(
     reference: NDArray[np.int64],
     remarks: list[str],
 ) -> tuple[Sample, NDArray[np.bool_]]:
-    """A simple random sample, stratified by the map's classes afterwards."""
+    """Return a simple random sample, stratified by the map's classes afterwards."""
     from ovrs.assess.sampling import count
 
     sizes = count(mapped)

@@ -93,7 +93,7 @@ def measure(
 def fit(
     confidence: NDArray[np.float64], right: NDArray[np.float64], weight: NDArray[np.float64], classes: int
 ) -> float:
-    """The temperature, 0.05 to 20, under which what is right has the highest likelihood."""
+    """Fit the temperature, 0.05 to 20, under which the right answers have the highest likelihood."""
     tried = np.geomspace(*_RANGE, _STEPS)
     found = [_surprise(tempered(confidence, t, classes), right, weight) for t in tried]
     best = int(np.argmin(found))

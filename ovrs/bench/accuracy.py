@@ -1,4 +1,4 @@
-"""Score methods on labelled sets: global confusion matrices, resumable image by image (`docs/methods.md` 8).
+"""Score methods on labelled sets: global confusion matrices, resumable image by image (`docs/methods.md#agreement-with-ground-truth`).
 
 Each image is adapted to on its own, unless a preset's protocol adapts several together. The result of each group of images
 is kept as a small file, so an interrupted run goes on.

@@ -81,7 +81,7 @@ class Cell:
     """A stand-in with random weights takes the model's place (`ovrs.bench.dryrun`)."""
 
     def facts(self) -> CellFacts:
-        """What decides the numbers."""
+        """Return everything that decides the numbers of a cell."""
         method, row = self.options(), self.row
         shown: _Shown = {}
         if row.preset is not None:
@@ -114,7 +114,7 @@ class Cell:
         }
 
     def shown_model(self) -> ModelOptions:
-        """The model, with the windows of the protocol, else told how large the pixels that it is shown are."""
+        """Return the model's options with the windows of the protocol, else with the size of the shown pixels."""
         if self.row.protocol is not None:
             wanted = {n: getattr(self.row.protocol, n) for n in ("crop", "stride") if getattr(self.model, n) is None}
             return self.model.model_copy(update={n: v for n, v in wanted.items() if v is not None})
@@ -122,7 +122,7 @@ class Cell:
         return self.model.told(None if own is None else own * self.data.shrink)
 
     def network(self) -> ModelOptions:
-        """The model that is loaded."""
+        """Return the name of the loaded model."""
         return dryrun.stand_in(self.shown_model()) if self.dry_run else self.shown_model()
 
     def options(self) -> MethodOptions:

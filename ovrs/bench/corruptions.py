@@ -1,7 +1,7 @@
 """The fifteen corruptions of ImageNet-C for measuring robustness, on 8-bit RGB images of any size.
 
-Source: Hendrycks and Dietterich, arXiv 1903.12261 (the severities are theirs); facts that matter for remote sensing:
-`docs/methods.md`. Every function takes `(H, W, 3)` uint8, a severity of 1 to 5 and a random generator, and returns uint8.
+Source: Hendrycks and Dietterich, arXiv 1903.12261 (the severities are theirs); on remote sensing:
+`docs/methods.md#corruptions`. Every function takes `(H, W, 3)` uint8, a severity of 1 to 5 and a random generator, and returns uint8.
 `frost` uses a generated texture instead of photographs, so figures with it are reported as `frost*`.
 """
 
@@ -123,7 +123,7 @@ def motion_blur(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def _zoomed(x: Floats, factor: float) -> Floats:
-    """The middle, enlarged to the same size."""
+    """Enlarge the middle of an image to the size of the image."""
     height, width = x.shape[:2]
     rows, cols = int(np.ceil(height / factor)), int(np.ceil(width / factor))
     top, left = (height - rows) // 2, (width - cols) // 2
@@ -202,7 +202,7 @@ def fog(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def brightness(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
-    """Added to the value of HSV: the maximum channel grows, the ratios stay."""
+    """Raise the value of HSV: the largest channel grows, the ratios of channels stay."""
     x = rgb / 255
     value = x.max(axis=2, keepdims=True)
     lifted = np.clip(value + (0.1, 0.2, 0.3, 0.4, 0.5)[level], 0, 1)
@@ -217,7 +217,7 @@ def contrast(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:  # no
 
 
 def elastic_transform(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    """A random affine shift of three points, then a smooth random displacement."""
+    """Shift an image by a random affine map of three points, then by a smooth random displacement."""
     strength, smooth, shift = (
         (2, 0.7, 0.1),
         (2, 0.08, 0.2),

@@ -17,7 +17,7 @@ IMAGES = 2
 
 
 def stand_in(model: ModelOptions) -> ModelOptions:
-    """The model with a stand-in for its network: a tiny SAM 3, or a narrow ViT of the same blocks and patches.
+    """Return the model with a stand-in for its network: a tiny SAM 3, or a narrow ViT of equal blocks and patches.
 
     Raises:
         OptionError: There is no stand-in for such a network.
@@ -37,7 +37,7 @@ def stand_in(model: ModelOptions) -> ModelOptions:
 
 
 def with_stand_in(row: Row) -> Row:
-    """The row with random weights in the place of its upsampler's file."""
+    """Return a row with random weights in the place of its upsampler's file."""
     kind = row.method.get("upsampler")
     if row.method.get("upsampler_weights") is None or kind is None:
         return row

@@ -1,4 +1,4 @@
-"""Agreement of labels with ground truth: one confusion matrix over a whole data set (`docs/methods.md` 8)."""
+"""Agreement of labels with ground truth: one confusion matrix over a whole data set (`docs/methods.md#agreement-with-ground-truth`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Confusion:
         return cls(np.zeros((classes, classes + 1), np.int64))
 
     def add(self, prediction: NDArray[np.integer], label: NDArray[np.integer], ignore: int = IGNORE) -> Confusion:
-        """A new confusion with one more image. Pixels labelled `ignore` are removed; no-data predictions count as wrong.
+        """Return a new confusion with one more image. Pixels labelled `ignore` are removed; predictions of no data count as wrong.
 
         Raises:
             GridMismatchError: Shapes differ. Labels are never resized.

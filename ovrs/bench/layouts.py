@@ -136,7 +136,7 @@ class LabelledSet:
         return found, lacking
 
     def _label(self, image: Path) -> Path | str:
-        """The label of an image, or where it was looked for in vain."""
+        """Return the label file of an image, or the places where none was found."""
         relative = "/" + image.relative_to(self.root).as_posix()
         for old, new in self.layout.labels:
             old, new = (t.replace("{split}", self.split).replace("{stem}", image.stem) for t in (old, new))
@@ -176,7 +176,7 @@ def layouts() -> dict[str, Layout]:
 
 
 def open_set(name: str, entry: DatasetEntry, root: Path, words: Vocabulary | None) -> LabelledSet:
-    """A set of the catalog.
+    """Return a set of the catalog.
 
     Raises:
         CatalogError: An unknown layout, or fields that layout `pairs` needs.
@@ -201,7 +201,7 @@ def open_set(name: str, entry: DatasetEntry, root: Path, words: Vocabulary | Non
 
 
 def _benchmark(name: str, layout: Layout, words: Vocabulary | None) -> str | None:
-    """What papers call a set: its layout's vocabulary or name; with a given vocabulary, that one if it is a shipped one."""
+    """Return the name of a set in papers: a shipped vocabulary that was given, else its layout's vocabulary or name."""
     if words is None:
         return layout.vocabulary or name
     known = words.name if words.name in vocabulary.shipped() else None

@@ -66,7 +66,7 @@ class PaperTable(BaseModel):
         return self
 
     def data_set(self, column: str) -> str:
-        """The catalog's data set that a column (but `mean`) is about."""
+        """Return the catalog's data set of a column; None for `mean`."""
         name = column.partition(":")[0].removesuffix("-C")
         return self.sets.get(name, name)
 

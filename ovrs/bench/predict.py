@@ -79,7 +79,7 @@ def predict(cell: Cell, rgb: Picture, size: tuple[int, ...], index: int) -> Labe
 def _pictures(
     cell: Cell, protocol: Protocol, rgb: Picture, size: tuple[int, ...], index: int
 ) -> list[tuple[Picture, Part]]:
-    """An image as the model is shown it, tile by tile, and what part of its labels each tile covers."""
+    """Yield an image tile by tile as the model sees it, with the part of its labels that each tile covers."""
     parts = protocols.tiles(rgb.shape[1:], protocol.tiles)
     if len(parts) > 1 and rgb.shape[1:] != size:
         raise OptionError(f"tiles need labels of the image's size, got {size} for {rgb.shape[1:]}")
@@ -122,7 +122,7 @@ def _together(cell: Cell, protocol: Protocol, pictures: list[Picture], sizes: li
 
 
 def _mean_evidence(segmenter: Segmenter, rgb: Picture, crops: tuple[Window, ...]) -> NDArray[np.float32]:
-    """What is resized to the labels: of frozen models the evidence before softmax, as published; else the scores."""
+    """Return the arrays that are resized to the labels: evidence before softmax of frozen models, as published, else scores."""
     valid = np.ones(rgb.shape[1:], bool)
     if isinstance(segmenter, FrozenSegmenter):
         total, hits = segmenter.evidence(rgb, valid, crops)
@@ -142,7 +142,7 @@ def _segmenter(cell: Cell) -> Segmenter:
 
 
 def _rule(cell: Cell) -> DecisionRule:
-    """The method's threshold, else the protocol's, else the vocabulary's own."""
+    """Return the method's threshold, else the protocol's, else the vocabulary's."""
     words, protocol = cell.data.words, cell.row.protocol
     own = words.background.threshold if words.background else 0.0
     if protocol is not None and protocol.threshold is not None:
@@ -151,7 +151,7 @@ def _rule(cell: Cell) -> DecisionRule:
 
 
 def windows(shape: tuple[int, int], crop: int, stride: int) -> tuple[Window, ...]:
-    """The crops of an image, the last ones moved back to its border."""
+    """Return the crops of an image, the last crops moved back to its border."""
     size = (min(crop, shape[0]), min(crop, shape[1]))
     return tuple(
         Window(r, c, *size) for r in crop_starts(shape[0], crop, stride) for c in crop_starts(shape[1], crop, stride)

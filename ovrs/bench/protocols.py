@@ -89,7 +89,7 @@ def _table() -> Mapping[str, Any]:
 
 
 def of_preset(name: str, benchmark: str | None) -> Protocol | None:
-    """The published protocol of preset `file/entry` on a set; None where the preset is not published on that set.
+    """Return the published protocol of preset `file/entry` on a set; None where there is none.
 
     Args:
         name: The preset.
@@ -131,7 +131,7 @@ def _between(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], ND
 
 
 def resized(rgb: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """An image `(3, height, width)` at another size, bilinear without antialiasing."""
+    """Resize an image `(3, height, width)`, bilinear without antialiasing."""
     if rgb.shape[1:] == size:
         return rgb
     return np.asarray(np.floor(bilinear(rgb, size) + 0.5), np.uint8)

@@ -67,7 +67,7 @@ def write_parquet(cells: list[Scored], path: Path) -> None:
 
 
 def headline(facts: CellFacts, score: Confusion) -> float:
-    """Return the mIoU in percent; for single-class tasks the IoU of that class (`docs/methods.md` 8)."""
+    """Return the mIoU in percent; for single-class tasks the IoU of that class (`docs/methods.md#agreement-with-ground-truth`)."""
     if len(facts["classes"]) == 2 and facts["classes"][0] == "background":
         return float(100 * score.iou()[1])
     return score.miou()

@@ -38,7 +38,7 @@ def parse_row(text: str) -> Row:
 
 
 def preset_row(text: str, data: LabelledSet, *, as_published: bool = True) -> tuple[Row, LabelledSet]:
-    """A preset as a row of one set, and the set asked for in the words of the preset's paper.
+    """Return a preset as a row of one set, and the set with the words of the preset's paper.
 
     Args:
         text: `segearth/loveda`; `segearth` is the entry called after the set. Options may follow: `mlmp/full+layers=1`.

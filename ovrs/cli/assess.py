@@ -97,7 +97,7 @@ def diff(
     min_area: Annotated[float, typer.Option(min=0, help="Leave out polygons below so many square metres.")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")] = False,
 ) -> None:
-    """What changed from one map to another, class by class, on the grid of the coarser one.
+    """Tell what changed from one map to another, class by class, on the grid of the coarser map.
 
     Example: ovrs diff 2018.zarr 2024.zarr --areas change.csv --raster change.tif --vectors change.gpkg --mask sure.tif
     """

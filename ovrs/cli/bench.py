@@ -114,7 +114,7 @@ def table(
     name: Annotated[str | None, typer.Argument(help="A table; without a name all are listed.")] = None,
     results: Annotated[Path | None, typer.Option(help="Folder of our results.")] = None,
 ) -> None:
-    """A paper's table, quoted, with ours beside it where results exist, and the commands that make them."""
+    """Quote a paper's table, with own figures beside it where results exist, and the commands that make them."""
     from ovrs.bench.papers import side_by_side, tables
 
     if name is None:
@@ -125,7 +125,7 @@ def table(
 
 @app.command()
 def datasets() -> None:
-    """The layouts of labelled sets that can be read, and how to get each set."""
+    """List the layouts of labelled sets that can be read, and how to get each set."""
     from ovrs.bench.layouts import layouts
 
     for name, layout in layouts().items():

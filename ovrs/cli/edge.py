@@ -157,7 +157,7 @@ def _told(error: BaseException, caught: Interrupted | None, debug: bool) -> int:
 
 
 def _usage(error: Any) -> int:
-    """A command that cannot be understood: one line and where the help is; without any argument the help itself."""
+    """Tell in one line why a command cannot be understood, and where the help is; without arguments show the help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return int(error.exit_code)

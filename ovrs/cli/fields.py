@@ -19,7 +19,7 @@ RENAMED = {"alpha": "alpha_init", "block": "block_pitches", "scores": "store_sco
 
 
 def flag(key: str, panel: str | None = None) -> Any:
-    """A flag with the name of a field, `SECTION.KEY`; its group in `--help` is `panel`, else the section.
+    """Make a flag with the name of a field, `SECTION.KEY`; its group in `--help` is `panel`, else the section.
 
     The field's help takes the place of the key when help is shown: the options are not loaded before.
     """
@@ -33,7 +33,7 @@ def flag(key: str, panel: str | None = None) -> Any:
 
 
 def told(flags: Mapping[str, str | None], pairs: list[str]) -> dict[str, dict[str, Any]]:
-    """What flags (`SECTION.KEY` to text) and `--set` pairs say, as sections of `ovrs.options.build`.
+    """Return flags (`SECTION.KEY` to text) and `--set` pairs as sections of `ovrs.options.build`.
 
     Raises:
         OptionError: A key that is none, that is said twice, or a value that does not fit it.

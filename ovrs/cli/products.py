@@ -144,7 +144,7 @@ def stats(
 
 
 def _calibrated(mapped: Map, findings: Path | None) -> Map:
-    """A map with the temperature of an assessment, where one is given."""
+    """Open a map, with the temperature of an assessment where one is given."""
     if findings is None:
         return mapped
     from ovrs.assess.findings import temperature_for

@@ -47,7 +47,7 @@ def probe(
     crops: Crops = 4,
     settings: Settings = None,
 ) -> None:
-    """Does a prior space agree with SAM 3's own masks? Writes the verdict that lets the prior be used."""
+    """Test whether a prior space agrees with SAM 3's own masks; write the verdict that lets the prior be used."""
     from ovrs.model.sam3 import probe as probing
     from ovrs.model.sam3.build import prior_space
     from ovrs.words import vocabulary as known_words

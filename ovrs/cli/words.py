@@ -106,7 +106,7 @@ def _check_prompts(words: Vocabulary) -> None:
 
 @vocabularies.command("list")
 def vocabulary_list() -> None:
-    """The shipped vocabularies."""
+    """List the shipped vocabularies."""
     from ovrs.words import vocabulary as known_words
 
     for name in known_words.shipped():

@@ -17,7 +17,7 @@ __all__ = ["Array", "as_numpy", "beside", "copied", "empty", "namespace", "on_ho
 
 
 def namespace(array: Array) -> Any:
-    """The array API functions for an array."""
+    """Return the array API functions for an array."""
     return array_namespace(array)
 
 
@@ -27,7 +27,7 @@ def on_host(array: Array) -> bool:
 
 
 def as_numpy(array: Array) -> NDArray[Any]:
-    """The same numbers in NumPy: in place on the host, else copied to it."""
+    """Return the numbers in NumPy: in place on the host, else copied to it."""
     return array if is_numpy_array(array) else np.from_dlpack(to_device(array, "cpu"))
 
 
@@ -37,7 +37,7 @@ def beside(values: NDArray[Any], array: Array) -> Array:
 
 
 def copied(array: Array) -> Array:
-    """A copy, so that a larger array behind a slice can be forgotten."""
+    """Copy a slice, so that the larger array behind it can be forgotten."""
     return namespace(array).asarray(array, copy=True)
 
 

@@ -43,7 +43,7 @@ class Scored:
     """Where the weight is one."""
 
     def part(self, window: Window) -> Scored:
-        """A copy of a part, so that the rest can be forgotten."""
+        """Copy a part, so that the rest can be forgotten."""
         rows, cols = window.slices_in(self.window)
         background = None if self.background is None else copied(self.background[rows, cols])
         values, weight = copied(self.values[:, rows, cols]), copied(self.weight[rows, cols])
@@ -60,7 +60,7 @@ class _Sums:
     background: Array | None
 
     def of(self, window: Window) -> _Sums:
-        """A view of a part."""
+        """Return a view of a part."""
         rows, cols = window.slices_in(self.window)
         background = None if self.background is None else self.background[rows, cols]
         return _Sums(window, self.values[:, rows, cols], self.weight[rows, cols], background)
@@ -87,7 +87,7 @@ class Blend:
         """From the last tile, with what it got from above."""
 
     def weighted(self, tile: Tile, found: Look) -> Scored:
-        """What the segmenter says of a tile, with the weight by which it is blended; on the host as NumPy reads it."""
+        """Return what the segmenter says of a tile, with the weight by which it is blended; on the host as NumPy reads it."""
         if not isinstance(found, TileScores):
             values, weight = (as_numpy(a) if on_host(a) else a for a in found[:2])
             return Scored(tile.window, values, weight, None, weighted=True)
@@ -132,7 +132,7 @@ class Blend:
             self._left = None  # a tile between them has no valid pixel
 
     def _parts(self, scored: Scored, done: Window) -> Iterator[Window]:
-        """Strips of what is finished, cut where sums from above or the weight of one begin or end."""
+        """Return strips of finished pixels, cut where sums from above or the weight of one tile begin or end."""
         rows = {done.row_off, done.row_end}
         for other in (None if self._top is None else self._top.window, scored.plain):
             if other is not None:
@@ -166,7 +166,7 @@ class Blend:
         return [s for s in found if s.start is None or s.start < min(s.stop, part.width)]
 
     def _earlier(self, part: Window) -> list[_Sums]:
-        """What earlier tiles left for a part: from the left, and from above where nothing came from the left."""
+        """Return the sums that earlier tiles left for a part: from the left, else from above."""
         found: list[_Sums] = []
         rest: Window | None = part
         if self._left is not None:
@@ -199,7 +199,7 @@ class Blend:
         self._left = self._summed(scored, part, f"left {self._turn}")
 
     def _summed(self, scored: Scored, part: Window, room: str) -> _Sums:
-        """Sums of a part in memory that is used again."""
+        """Return sums of a part, in memory that is used again."""
         count = scored.values.shape[0] * part.height * part.width
         kept = self._room.get(room)
         if kept is None or kept.shape[0] < count:

@@ -83,7 +83,7 @@ class Resident(Protocol):
     """A segmenter that keeps a block's pixels on its device: they are brought there once."""
 
     def place(self, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> tuple[Array, Array]:
-        """The pixels `(3, height, width)` and validity `(height, width)` of a block, where the model is."""
+        """Return the pixels `(3, height, width)` and validity `(height, width)` of a block, where the model is."""
         ...
 
 
@@ -92,11 +92,11 @@ class SceneAdaptive(Segmenter, Protocol):
     """A segmenter that adapts once to a scene, from a sample of its tiles."""
 
     def adapt_scene(self, samples: Iterable[TileSample]) -> Learned:
-        """What was learned, as plain arrays; `events` holds its log as text."""
+        """Return what was learned, as plain arrays; `events` holds its log as text."""
         ...
 
     def with_state(self, state: Learned) -> Segmenter:
-        """The segmenter that applies what was learned."""
+        """Return the segmenter that applies what was learned."""
         ...
 
 
@@ -104,8 +104,8 @@ class SceneAdaptive(Segmenter, Protocol):
 class FrozenSegmenter(Segmenter, Protocol):
     """A segmenter whose crops do not influence each other.
 
-    The engine then sums the evidence of all crops that cover a pixel and divides once (`methods` 1.6), which makes the
-    map independent of how the scene was cut.
+    The engine then sums the evidence of all crops that cover a pixel and divides once
+    (`docs/methods.md#windows-and-scores`), which makes the map independent of how the scene was cut.
     """
 
     @property

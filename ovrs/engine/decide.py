@@ -89,7 +89,7 @@ _GROUPS = 6
 
 
 def _highest(scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.unsignedinteger]]:
-    """The highest score of each pixel and the first class that has it.
+    """Return the highest score of each pixel and the first class that has it.
 
     Many times faster than argmax over the leading axis: a later class has the greater number, so a maximum sets it.
     """

@@ -62,7 +62,7 @@ def is_elsewhere(options: RunOptions) -> bool:
 
 
 def ask(options: RunOptions, question: Callable[[], Result], *, lost: Callable[[Exception], Exception]) -> Result:
-    """The answer of one worker of the scheduler that the options name.
+    """Return the answer of one worker of the scheduler that the options name.
 
     Args:
         options: Scheduler and resources.

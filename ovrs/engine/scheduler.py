@@ -110,7 +110,7 @@ async def _knock(options: RunOptions) -> None:
 
 
 def connected(options: RunOptions, cluster: Any = None) -> Any:
-    """A client of `cluster`, or of the scheduler that the options name.
+    """Return a client of `cluster`, or of the scheduler that the options name.
 
     Raises:
         OptionError: As `reach`.

@@ -66,7 +66,7 @@ class Backlog(Generic[Item, Result]):
         self.is_over = False
 
     def next(self) -> int | None:
-        """Number of a piece to submit; None when only pieces to be tried alone are left, or none."""
+        """Return the number of a piece to submit; None when no piece is left but those to be tried alone."""
         if self._again:
             return self._again.pop(0)
         for item in self._items if not self.is_over else ():
@@ -228,7 +228,7 @@ class Session(Generic[Item, Result]):
                 self._died(number, workers.Died("every worker that it was given to died"))
 
     def _died(self, number: int, error: Exception) -> None:
-        """A piece whose workers died is given to others; at last it is divided, and its parts are tried alone."""
+        """Give a piece whose workers died to others; at last divide it and try its parts alone."""
         piece = self.backlog.pieces[number]
         piece.deaths += 1
         if piece.deaths <= self.deaths and isinstance(error, workers.Died):
@@ -285,7 +285,7 @@ class Session(Generic[Item, Result]):
             self.found.append(answer.result)
 
     def _failed(self, number: int, error: Exception) -> None:
-        """An error of a piece is its own: tried again where it may heal, else recorded by the work."""
+        """Try a piece with an error again where the error may heal; else the work records it."""
         piece = self.backlog.pieces[number]
         piece.failures += 1
         if isinstance(error, OvrsError) or piece.failures >= TRIES:

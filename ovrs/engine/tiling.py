@@ -1,6 +1,6 @@
 """Which crops make a tile, which tiles a block needs, and how tiles are weighted. Integer arithmetic, no reading.
 
-All positions come from one scene-wide grid of crops (`docs/methods.md` 1.6): crop i starts at i · stride and the last
+All positions come from one scene-wide grid of crops (`docs/methods.md#windows-and-scores`): crop i starts at i · stride and the last
 one is moved back to end at the border. A tile is a group of consecutive crops, so tiles, too, are scene-wide: every
 block that touches a tile computes exactly the same one.
 """

@@ -6,7 +6,6 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -21,6 +20,7 @@ from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import OptionError, OutputError
 from ovrs.export import target
 from ovrs.export.product import CLASSES, CONFIDENCE, Kind, Product
+from ovrs.export.rendering import rendered
 from ovrs.export.warp import is_coarser, target_grid
 from ovrs.store.cautions import SKETCH, is_sketch
 from ovrs.store.pyramid import strips
@@ -235,22 +235,10 @@ def _grid_of(raster: Path) -> GeoBox:
         return Box(source.shape, source.transform, None if source.crs is None else source.crs.to_wkt())
 
 
+FIELDS = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Count", 0, 1))
+"""Columns of the attribute table with GDAL's numbers of their type and usage."""
+
+
 def attribute_table(names: Sequence[str], colours: Sequence[Colour], counts: Sequence[int]) -> str:
-    """GDAL's PAM side file: category names and a raster attribute table. rasterio has no call for either."""
-    fields = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Count", 0, 1))
-    columns = "".join(
-        f'    <FieldDefn index="{i}"><Name>{n}</Name><Type>{t}</Type><Usage>{u}</Usage></FieldDefn>\n'
-        for i, (n, t, u) in enumerate(fields)
-    )
-    rows = ""
-    for i, (name, colour, count) in enumerate(zip(names, colours, counts, strict=True)):
-        cells = "".join(f"<F>{escape(str(v))}</F>" for v in (i, name, *colour, count))
-        rows += f'    <Row index="{i}">{cells}</Row>\n'
-    categories = "".join(f"    <Category>{escape(n)}</Category>\n" for n in names)
-    return (
-        '<PAMDataset>\n <PAMRasterBand band="1">\n  <CategoryNames>\n' + categories + "  </CategoryNames>\n"
-        '  <GDALRasterAttributeTable tableType="thematic">\n'
-        + columns
-        + rows
-        + "  </GDALRasterAttributeTable>\n </PAMRasterBand>\n</PAMDataset>\n"
-    )
+    """Return GDAL's PAM side file: category names and a raster attribute table. rasterio has no call for either."""
+    return rendered("raster.aux.xml", classes=list(zip(names, colours, counts, strict=True)), fields=FIELDS)

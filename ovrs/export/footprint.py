@@ -48,7 +48,7 @@ class Footprint:
 
 
 def footprint(geobox: GeoBox) -> Footprint:
-    """The outline of a grid.
+    """Return the outline of a grid.
 
     Raises:
         StoreError: The grid has no CRS, a local one, one of another planet, or lies outside its CRS's domain.
@@ -78,7 +78,7 @@ def _shape_and_box(geobox: GeoBox, to_degrees: Any) -> tuple[dict[str, object], 
 
 
 def union_of_boxes(boxes: Sequence[Sequence[float]]) -> list[float]:
-    """The smallest west, south, east, north around boxes that may themselves cross the 180° meridian."""
+    """Return the smallest west, south, east, north around boxes that may cross the 180° meridian."""
     spans = sorted((b[0], b[2] if b[2] >= b[0] else b[2] + 360) for b in boxes)
     south, north = min(b[1] for b in boxes), max(b[3] for b in boxes)
     joined = [list(spans[0])]
@@ -101,7 +101,7 @@ def union_of_boxes(boxes: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _to_degrees(crs: Any) -> tuple[Any, str]:
-    """A transformer to longitude and latitude in degrees, and the body that they are on."""
+    """Return a transformer to longitude and latitude in degrees, and the name of the body."""
     from pyproj import Transformer
     from pyproj.exceptions import ProjError
 
@@ -157,7 +157,7 @@ def _holds_pole(geobox: GeoBox, to_degrees: Any, pole: int) -> bool:
 
 
 def _is_a_point(to_degrees: Any, x: float, y: float, pole: int) -> bool:
-    """False where the pole is a line (cylindrical projections): there all longitudes have places of their own."""
+    """Whether a pole is a point; in cylindrical projections it is a line with a place for each longitude."""
     others = [to_degrees.transform(lon, 90.0 * pole, direction="INVERSE") for lon in (-120.0, 120.0)]
     return all(math.hypot(ox - x, oy - y) < 1e-3 for ox, oy in others)
 
@@ -184,7 +184,7 @@ def _around_pole(
 def _split(
     lon: NDArray[np.float64], lat: NDArray[np.float64], west: float, south: float, east: float, north: float
 ) -> tuple[dict[str, object], list[float]]:
-    """A ring whose middle lies in −180..180, as one polygon or as one on each side of the 180° meridian."""
+    """Return a ring whose middle lies in −180..180 as one polygon, or as one on each side of the 180° meridian."""
     import shapely
 
     ring = shapely.simplify(shapely.Polygon(np.stack([lon, lat], 1)), min(_STRAIGHT, (east - west) / 1e3))
@@ -212,7 +212,7 @@ def _rectangle(west: float, south: float, east: float, north: float) -> dict[str
 
 
 def _wrapped(lon: float) -> float:
-    """The same meridian in −180..180; ±180 stay what they are."""
+    """Return a longitude in −180..180 of the same meridian; ±180 stay."""
     return lon if -180 <= lon <= 180 else (lon + 180) % 360 - 180
 
 

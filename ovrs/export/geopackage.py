@@ -80,7 +80,7 @@ def is_geopackage(path: Path) -> bool:
 
 
 def copy_into(source: Path, target: Path) -> None:
-    """A consistent copy of a GeoPackage, whatever other programs read meanwhile.
+    """Copy a GeoPackage consistently, whatever other programs read meanwhile.
 
     Raises:
         OutputError: It cannot be read or copied.

@@ -46,7 +46,7 @@ def _files_of(uri: str) -> list[str]:
 
 
 def _local(name: str) -> Path | None:
-    """The file or folder on disk that a name stands for: archives for their members, files for their sub-datasets."""
+    """Return the file or folder on disk behind a name: archives for members, files for sub-datasets."""
     while (shorter := _PREFIX.sub("", name)) != name:
         name = shorter
     candidates = [name, name.split("!")[0], name.split("|")[0], *re.findall(r'"([^"]+)"', name), *name.split(":")[1:2]]

@@ -69,7 +69,7 @@ def fields(record: RunRecord, classes: Sequence[dict[str, object]]) -> dict[str,
 
 
 def asset(record: RunRecord) -> dict[str, object]:
-    """The weights behind a map, as an asset of its Item."""
+    """Return the weights behind a map, as an asset of its Item."""
     known = table().models.get(record.model.model)
     published = known is not None and known.file is not None and known.where != "nowhere"
     return {
@@ -83,7 +83,7 @@ def asset(record: RunRecord) -> dict[str, object]:
 
 
 def name_of(model: str) -> str:
-    """A model's name as MLM takes it: letters, digits, `_`, `.`, `-`; of a folder its last part."""
+    """Return a model's name as MLM takes it: letters, digits, `_`, `.`, `-`; of a folder the last part."""
     last = "ovrs-bundled" if model == recommended.BUNDLED else re.split(r"[/\\]", model.rstrip("/\\"))[-1]
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-._")[:_LONGEST].rstrip("-._")
     return plain if re.match(r"[A-Za-z]..", plain) else f"model-{plain or 'unnamed'}"
@@ -107,7 +107,7 @@ def write_bundled(out: Path, *, overwrite: bool = False) -> Path:
 
 
 def bundled(base: Path) -> dict[str, object]:
-    """The bundled model's Item; links are relative to `base`. Reads the file's header, loads no weights."""
+    """Return the bundled model's Item; links are relative to `base`. Reads the file's header, loads no weights."""
     folder = recommended.place_of(recommended.BUNDLED)
     assert folder is not None  # it comes with the program
     config: Any = json.loads((folder / "open_clip_config.json").read_text("utf-8"))
@@ -201,7 +201,7 @@ def count(weights: Path) -> int:
 
 
 def _as_mlm_wants(entry: dict[str, object]) -> dict[str, object]:
-    """A class in the older form of the classification extension, to which MLM 1.5 refers: it needs a description."""
+    """Return a class in the older form of the classification extension, to which MLM 1.5 refers: with a description."""
     return {**{k: entry[k] for k in ("value", "name", "color_hint")}, "description": entry["title"]}
 
 

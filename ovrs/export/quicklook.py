@@ -53,7 +53,7 @@ def write_quicklook(mapped: Map, out: Path, side: int = 900, *, overwrite: bool 
 
 
 def draw_quicklook(mapped: Map, side: int = 900) -> Image.Image:
-    """The picture of `write_quicklook`, RGB."""
+    """Draw the picture of `write_quicklook`, RGB."""
     map_panel = thumbnail(mapped, side)
     panels = [map_panel]
     try:
@@ -124,7 +124,7 @@ def _fitting(text: str, font: Any, width: float) -> str:
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, left: int, bottom: int, width: int, record: RunRecord) -> None:
-    """A round length in metres and a north arrow, over the lower left corner of the map; the grid is north-up."""
+    """Draw a round length in metres and a north arrow over the lower left corner of the map; the grid is north-up."""
     metres = record.pixel_size_m[0] * record.grid.shape[1] / width  # of one pixel of the picture
     length = scale_length(metres * width / 4)
     pixels, font = round(length / metres), ImageFont.load_default(14)
@@ -138,6 +138,6 @@ def _scale_bar(draw: ImageDraw.ImageDraw, left: int, bottom: int, width: int, re
 
 
 def scale_length(metres: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not above `metres`."""
+    """Return the largest of 1, 2, 5 times a power of ten that is not above `metres`."""
     power = 10.0 ** np.floor(np.log10(max(metres, 1e-6)))
     return float(power * max(f for f in (1, 2, 5) if f * power <= max(metres, 1e-6)))

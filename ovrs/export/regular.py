@@ -173,7 +173,7 @@ def _hand_over(faces: NDArray[Any], owners: NDArray[np.int64], was: NDArray[np.i
 
 
 def _joined(faces: NDArray[Any], owners: NDArray[np.int64], wanted: Sequence[int]) -> dict[int, list[Any]]:
-    """The faces of each polygon as its parts; none for a polygon that others have taken whole.
+    """Return the faces of each polygon as its parts; none for a polygon that others cover.
 
     A part below `_SLIVER` goes to the part with the longest common border.
     """

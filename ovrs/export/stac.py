@@ -17,7 +17,7 @@ from ovrs.encoding import CONFIDENCE_NODATA, CONFIDENCE_SCALE
 from ovrs.errors import StoreError
 from ovrs.export import mlm, target
 from ovrs.export.footprint import footprint, union_of_boxes
-from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, Product
+from ovrs.export.product import CLASSES, CONFIDENCE, ITEM, PICTURE, Kind, Product
 from ovrs.names import ascii_words, shown
 from ovrs.redact import redacted
 from ovrs.scene.grid import pixel_size_m
@@ -26,11 +26,11 @@ from ovrs.store.cautions import SKETCH, is_sketch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pystac
     from odc.geo.geobox import GeoBox
 
     from ovrs.store.map import Map
 
-STAC = "1.1.0"
 SCHEMAS = {
     "projection": "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "classification": "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
@@ -74,70 +74,65 @@ def write_item(mapped: Map, out: Path, products: Sequence[Product] = (), *, over
 
 
 def item(mapped: Map, base: Path, products: Sequence[Product] = ()) -> dict[str, object]:
-    """The Item as a dictionary; asset links are relative to `base`."""
+    """Return the Item as a dictionary; asset links are relative to `base`."""
+    import pystac
+
     record, geobox = mapped.record, mapped.grid
     outline = footprint(geobox)
     classes = _legend(mapped)
-    when = record.acquired or record.finished
-    modelled = mlm.has_model(record)
-    return {
-        "type": "Feature",
-        "stac_version": STAC,
-        "stac_extensions": [
-            *SCHEMAS.values(),
-            *([mlm.SCHEMA] if modelled else []),
-            *([_SOLAR_SYSTEM] if outline.body != "Earth" else []),
-        ],
-        "id": shown(mapped.name.removesuffix(".zarr") or "map"),
-        "geometry": outline.geometry,
-        "bbox": outline.bbox,
-        "properties": {
-            "datetime": _utc(when),
-            "created": _utc(record.finished),
-            "title": f"Land classes of {shown(record.scene.name)}",
-            **({"description": SKETCH} if is_sketch(record) else {}),
-            **_projection(geobox),
-            **({"ssys:targets": [outline.body]} if outline.body != "Earth" else {}),
-            "processing:software": {"ovrs": record.version},
-            "processing:lineage": f"{record.model.model} with {record.model.method}, adapted at test time; "
-            f"classes: {', '.join(classes.names)}",
-            "processing:level": "L4",
-            "processing:datetime": _utc(record.finished),
-            **(mlm.fields(record, classes.classes) if modelled else {}),
-        },
-        "links": [],
-        "assets": {
-            "map": _map_asset(mapped, base, classes),
-            **_assets(products, base, geobox, classes),
-            **({"model": mlm.asset(record)} if modelled else {}),
-        },
+    modelled, elsewhere = mlm.has_model(record), outline.body != "Earth"
+    extensions = [*SCHEMAS.values(), *([mlm.SCHEMA] if modelled else []), *([_SOLAR_SYSTEM] if elsewhere else [])]
+    properties = {
+        "created": _utc(record.finished),
+        "title": f"Land classes of {shown(record.scene.name)}",
+        **({"description": SKETCH} if is_sketch(record) else {}),
+        **_projection(geobox),
+        **({"ssys:targets": [outline.body]} if elsewhere else {}),
+        "processing:software": {"ovrs": record.version},
+        "processing:lineage": f"{record.model.model} with {record.model.method}, adapted at test time; "
+        f"classes: {', '.join(classes.names)}",
+        "processing:level": "L4",
+        "processing:datetime": _utc(record.finished),
+        **(mlm.fields(record, classes.classes) if modelled else {}),
     }
+    made = pystac.Item(
+        id=shown(mapped.name.removesuffix(".zarr") or "map"),
+        geometry=outline.geometry,
+        bbox=outline.bbox,
+        datetime=datetime.fromisoformat(record.acquired or record.finished),
+        properties=properties,
+        stac_extensions=extensions,
+        assets={"map": _map_asset(mapped, base, classes), **_assets(products, base, geobox, classes)},
+    )
+    if modelled:
+        made.add_asset("model", pystac.Asset.from_dict(mlm.asset(record)))
+    return made.to_dict(include_self_link=False, transform_hrefs=False)
 
 
 def write_collection(items: Sequence[Path], out: Path, *, name: str, licence: str = "other") -> Path:
-    """A Collection over Items that lie on disk.
+    """Write a Collection over Items that lie on disk.
 
     Raises:
         StoreError: There is no Item.
     """
     if not items:
         raise StoreError("a collection needs at least one item")
+    import pystac
+
     found = [json.loads(p.read_text("utf-8")) for p in items]
-    times = sorted(i["properties"]["datetime"] for i in found)
+    times = sorted(datetime.fromisoformat(i["properties"]["datetime"]) for i in found)
     overall = union_of_boxes([i["bbox"] for i in found])
-    content = {
-        "type": "Collection",
-        "stac_version": STAC,
-        "stac_extensions": [],
-        "id": name,
-        "description": f"Class maps of the collection {name}, made by ovrs",
-        "license": licence,
-        "extent": {"spatial": {"bbox": [overall]}, "temporal": {"interval": [[times[0], times[-1]]]}},
-        "links": [
-            {"rel": "item", "href": target.relative(p, out.parent), "type": "application/geo+json"}
-            for p in sorted(items)
-        ],
-    }
+    made = pystac.Collection(
+        id=name,
+        description=f"Class maps of the collection {name}, made by ovrs",
+        license=licence,
+        extent=pystac.Extent(pystac.SpatialExtent([overall]), pystac.TemporalExtent([[times[0], times[-1]]])),
+    )
+    made.clear_links()
+    for path in sorted(items):
+        link = pystac.Link(pystac.RelType.ITEM, target.relative(path, out.parent), pystac.MediaType.GEOJSON)
+        made.add_link(link)
+    content = made.to_dict(include_self_link=False, transform_hrefs=False)
     target.write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return out
 
@@ -152,7 +147,7 @@ def _legend(mapped: Map) -> _Legend:
 
 
 def _projection(geobox: GeoBox) -> dict[str, object]:
-    """Fields of the projection extension for one grid."""
+    """Return the fields of the projection extension for one grid."""
     crs = geobox.crs
     place: dict[str, object] = {"proj:code": f"EPSG:{crs.epsg}" if crs is not None and crs.epsg else None}
     if crs is not None and not crs.epsg:
@@ -188,22 +183,24 @@ def _resolution(geobox: GeoBox) -> float:
     return round(float(np.mean(pixel_size_m(geobox))), 9)
 
 
-def _map_asset(mapped: Map, base: Path, classes: _Legend) -> dict[str, object]:
-    return {
-        "href": redacted(mapped.place) if mapped.path is None else target.relative(mapped.path, base),
-        "type": f"application/vnd.zarr; version={mapped.label.metadata.zarr_format}",
-        "title": "Class and confidence (Zarr, multiscale)",
-        "roles": ["data"],
-        **_classes_band(mapped.grid, classes),
-    }
+def _map_asset(mapped: Map, base: Path, classes: _Legend) -> pystac.Asset:
+    import pystac
+
+    return pystac.Asset(
+        href=redacted(mapped.place) if mapped.path is None else target.relative(mapped.path, base),
+        media_type=f"application/vnd.zarr; version={mapped.label.metadata.zarr_format}",
+        title="Class and confidence (Zarr, multiscale)",
+        roles=["data"],
+        extra_fields=_classes_band(mapped.grid, classes),
+    )
 
 
 _TITLES = {CLASSES.name: "Classes", CONFIDENCE.name: "Confidence of the class", PICTURE.name: "Picture"}
 
 
-def _assets(products: Sequence[Product], base: Path, own: GeoBox, classes: _Legend) -> dict[str, dict[str, object]]:
-    """One asset for each product under its kind's name; `classes-2`, … for a second one of a kind."""
-    assets: dict[str, dict[str, object]] = {}
+def _assets(products: Sequence[Product], base: Path, own: GeoBox, classes: _Legend) -> dict[str, pystac.Asset]:
+    """Return one asset for each product under its kind's name; `classes-2`, … for a second one of a kind."""
+    assets: dict[str, pystac.Asset] = {}
     for product in products:
         key, number = product.kind.name, 2
         while key in assets:
@@ -212,21 +209,27 @@ def _assets(products: Sequence[Product], base: Path, own: GeoBox, classes: _Lege
     return assets
 
 
-def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> dict[str, object]:
-    asset: dict[str, object] = {
-        "href": target.relative(product.path, base),
-        "type": product.media_type,
-        "title": _TITLES.get(product.kind.name, product.kind.name.capitalize()),
-        "roles": [product.kind.stac_role],
-    }
-    if product.grid is None:
-        return asset
-    if product.kind is CLASSES:
-        asset |= _classes_band(product.grid, classes)
-    if product.kind is CONFIDENCE:
-        asset |= _confidence_band(product.grid)
-    moved = product.grid.crs != own.crs or product.grid.shape != own.shape or product.grid.affine != own.affine
-    return asset | (_projection(product.grid) if moved else {})
+def _asset(product: Product, base: Path, own: GeoBox, classes: _Legend) -> pystac.Asset:
+    import pystac
+
+    return pystac.Asset(
+        href=target.relative(product.path, base),
+        media_type=product.media_type,
+        title=_TITLES.get(product.kind.name, product.kind.name.capitalize()),
+        roles=[product.kind.stac_role],
+        extra_fields={} if product.grid is None else _fields_of(product.kind, product.grid, own, classes),
+    )
+
+
+def _fields_of(kind: Kind, grid: GeoBox, own: GeoBox, classes: _Legend) -> dict[str, object]:
+    """Return what an asset says of its raster, and of its grid where that is not the map's own."""
+    fields: dict[str, object] = {}
+    if kind is CLASSES:
+        fields |= _classes_band(grid, classes)
+    if kind is CONFIDENCE:
+        fields |= _confidence_band(grid)
+    moved = grid.crs != own.crs or grid.shape != own.shape or grid.affine != own.affine
+    return fields | (_projection(grid) if moved else {})
 
 
 def _utc(text: str) -> str:

@@ -80,7 +80,7 @@ def _means(sums: NDArray[np.float64], areas: NDArray[np.float64]) -> list[float 
 
 
 def zone_areas(mapped: Map, zones: Path, name_field: str | None = None, *, sure: bool = False) -> list[AreaRow]:
-    """The same for every polygon of a vector file, which may be in another CRS; zones may overlap.
+    """Return areas for every polygon of a vector file, which may be in another CRS; zones may overlap.
 
     Args:
         mapped: The map.

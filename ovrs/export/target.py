@@ -110,7 +110,7 @@ def _check_what_is_there(mapped: Map, out: Path, kind: Kind, *, overwrite: bool)
 
 
 def input_of(mapped: Map, out: Path) -> Path | None:
-    """The file or folder that the map was made from which `out` is, or lies in; None for all other paths."""
+    """Return the input of the map that `out` is or lies in, a file or folder; None for all other paths."""
     parents = Path(os.path.realpath(out)).parents
     area: Any = mapped.record.options.scene.get("aoi")
     for path in input_files(mapped.record.uri, area):
@@ -198,5 +198,5 @@ def write_text(out: Path, text: str) -> None:
 
 
 def _said(path: Any) -> str:
-    """A path for one line of a message."""
+    """Return a path for one line of a message."""
     return "".join(c if c.isprintable() else "?" for c in str(path))

@@ -33,7 +33,7 @@ class Sink(Protocol):
 def open_sink(
     path: Path, names: Sequence[str], colours: Sequence[tuple[int, int, int]], crs: Any, layer: str = LAYER
 ) -> Sink:
-    """The sink for a path: `.gpkg` (where other layers stay), `.parquet` or `.geoparquet`."""
+    """Open the sink for a path: `.gpkg` (where other layers stay), `.parquet` or `.geoparquet`."""
     if path.suffix == ".gpkg":
         return _GeoPackage(path, names, colours, crs, layer)
     return _GeoParquet(path, names, colours, crs)

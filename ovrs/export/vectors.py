@@ -147,7 +147,7 @@ def write_vectors(
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written: inode, size in bytes, modification time in nanoseconds."""
+    """Return what changes when a file is written: inode, size in bytes, modification time in nanoseconds."""
     if not path.exists():
         return None
     found = path.stat()

@@ -66,7 +66,7 @@ def is_coarser(grid: GeoBox, than: GeoBox) -> bool:
 
 
 def _horizontal(crs: str) -> Any:
-    """The CRS with two horizontal axes that a text names."""
+    """Return the CRS with two horizontal axes that a text names."""
     from pyproj import CRS
     from pyproj.exceptions import CRSError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from ovrs.export import target
 from ovrs.export.product import PAGE
 from ovrs.export.quicklook import draw_quicklook
-from ovrs.names import shown
+from ovrs.export.rendering import rendered
 from ovrs.store.cautions import cautions
 
 if TYPE_CHECKING:
@@ -20,16 +19,6 @@ if TYPE_CHECKING:
 
     from ovrs.store.map import Map, MapClass
     from ovrs.store.record import RunRecord
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;color:#222}
-img{max-width:100%;border:1px solid #ccc}
-table{border-collapse:collapse}
-td,th{padding:3px 12px;text-align:left;border-bottom:1px solid #ddd}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-.c{display:inline-block;width:16px;height:12px;border:1px solid #555;margin-right:6px}
-.bar{background:#ddd;width:160px;height:10px}.bar i{display:block;height:10px}
-.warn{background:#fff3cd;border:1px solid #e0c060;padding:8px 12px}
-pre{background:#f6f6f4;padding:10px;overflow-x:auto;font-size:13px}"""
 
 
 def write_report(mapped: Map, out: Path, *, more: str = "", overwrite: bool = False) -> Path:
@@ -76,13 +65,6 @@ def warnings_of(record: RunRecord) -> list[str]:
 
 
 def _page(name: str, record: RunRecord, classes: Sequence[MapClass], picture: str, more: str) -> str:
-    rows = "".join(
-        f'<tr><td><span class="c" style="background:{c.hex}"></span><bdi>{_text(c.name)}</bdi></td>'
-        f'<td class="n">{c.hectares:,.2f}</td><td class="n">{c.percent:.2f}</td><td><div class="bar">'
-        f'<i style="width:{min(100.0, c.percent):.1f}%;background:{c.hex}"></i></div></td></tr>'
-        for c in sorted(classes, key=lambda c: -c.percent)
-    )
-    warned = "".join(f"<li>{_text(w)}</li>" for w in warnings_of(record))
     about = {
         "Scene": record.scene.name,
         "Grid": f"{record.grid.shape[1]} × {record.grid.shape[0]} px of {record.pixel_size_m[0]:.3g} m",
@@ -96,17 +78,15 @@ def _page(name: str, record: RunRecord, classes: Sequence[MapClass], picture: st
         "Finished": record.finished,
         "ovrs": record.version,
     }
-    table = "".join(f"<tr><th>{_text(k)}</th><td>{_text(str(v))}</td></tr>" for k, v in about.items())
-    details = json.dumps({k: v for k, v in record.dump().items() if k != "classes"}, indent=1)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="generator" content="ovrs"><title>{_text(name)}</title><style>{STYLE}</style></head><body>\n'
-        f"<h1>{_text(name)}</h1>\n"
-        + (f'<div class="warn"><strong>Before you use this map</strong><ul>{warned}</ul></div>\n' if warned else "")
-        + f'<p><img alt="scene and map" src="data:image/jpeg;base64,{picture}"></p>\n'
-        f"<h2>Areas</h2><table><tr><th>Class</th><th>Hectares</th><th>Percent</th><th></th></tr>{rows}</table>\n"
-        f"{more}<h2>About</h2><table>{table}</table>\n"
-        f"<details><summary>Everything that made this map</summary><pre>{_text(details)}</pre></details>\n</body></html>\n"
+    return rendered(
+        "report.html",
+        title=name,
+        warnings=warnings_of(record),
+        picture=picture,
+        classes=sorted(classes, key=lambda c: -c.percent),
+        more=more,
+        about=about,
+        details=json.dumps({k: v for k, v in record.dump().items() if k != "classes"}, indent=1),
     )
 
 
@@ -114,8 +94,3 @@ def _picture(mapped: Map) -> str:
     stream = io.BytesIO()
     draw_quicklook(mapped).save(stream, "JPEG", quality=85)
     return base64.b64encode(stream.getvalue()).decode()
-
-
-def _text(value: str) -> str:
-    """Escaped for HTML; line ends of preformatted text stay."""
-    return html.escape("\n".join(shown(line) if not line.isprintable() else line for line in value.split("\n")))

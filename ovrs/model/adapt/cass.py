@@ -1,7 +1,7 @@
 """CASS: CLIP's last attention completed by a second network's, and text moved toward the image.
 
 Source: Kim et al., "Distilling Spectral Graph for Object-Context Aware Open-Vocabulary Semantic Segmentation" (CVPR 2025,
-arXiv 2411.17150), code MICV-yonsei/CASS@228ecdd. Equations: `docs/methods.md`. No run of the authors' code was at hand to
+arXiv 2411.17150), code MICV-yonsei/CASS@228ecdd. Equations: `docs/methods.md#cass`. No run of the authors' code was at hand to
 compare with. The released code draws a random low-rank factorisation; ours is the exact one, so results repeat. It also
 pairs heads by rows and columns swapped; `swapped` does the same.
 """
@@ -89,7 +89,7 @@ def fused_graph(k: Tensor, other: Tensor, *, swapped: bool = False) -> Tensor:
 
 
 def _spectra(graphs: Tensor) -> Tensor:
-    """The largest eigenvalues of each graph, descending, L2- then L1-normalised, `(A, 20)` in float64."""
+    """Return the largest eigenvalues of each graph, descending, L2- then L1-normalised, `(A, 20)` in float64."""
     values = torch.linalg.eigvalsh(graphs.double())[:, -SPECTRUM:].flip(-1)
     return F.normalize(F.normalize(values, dim=-1), p=1, dim=-1)
 
@@ -104,7 +104,7 @@ def pair_heads(rows: Tensor, columns: Tensor) -> list[tuple[int, int, float]]:
 
 
 def _low_rank(graph: Tensor, like: Tensor) -> Tensor:
-    """The leading part of a graph, its singular values stretched, without self-loops, in the range of `like`."""
+    """Return the leading part of a graph, its singular values stretched, without self-loops, in the range of `like`."""
     left, strength, right = torch.linalg.svd(graph.double())
     left, strength, right = left[:, :RANK], strength[:RANK], right[:RANK]
     low, high = strength.min(), strength.max()

@@ -57,7 +57,7 @@ class ConInferSegmenter(Episodic[ConInfer]):
     """Adapts to each tile; from a sample of tiles it makes the frozen segmenter of a scene."""
 
     def joined(self, tiles: list[TileFeatures]) -> Mixture | None:
-        """The mixture of all valid patches of the tiles; None if there is none."""
+        """Return the mixture of all valid patches of the tiles; None if there is none."""
         frozen, own = self.frozen, self.settings
         priors = [log_prior(t, frozen.text, frozen.base_text, frozen.bank, own)[t.patch_valid] for t in tiles]
         patches = [t.patches[t.patch_valid] for t in tiles]
@@ -68,7 +68,7 @@ class ConInferSegmenter(Episodic[ConInfer]):
         return found[0]
 
     def with_mixture(self, mixture: Mixture | None) -> ClipSegmenter:
-        """The frozen segmenter that joins every window with the mixture."""
+        """Return the frozen segmenter that joins every window with the mixture."""
         frozen, own = self.frozen, self.settings
         maps = JointMaps(mixture, frozen.bank, own)
         bank = replace(frozen.bank, offsets=None)  # they are in the prior
@@ -93,7 +93,7 @@ class ConInferSegmenter(Episodic[ConInfer]):
         return {"tiles": np.asarray(len(tiles)), "events": np.asarray([event]), **found}
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> ClipSegmenter:
-        """The frozen segmenter of a scene."""
+        """Return the frozen segmenter of a scene."""
         if "means" not in state:
             return self.with_mixture(None)
         device = self.frozen.bank.vectors.device

@@ -1,7 +1,7 @@
 """MLMP and TENT: LayerNorm parameters adapted to one image by entropy, without labels.
 
 Sources: MLMP, arXiv 2505.21844 v2 (NeurIPS 2025), code dosowiechi/MLMP@2a887de; TENT (arXiv 2006.10726) in the
-segmentation form of the same code. Equations: `docs/methods.md`. TENT is the special case of one layer, one prompt and no
+segmentation form of the same code. Equations: `docs/methods.md#tent-and-mlmp`. TENT is the special case of one layer, one prompt and no
 image-level term.
 """
 
@@ -108,7 +108,7 @@ def tune(
 
 
 def image_losses(visual: Visual, branches: Branches, norms: NormState, prompts: Tensor, settings: Mlmp) -> Tensor:
-    """Mean patch entropy over templates and patches plus the image-level term, `(B,)` (`methods` 5.2)."""
+    """Mean patch entropy over templates and patches plus the image-level term, `(B,)` (`docs/methods.md#tent-and-mlmp`)."""
     fused = torch.stack(branches.layers).mean(dim=0)
     loss = mean_entropy(project(visual, fused, norms)[:, 1:], prompts, settings.scale)
     if settings.image_weight:
@@ -124,7 +124,7 @@ def mean_entropy(features: Tensor, prompts: Tensor, scale: float) -> Tensor:
 
 
 def layer_weights(visual: Visual, branches: Branches, norms: NormState, mean_prompt: Tensor, settings: Mlmp) -> Tensor:
-    """Softmax over layers of minus β times each layer's mean patch entropy, `(layers, B)` (`methods` 5.3)."""
+    """Softmax over layers of minus β times each layer's mean patch entropy, `(layers, B)` (`docs/methods.md#tent-and-mlmp`)."""
     levels = [
         mean_entropy(project(visual, r, norms)[:, 1:], mean_prompt[None], settings.scale) for r in branches.layers
     ]

@@ -3,7 +3,7 @@
 Sources: CLIPArTT (arXiv 2405.00754, code dosowiechi/CLIPArTT@6f439ba), WATT (arXiv 2406.13875, code
 Mehrdad-Noori/WATT@40e3fae), both made for image classification, and their segmentation form in dosowiechi/MLMP@2a887de,
 where every patch is a sample. That form mixes up its axes, and with several images in a batch it mixes images; `compat`
-does the same, for comparison with published figures only (`docs/methods.md`).
+does the same, for comparison with published figures only (`docs/methods.md#clipartt-watt-clipartt_compat-and-watt_compat`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Tower:
         self.last = (len(visual.transformer.resblocks) - 1,)
 
     def samples(self) -> Tensor:
-        """`(groups, n, D)`."""
+        """Return the patches of each group, `(groups, n, D)`."""
         patches, _ = self.patches(self.norms)
         return patches.unflatten(0, (self.groups, -1)).flatten(1, 2)
 
@@ -221,5 +221,5 @@ def watt_segmenter(parts: Parts[Watt]) -> NormSegmenter:
 
 
 def _names(parts: Parts[Any]) -> list[str]:
-    """The first word of each class."""
+    """Return the first word of each class."""
     return [clean(c.words[0]) for c in parts.vocabulary.classes]

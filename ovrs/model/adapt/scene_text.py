@@ -157,7 +157,7 @@ def _discriminant(means: Tensor, covariance: Tensor, shrinkage: float) -> tuple[
 
 
 def _sharpness(scores: Tensor, wanted: float) -> float:
-    """The factor by which scores `(N, C)` have the mean entropy `wanted`, in nats; by bisection."""
+    """Return the factor by which scores `(N, C)` have the mean entropy `wanted`, in nats; by bisection."""
     scores = scores[:: max(1, len(scores) // 20000)]
     low, high = 1e-4, 1e4
     for _ in range(40):

@@ -182,7 +182,7 @@ class _Problem:
         return (self.base + self.z @ found.T).argmax(dim=1)
 
     def fitted(self, weights: Tensor, strength: float, start: Tensor) -> Tensor:
-        """The minimum, `(C, D + 1)`, by L-BFGS from `start`."""
+        """Return the minimum, `(C, D + 1)`, by L-BFGS from `start`."""
         weights = weights / weights.sum().clamp(min=1e-12)
         found = start.clone().requires_grad_(True)
         steps = torch.optim.LBFGS([found], max_iter=20, history_size=8, line_search_fn="strong_wolfe")

@@ -129,14 +129,14 @@ def _bilinear(grid: Tensor, down: NDArray[np.float64], across: NDArray[np.float6
 
 
 def frozen_of(segmenter: Segmenter) -> ClipSegmenter | None:
-    """The frozen CLIP within a segmenter, or None for another kind of network."""
+    """Return the frozen CLIP within a segmenter, or None for another kind of network."""
     if isinstance(segmenter, ClipSegmenter):
         return segmenter
     return segmenter.frozen if isinstance(segmenter, Episodic) else None
 
 
 def with_examples(segmenter: Segmenter, state: Mapping[str, NDArray[Any]]) -> Segmenter:
-    """The segmenter after its examples; `segmenter` already has what it learned from the scene."""
+    """Return the segmenter after its examples; `segmenter` already has what it learned from the scene."""
     if "taught_shift" not in state:
         return segmenter
     frozen = frozen_of(segmenter)

@@ -2,7 +2,8 @@
 
 Source: Yang, Wang, Hou, Hu, "Test-Time Multi-Prompt Adaptation for Open-Vocabulary Remote Sensing Image Segmentation",
 CVPR 2026, pp. 10699-10709. Each query moves by α towards a visual prototype of its class found in the tile itself;
-the α are optimised for low entropy and forgotten afterwards. Our choices and their reasons: `docs/methods.md`.
+the α are optimised for low entropy and forgotten afterwards.
+Our choices and their reasons: `docs/methods.md#tmpa-tmpa_shift-and-tmpa_compat`.
 
 Nothing here runs the encoder or the upsampler: α acts through two precomputed cosine maps,
 F̃ = normalise((1-α) t + α f̄)  gives  x·F̃ = ((1-α) x·t + α x·f̄) / ‖·‖,  ‖·‖² = (1-α)² + α² + 2 α (1-α) t·f̄.
@@ -102,7 +103,7 @@ class Stack(NamedTuple):
         return cls(patches.flatten(1, 2), side_by_side([t.cls for t in tiles]), valid.flatten(1), real)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean `(…, T)` of `(…, T, N)` over the valid patches of each tile; 0 where there are none."""
+        """Return the mean `(…, T)` of `(…, T, N)` over the valid patches of each tile; 0 where there are none."""
         return torch.where(self.valid, values, 0).sum(dim=-1) / self.valid.sum(dim=-1).clamp(min=1)
 
 
@@ -205,7 +206,7 @@ class _Problem:
             self.shares = stack.mean(self.probabilities(zeros, None))
 
     def _global(self, low: Tensor) -> Tensor:
-        """The global term `(M, T, B)` for every patch, `(M, T, N)`."""
+        """Repeat the global term `(M, T, B)` for every patch, `(M, T, N)`."""
         each = self.stack.patches.shape[1] // self.stack.cls.shape[1]
         return self.settings.cls_weight * low.repeat_interleave(each, dim=-1)
 

@@ -1,8 +1,8 @@
 """TMPA as released (`tmpa_compat`), for comparison with published figures only.
 
 Source: the path stored as dawndaa/TMPA@660b5b2; differences from the paper and from ours are listed in
-`docs/methods.md`: prototypes per window and from thresholded predictions, a gate by the mean of three, prototypes not
-normalised, AdamW with weight decay on α and δ, unbounded α, the loss on aggregated scores at full resolution.
+`docs/methods.md#tmpa-tmpa_shift-and-tmpa_compat`: prototypes per window and from thresholded predictions, a gate by the
+mean of three, prototypes not normalised, AdamW with weight decay on α and δ, unbounded α, the loss on aggregated scores at full resolution.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def forward(
     background: int | None,
     out_shape: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Aggregated class scores `(C, H, W)` of the whole tile for the given parameters."""
+    """Return aggregated class scores `(C, H, W)` of the whole tile for the given parameters."""
     text = F.normalize(bank.vectors + shift, dim=-1)
     prototypes, _ = window_prototypes(features, text.detach(), bank, settings, background)
     calibrated = F.normalize((1 - alpha) * text + alpha * prototypes[:, bank.class_of], dim=-1)

@@ -64,14 +64,14 @@ class _SceneSegmenter(Episodic[S]):
         raise NotImplementedError
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> ClipSegmenter:
-        """The frozen segmenter that asks with the scene's text."""
+        """Return the frozen segmenter that asks with the scene's text."""
         device = self.frozen.bank.vectors.device
         text, base = (torch.from_numpy(state[name]).to(device) for name in ("text", "base_text"))
         offsets = torch.from_numpy(state["offsets"]).to(device) if "offsets" in state else None
         return self.frozen.with_text(text, base, offsets)
 
     def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
-        """A tile given alone is a scene of its own."""
+        """Segment a tile that is given alone: it is taken for a whole scene."""
         return self.with_state(self.adapt_scene([(rgb, valid, crops)])).segment(rgb, valid, crops)
 
 

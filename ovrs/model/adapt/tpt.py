@@ -63,11 +63,11 @@ class PromptLearner:
             self.embedded = clip.token_embedding(tokens[:, : self.length])
 
     def context(self) -> Tensor:
-        """The initial vectors `(4, width)`, those of the words "a photo of a"."""
+        """Return the initial vectors `(4, width)`, those of the words "a photo of a"."""
         return self.embedded[0, 1 : 1 + self.words].clone()
 
     def __call__(self, context: Tensor) -> Tensor:
-        """Unit vectors `(T, M, D)` of all sentences with each of the contexts `(T, n, width)`."""
+        """Return unit vectors `(T, M, D)` of all sentences with each of the contexts `(T, n, width)`."""
         clip, tiles, count = self.clip, len(context), len(self.embedded)
         first, rest = self.embedded[:, :1], self.embedded[:, 1 + self.words :]
         own = context[:, None].expand(-1, count, -1, -1)

@@ -40,14 +40,14 @@ class NormState:
         return [*self.weights.values(), *self.biases.values()]
 
     def detached(self) -> NormState:
-        """The same values outside any graph."""
+        """Return equal values outside any graph."""
         return NormState(
             {k: v.detach() for k, v in self.weights.items()}, {k: v.detach() for k, v in self.biases.items()}
         )
 
 
 def initial_norms(visual: Visual, batch: int, *, dtype: torch.dtype = torch.float32) -> NormState:
-    """The loaded parameters, repeated for `batch` samples and ready to be optimised."""
+    """Return the loaded parameters, repeated for `batch` samples and ready to be optimised."""
     modules = {name: m for name, m in visual.named_modules() if isinstance(m, nn.LayerNorm)}
 
     def repeat(tensor: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def initial_norms(visual: Visual, batch: int, *, dtype: torch.dtype = torch.floa
 
 
 def mean_norms(states: list[NormState]) -> NormState:
-    """The mean of several states of the same tower and batch."""
+    """Return the mean of several states of the same tower and batch."""
 
     def mean(each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.stack([tensors[name] for tensors in each]).mean(dim=0) for name in each[0]}
@@ -69,7 +69,7 @@ class Branches(NamedTuple):
     """Intermediate results of one forward pass."""
 
     layers: list[Tensor]
-    """`(B, 1 + N, d)` per chosen block, ascending depth: attention-branch outputs (`methods` 5.1); of the last block the
+    """`(B, 1 + N, d)` per chosen block, ascending depth: attention-branch outputs (`docs/methods.md#tent-and-mlmp`); of the last block the
     whole output where its variant keeps skip connection and feed-forward."""
     final: Tensor
     """Output `(B, 1 + N, d)` of the unmodified last block."""

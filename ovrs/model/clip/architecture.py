@@ -98,7 +98,7 @@ def _value(value: Any, expected: Any, where: str) -> Any:
 
 
 def _tower(values: Any, kind: Any, where: str) -> dict[str, object]:
-    """The keys of a tower's description, as open_clip's dataclass types them."""
+    """Return the keys of a tower's description, as open_clip's dataclass types them."""
     if not isinstance(values, dict):
         raise WeightsError(f"{where} must be an object, {{…}}, got {shown(values)}")
     given = {str(key): value for key, value in values.items() if value is not None}
@@ -148,7 +148,7 @@ def build(config: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> A
 
 
 def _kind(given: dict[str, Any]) -> Any:
-    """The class of the described network; takes `custom_text` out of the description."""
+    """Return the class of the described network; takes `custom_text` out of the description."""
     if tower.is_plain(given):
         return tower.Clip
     import open_clip

@@ -39,7 +39,7 @@ _WAY_OUT = "Install or download them again, best as safetensors"
 
 
 def find(directory: Path) -> Path:
-    """The file of weights in a directory of open_clip's format.
+    """Return the file of weights in a directory of open_clip's format.
 
     Raises:
         WeightsError: None, several of unknown names, or one that is no file.

@@ -1,6 +1,6 @@
 """Patch-level features from a CLIP vision tower: the same weights, another last block.
 
-Sources (equations in `docs/methods.md`): SegEarth-OV (arXiv 2410.01768), SCLIP, ClearCLIP, NACLIP, MaskCLIP.
+Sources (equations in `docs/methods.md#dense-features`): SegEarth-OV (arXiv 2410.01768), SCLIP, ClearCLIP, NACLIP, MaskCLIP.
 Only the last transformer block differs between the variants; everything before it is plain CLIP.
 """
 
@@ -36,7 +36,7 @@ class DenseTokens(NamedTuple):
     """float32 `(B, N, D)`, patch `i * w + j` is grid row i, column j."""
     cls: Tensor
     """float32 `(B, D)`: token 0 of the same, modified branch. This, not CLIP's image embedding, is what
-    SegEarth-OV subtracts (released code, `methods` section 2.8)."""
+    SegEarth-OV subtracts (released code, `docs/methods.md#dense-features`)."""
     grid: tuple[int, int]
     """Rows and columns of patches, `h * w == N`."""
 

@@ -117,7 +117,7 @@ def described(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any],
 
 
 def describe(model: Mapping[str, Any], stem: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """What decides a network's numbers beside its weights, with open_clip's defaults filled in."""
+    """Return what decides a network's numbers beside its weights, with open_clip's defaults filled in."""
     filled = dict(model)
     if tower.is_plain(model):
         filled["vision_cfg"] = {**tower.VISION_REST, **tower.VISION_DEFAULTS, **model["vision_cfg"]}
@@ -142,7 +142,7 @@ def _object(file: Path, directory: Path) -> Mapping[str, Any]:
 
 
 def _hint(directory: Path) -> str:
-    """What the directory seems to be instead."""
+    """Tell what the directory seems to be instead."""
     if is_file(directory / "config.json"):
         return f". config.json is transformers' format: `ovrs model import {directory} -o NEW` converts it, and --model NEW loads it"
     return ""

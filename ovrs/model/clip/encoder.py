@@ -50,7 +50,7 @@ class TileMemory:
             self._known[_key(rgb, valid)] = found
 
     def take(self, rgb: Array, valid: Array) -> Looked | None:
-        """What the network said of these very pixels, if it is known."""
+        """Return the features of these very pixels, if they are known."""
         return self._known.pop(_key(rgb, valid), None) if self._known and isinstance(rgb, np.ndarray) else None
 
 
@@ -77,7 +77,7 @@ class Encoder:
     """Tiles in one batch."""
 
     def inputs(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> CropInputs:
-        """The crops of a tile as this network wants them."""
+        """Return the crops of a tile as this network wants them."""
         return crop_inputs(self.model, rgb, valid, crops, self.views)
 
     def tokens(self, images: Tensor) -> DenseTokens:
@@ -124,11 +124,11 @@ class Encoder:
         return [own.features(p, c, grid) for own, p, c in split]
 
     def _looked(self, inputs: CropInputs) -> Looked:
-        """What the network says of a tile's windows: patches, global tokens, grid."""
+        """Return what the network says of a tile's windows: patches, global tokens, grid."""
         return self._run(inputs.images, self.views.batch)
 
     def _run(self, images: Tensor, batch: int) -> Looked:
-        """The network on any number of inputs, `batch` at a time, the last time made up with repeats."""
+        """Run the network on any number of inputs, `batch` at a time, the last batch made up with repeats."""
         patches, cls, grid = [], [], (0, 0)
         for start in range(0, len(images), batch):
             part = images[start : start + batch]

@@ -63,7 +63,7 @@ class TileFeatures:
     wide: tuple[WideWindows, ...] = ()
 
     def parts(self) -> Iterator[tuple[int, slice, TileFeatures]]:
-        """The crops alone, then wider windows of one shape each, as (side in crops, rows, features of these inputs)."""
+        """Return the crops alone, then wider windows of one shape each, as (side in crops, rows, features of these inputs)."""
         yield 1, slice(len(self.crops)), self._part(slice(len(self.crops)), self.crops, self.pad, self.inner)
         for w in self.wide:
             yield w.size, w.rows, self._part(w.rows, w.crops, w.pad, w.inner)
@@ -143,7 +143,7 @@ def cosines(features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight:
     Args:
         features: Of one tile.
         text: `(M, D)`, or `(B, M, D)` when every crop has its own.
-        base_text: `(M, D)` or `(B, M, D)`, the uncalibrated text that the global term uses (`methods` 2.8 and 6.5).
+        base_text: `(M, D)` or `(B, M, D)`, the uncalibrated text that the global term uses (`docs/methods.md#dense-features`).
         cls_weight: λ.
     """
     low = text @ features.patches.transpose(1, 2)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def imported_directory(name: str) -> Path | None:
-    """The directory of a model of the table, fetched and imported if it is not there yet.
+    """Return the directory of a model of the table, fetched and imported if it is not there yet.
 
     Args:
         name: Any name.
@@ -82,7 +82,7 @@ def _import(name: str, model: Known, place: Path) -> None:
 
 
 def _file(name: str, model: Known) -> Path:
-    """The published file: laid into the cache by hand, or fetched through the ordinary client of its host."""
+    """Return the published file, laid into the cache by hand or fetched through the ordinary client of its host."""
     own = cache_directory() / "models" / str(model.basename)
     if is_file(own):
         return own
@@ -100,7 +100,7 @@ def _file(name: str, model: Known) -> Path:
 
 
 def _folder(name: str, model: Known) -> Path:
-    """A folder of transformers: laid into the cache by hand, or fetched into the cache of the hub."""
+    """Return a folder of transformers, laid into the cache by hand or fetched into the cache of the hub."""
     own = cache_directory() / "models" / name
     if is_file(own / "config.json"):
         return own
@@ -117,7 +117,7 @@ def _folder(name: str, model: Known) -> Path:
 
 
 def _from_address(address: str, target: Path) -> Path:
-    """A file of the web, with open_clip's progress bar; it takes its name when it is whole."""
+    """Fetch a file of the web, with open_clip's progress bar; the file takes its name when it is whole."""
     from huggingface_hub import is_offline_mode
     from open_clip.pretrained import download_pretrained_from_url
 

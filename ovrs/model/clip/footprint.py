@@ -111,7 +111,7 @@ def _counted(build: Callable[[], Any], length: int) -> Footprint:
 
 
 def _held(work: Callable[[], object]) -> int:
-    """The most bytes of new tensors that lived at the same time."""
+    """Return the most bytes of new tensors that lived at the same time."""
     with _Peak() as peak:
         work()
     return peak.most

@@ -39,7 +39,7 @@ _SHORT = 60
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in printable characters, without line breaks, cut to 300 characters.
+    """Return the message of an error in printable characters, without line breaks, cut to 300 characters.
 
     PyTorch's advice to run code out of a pickled file is left out.
     """
@@ -51,7 +51,7 @@ def one_line(error: BaseException) -> str:
 
 
 def shown(value: object) -> str:
-    """A foreign value for a message: as Python writes it, in one line of at most 60 characters."""
+    """Return a foreign value for a message: as Python writes it, in one line of at most 60 characters."""
     text = repr(value)
     return text if len(text) <= _SHORT else f"{text[:_SHORT]}…"
 

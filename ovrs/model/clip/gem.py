@@ -1,7 +1,7 @@
 """GEM: self-self attention in the last blocks, gathered in a stream beside the unchanged one.
 
 Source: Bousselham et al., "Grounding Everything" (CVPR 2024, arXiv 2312.00878), code WalBouss/GEM@5fa677c. Equations:
-`docs/methods.md`.
+`docs/methods.md#dense-features`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _self_self(attn: torch.nn.MultiheadAttention, y: Tensor, iterations: int, te
 
 
 def _position_embedding(visual: Visual, grid: tuple[int, int]) -> Tensor:
-    """GEM resizes the grid to the target size with antialiasing, unlike every other code base (`methods` 1.3)."""
+    """GEM resizes the grid to the target size with antialiasing, unlike every other code base (`docs/methods.md#dense-features`)."""
     stored: Tensor = visual.positional_embedding
     native_h, native_w = visual.grid_size
     if grid == (native_h, native_w):

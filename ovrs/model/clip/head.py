@@ -16,7 +16,7 @@ def class_scores(logits: Tensor, bank: TextBank, scale: float, max_share: float 
     """Class scores from logits without temperature.
 
     Softmax over *all* queries, then one value per class: on probabilities, not on logits, and the maximum rather than
-    the sum (`methods` 1.5).
+    the sum (`docs/methods.md#windows-and-scores`).
 
     Args:
         logits: `(M, …)`.

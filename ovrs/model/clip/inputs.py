@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ovrs.scene.grid import Window
 
 VALID_SHARE = 0.5
-"""Patches with less valid ground than this neither give prototypes nor enter the loss (`methods` 6.5)."""
+"""Patches with less valid ground than this neither give prototypes nor enter the loss
+(`docs/methods.md#tmpa-tmpa_shift-and-tmpa_compat`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class CropInputs:
         )
 
     def _turned_back(self, of_inputs: Tensor, axes: tuple[int, int]) -> Tensor:
-        """A value per pixel or patch of each input, laid as the ground lies; `axes` are its rows and columns."""
+        """Lay a value per pixel or patch of each input as the ground lies; `axes` are its rows and columns."""
         if not any(w.flip for w in self.wide):
             return of_inputs
         parts = [of_inputs[: len(self.crops)]]

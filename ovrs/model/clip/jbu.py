@@ -1,7 +1,7 @@
 """Joint bilateral upsampling of dense features, guided by the image (SimFeatUp, FeatUp).
 
 Source: SegEarth-OV (arXiv 2410.01768) and FeatUp (arXiv 2403.10516), code likyoo/SegEarth-OV@3e22a96. Equations:
-`docs/methods.md`. The kernel of a pixel is the same for every channel, so upsampling is linear in the features: callers
+`docs/methods.md#upsampler`. The kernel of a pixel is the same for every channel, so upsampling is linear in the features: callers
 upsample a few score maps instead of D channels (`ovrs.model.clip.upsample`).
 
 Neighbourhoods are never unfolded. A row is cut into strips; for each row offset, one batched matrix product gives all
@@ -93,17 +93,17 @@ class Jbu(nn.Module):
         self.fixup_proj = nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(dim, dim, 1))
 
     def stages(self) -> list[JbuStage]:
-        """The stages in order of use."""
+        """Return the stages in order of use."""
         return [self.up] * STAGES if self.kind == "jbu_one" else [self.up1, self.up2, self.up3, self.up4]
 
     def expand(self, maps: Tensor, image: Tensor) -> Tensor:
-        """The linear part alone: any channels `(B, C, h, w)` to `(B, C, 16 h, 16 w)`, guided by `image`."""
+        """Apply the linear part alone: any channels `(B, C, h, w)` to `(B, C, 16 h, 16 w)`, guided by `image`."""
         for stage in self.stages():
             maps = stage(maps, image)
         return maps
 
     def final(self) -> tuple[Tensor, Tensor]:
-        """The last 1 × 1 convolution with its skip connection as a matrix `(D, D)` and an offset `(D,)`."""
+        """Return the last 1 × 1 convolution with its skip connection as a matrix `(D, D)` and an offset `(D,)`."""
         conv = self.fixup_proj[1]
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
@@ -167,7 +167,7 @@ def _diagonals(products: Tensor, diameter: int) -> Tensor:
 
 
 def _bands(weights: Tensor) -> Tensor:
-    """The inverse of `_diagonals`: `(…, 16, Δ)` to `(…, 16, 16 + 2r)`, zero off the band."""
+    """Invert `_diagonals`: `(…, 16, Δ)` to `(…, 16, 16 + 2r)`, zero off the band."""
     diameter = weights.shape[-1]
     width = _STRIP + diameter - 1
     skewed = F.pad(weights, (0, width + 1 - diameter)).flatten(-2)

@@ -24,7 +24,7 @@ _SECOND = "positional_embedding_res"
 
 
 def bare(state: Mapping[str, Tensor], file: Path, network: str | None = None) -> dict[str, Tensor]:
-    """The state dictionary without the prefix that all its names share (`module.`, `model.clip.` …), nor that of `text.`.
+    """Return the state dictionary without the prefix that all its names share (`module.`, `model.clip.` …), nor that of `text.`.
 
     Args:
         state: A file's tensors.
@@ -76,7 +76,7 @@ def open_clip_names(plain: Mapping[str, Tensor], file: Path) -> dict[str, Tensor
 
 
 def positions(plain: Mapping[str, Tensor], file: Path) -> Tensor | None:
-    """The positions of the text tower as one float32 table `(length, width)`; None where there are none.
+    """Return the positions of the text tower as one float32 table `(length, width)`; None where there are none.
 
     Long-CLIP adds `table 1 * mask1 + table 2 * mask2`. The masks are ones and zeros: 20 positions of the first table, then
     the second. Files that have the masks are folded by them.

@@ -126,6 +126,6 @@ def _stages(wide: float, deep: float) -> Iterator[list[nn.Module]]:
 
 
 def _channels(wanted: float) -> int:
-    """The nearest multiple of 8, at most a tenth less than wanted."""
+    """Return the nearest multiple of 8, at most a tenth less than wanted."""
     nearest = max(8, int(wanted + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * wanted else nearest

@@ -63,7 +63,7 @@ def in_memory(
 
 
 def _told(found: Look, event: str) -> Look:
-    """The same with one event more."""
+    """Return the value with one event more."""
     if isinstance(found, TileScores):
         return replace(found, events=partial(_more, found.events, event))
     return (*found[:2], partial(_more, found[2], event))
@@ -74,7 +74,7 @@ def _more(events: Events, event: str) -> tuple[str, ...]:
 
 
 def suited(model: LoadedModel, views: Views, *, learns: bool, queries: int) -> int:
-    """A power of two from the device's whole memory, so that it is the same on every machine with such a device.
+    """Return a power of two from the device's whole memory, so that it is the same on every machine with such a device.
 
     Args:
         model: The network on its device.
@@ -94,5 +94,5 @@ def suited(model: LoadedModel, views: Views, *, learns: bool, queries: int) -> i
 
 
 def power_of_two(count: int) -> int:
-    """The largest power of two that is not larger, between 1 and `MOST`."""
+    """Return the largest power of two that is not larger, between 1 and `MOST`."""
     return 1 << (max(1, min(count, MOST)).bit_length() - 1)

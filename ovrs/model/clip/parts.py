@@ -39,12 +39,12 @@ class Parts(Generic[S]):
     vocabulary: Vocabulary
 
     def queries(self) -> tuple[list[str], list[int]]:
-        """The cleaned queries and the class of each."""
+        """Return the cleaned queries and the class of each."""
         own = self.settings
         return queries_of(self.vocabulary, own.prompts, prefix=own.prefix, split_names=own.split_names)
 
     def bank(self) -> TextBank:
-        """The queries embedded in CLIP's own templates, or bare."""
+        """Return the queries embedded in CLIP's own templates, or bare."""
         queries, class_of = self.queries()
         return build_text_bank(self.model, queries, class_of, bare=self.settings.bare)
 
@@ -71,7 +71,7 @@ class Parts(Generic[S]):
         return ClipSegmenter(encoder, upsampler, bank, own, self.views.geometry, facts)
 
     def _described(self) -> dict[str, object]:
-        """What decides the numbers, for digest and provenance: all settings, and what they led to."""
+        """Return what decides the numbers, for digest and record: all settings, and what follows from them."""
         model, views = self.model, self.views
         return {
             **self.look.decisive(),

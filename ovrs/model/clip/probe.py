@@ -53,7 +53,7 @@ def require_sound(clip: Any, tokenize: Tokenize, dtype: str) -> None:
 
 
 def _end_token(clip: Any) -> int | None:
-    """The token at whose place the text tower reads its answer, for towers that look for one by its number."""
+    """Return the token at whose place the text tower reads its answer, for towers that look for one by its number."""
     if hasattr(clip, "text_pool_type"):
         return int(clip.text_eos_id) if clip.text_pool_type == "eos" else None
     text = clip.text

@@ -1,6 +1,6 @@
 """ProxyCLIP: CLIP's values mixed by the spatial consistency of another network's features.
 
-Source: Lan et al., "ProxyCLIP" (ECCV 2024, arXiv 2408.04883), code mc-lan/ProxyCLIP@e7b767f. Equations: `docs/methods.md`.
+Source: Lan et al., "ProxyCLIP" (ECCV 2024, arXiv 2408.04883), code mc-lan/ProxyCLIP@e7b767f. Equations: `docs/methods.md#dense-features`.
 The other network is any timm ViT; the paper's is DINO ViT-B/8 (`vit_base_patch8_224.dino`).
 """
 

@@ -111,7 +111,7 @@ def _from_hub(name: str) -> Source:
 
 
 def _sketch(config: Mapping[str, Any]) -> tuple[Any, str]:
-    """The network on the meta device, and which of its towers it describes; other libraries' text towers are left out."""
+    """Return the network on the meta device, and which of its towers it describes; other libraries' text towers are left out."""
     plain_text = not config["text_cfg"].get("hf_model_name") and "multimodal_cfg" not in config
     return architecture.sketch(config, text=plain_text), "" if plain_text else "visual."
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def image_vectors(plain: Mapping[str, Tensor], images: Tensor, heads: int, *, quick: bool) -> Tensor:
-    """Unit vectors `(B, D)` of normalised images, float32 `(B, 3, side, side)`, by `bare` tensors."""
+    """Return unit vectors `(B, D)` of normalised images, float32 `(B, 3, side, side)`, by `bare` tensors."""
     conv = plain["visual.conv1.weight"].float()
     x = F.conv2d(images, conv, stride=conv.shape[-1]).flatten(2).transpose(1, 2)
     start = plain["visual.class_embedding"].float().expand(len(x), 1, -1)
@@ -32,7 +32,7 @@ def image_vectors(plain: Mapping[str, Tensor], images: Tensor, heads: int, *, qu
 
 @torch.no_grad()
 def text_vectors(plain: Mapping[str, Tensor], tokens: Tensor, heads: int, *, quick: bool) -> Tensor:
-    """Unit vectors `(B, D)` of token numbers, int64 `(B, length)`, read at the highest token."""
+    """Return unit vectors `(B, D)` of token numbers, int64 `(B, length)`, read at the highest token."""
     x = F.embedding(tokens, plain["token_embedding.weight"].float()) + _table(plain)[: tokens.shape[1]]
     mask = torch.full((tokens.shape[1],) * 2, float("-inf")).triu(1)
     x = _norm(plain, "ln_final", _blocks(plain, "", x, heads, mask, quick=quick))

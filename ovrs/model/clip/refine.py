@@ -84,16 +84,16 @@ class SceneRefined(Refined):
     inner: SceneAdaptive
 
     def adapt_scene(self, samples: Iterable[TileSample]) -> Learned:
-        """What the inner segmenter learns."""
+        """Return what the inner segmenter learns."""
         return self.inner.adapt_scene(samples)
 
     def with_state(self, state: Learned) -> Refined:
-        """The refined segmenter that applies it."""
+        """Return the refined segmenter that applies it."""
         return Refined(self.inner.with_state(state), self.settings, self.background)
 
 
 def refined(segmenter: Segmenter, settings: Head, background: int | None) -> Segmenter:
-    """The segmenter with post-processing, if any is asked for; class `background` is never dropped."""
+    """Return the segmenter with post-processing, if any is asked for; class `background` is never dropped."""
     if not (settings.pamr or settings.area_threshold):
         return segmenter
     return (SceneRefined if isinstance(segmenter, SceneAdaptive) else Refined)(segmenter, settings, background)
@@ -125,7 +125,7 @@ def pamr(maps: Tensor, image: Tensor, steps: int = 10, dilations: tuple[int, ...
 
 
 def _shifted(x: Tensor, offsets: list[tuple[int, int]]) -> list[Tensor]:
-    """Views of `x` moved by each offset, border pixels repeated."""
+    """Return views of `x` moved by each offset, border pixels repeated."""
     reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
     padded = F.pad(x, (reach,) * 4, mode="replicate")
     height, width = x.shape[-2:]

@@ -59,11 +59,11 @@ class ClipSegmenter:
         return self.encoder.tiles_at_once
 
     def encode_tiles(self, tiles: Sequence[TileSample]) -> list[TileFeatures]:
-        """What the frozen encoder says about several tiles."""
+        """Return what the frozen encoder says about several tiles."""
         return self.encoder.encode_tiles(tiles)
 
     def encode(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileFeatures:
-        """What the frozen encoder says about a tile."""
+        """Return what the frozen encoder says about a tile."""
         return self.encoder.encode(rgb, valid, crops)
 
     @torch.no_grad()
@@ -166,7 +166,7 @@ class ClipSegmenter:
         return self.facts
 
     def with_text(self, text: Tensor, base_text: Tensor, offsets: Tensor | None) -> ClipSegmenter:
-        """The same segmenter with other vectors and offsets for its queries, still frozen: adapted to a scene."""
+        """Return the same segmenter with other vectors and offsets for its queries, still frozen: adapted to a scene."""
         bank = self.bank if offsets is None else replace(self.bank, offsets=offsets)
         other = ClipSegmenter(self.encoder, self.upsampler, bank, self.settings, self.geometry, self.facts)
         other.text, other.base_text = text, base_text
@@ -213,7 +213,7 @@ class EpisodicTiles(Episodic[S]):
 
 
 def alike(tiles: Sequence[TileFeatures | CropInputs]) -> list[list[int]]:
-    """Indices of tiles whose shape, crops and wider windows are the same, relative to the tile."""
+    """Return indices of tiles whose shape, crops and wider windows are the same, relative to the tile."""
     groups: dict[Any, list[int]] = {}
     for index, tile in enumerate(tiles):
         key = (tuple(tile.valid.shape), tile.crops, tuple((w.size, w.crops) for w in tile.wide))
@@ -222,12 +222,12 @@ def alike(tiles: Sequence[TileFeatures | CropInputs]) -> list[list[int]]:
 
 
 def _of_part(text: Tensor, tiles: int, inputs: int, rows: slice) -> Tensor:
-    """The texts of some of each tile's inputs."""
+    """Return the texts of some of each tile's inputs."""
     return text if text.ndim == 2 else text.unflatten(0, (tiles, inputs))[:, rows].flatten(0, 1)
 
 
 def given_away(values: Tensor) -> Array:
-    """What the engine gets: NumPy's view on the host, else the tensor where it is."""
+    """Return what the engine gets: NumPy's view on the host, else the tensor where it is."""
     return values.numpy() if values.device.type == "cpu" else values
 
 

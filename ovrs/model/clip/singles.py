@@ -17,7 +17,7 @@ COLOUR_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @functools.cache
 def part(name: str) -> Any:
-    """A module of open_clip that needs none of the others: `tokenizer`, `zero_shot_metadata`.
+    """Return a module of open_clip that needs none of the others: `tokenizer`, `zero_shot_metadata`.
 
     Raises:
         WeightsError: open_clip is not installed.

@@ -69,7 +69,7 @@ class ConvStem(nn.Module):
 
 
 def _features(name: str) -> tuple[Any, int]:
-    """The network by timm's name, random weights, and the channels of its two maps together."""
+    """Return the network by timm's name, random weights, and the channels of its two maps together."""
     if name in SCALES:
         own = LiteFeatures(name)
         return own, sum(own.channels)

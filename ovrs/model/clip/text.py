@@ -56,7 +56,7 @@ class TextBank:
         return found
 
     def balanced(self) -> TextBank:
-        """The same queries with the offsets that make up for unequal numbers."""
+        """Return the same queries with the offsets that make up for unequal numbers."""
         count = self.sizes[self.class_of]
         return replace(self, offsets=-count.float().log())
 
@@ -65,7 +65,7 @@ _BETWEEN = re.compile(r"\s*[,/&;]\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGN
 
 
 def listed(name: str) -> list[str]:
-    """The things that a name lists, "trees, grass and crops" three; none if it lists nothing."""
+    """Return the things that a name lists, "trees, grass and crops" three; none if it lists nothing."""
     things = [thing for thing in (part.strip() for part in _BETWEEN.split(name)) if thing]
     return things if len(things) > 1 else []
 
@@ -77,7 +77,7 @@ def queries_of(
     prefix: bool = True,
     split_names: bool = False,
 ) -> tuple[list[str], list[int]]:
-    """The cleaned queries of a vocabulary and the class index of each, class by class.
+    """Return the cleaned queries of a vocabulary and the class index of each, class by class.
 
     Args:
         vocabulary: The classes.
@@ -101,7 +101,7 @@ def queries_of(
 
 
 def build_text_bank(model: LoadedModel, queries: list[str], class_of: list[int], *, bare: bool = False) -> TextBank:
-    """Embed queries with the 80 ImageNet templates of CLIP (`methods` 1.5), cached on disk by content.
+    """Embed queries with the 80 ImageNet templates of CLIP (`docs/methods.md#text`), cached on disk by content.
 
     `bare` leaves the templates out.
     """
@@ -124,12 +124,12 @@ def build_prompt_stack(
 
 
 def imagenet_templates() -> list[Callable[[str], str]]:
-    """The 80 prompt templates that came with CLIP, as shipped by open_clip."""
+    """Return the 80 prompt templates that came with CLIP, as shipped by open_clip."""
     return list(part("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES)
 
 
 def longest_template() -> str:
-    """The template of the ensemble that leaves least room for a query."""
+    """Return the template of the ensemble that leaves least room for a query."""
     return max((template("{}") for template in imagenet_templates()), key=token_count)
 
 
@@ -163,7 +163,7 @@ def embed(
 def encode_sentences(
     clip: torch.nn.Module, tokenize: Callable[[list[str]], Tensor], sentences: Sequence[str]
 ) -> Tensor:
-    """Unit vectors, float32 `(n, D)` on the CPU, in the order given; constants that a graph may be built on."""
+    """Return unit vectors, float32 `(n, D)` on the CPU, in the order given; constants that a graph may be built on."""
     tokens = tokenize(list(sentences))
     unique, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     lengths = unique.argmax(dim=1)

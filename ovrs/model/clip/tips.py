@@ -140,7 +140,7 @@ def read(folder: Path) -> Source:
 
 
 def _tokenizer(folder: Path, text: Any) -> tuple[tokenizer.Tokenize, str]:
-    """The folder's own tokenizer, padded and cut to the text tower's length."""
+    """Return the folder's own tokenizer, padded and cut to the text tower's length."""
     found = [folder / name for name in tokenizer.FILES if is_file(folder / name)]
     if not any(file.name in tokenizer.OWN_WORDS for file in found):
         raise WeightsError(

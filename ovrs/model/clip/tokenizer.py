@@ -41,7 +41,7 @@ _CLEANING = {"clean": str, "reduction_mask": str, "strip_sep_token": bool, "addi
 
 
 def of_directory(directory: Path, text: Mapping[str, Any]) -> tuple[Tokenize, str]:
-    """The tokenizer that `text_cfg` asks for, from local files only, and its name for provenance.
+    """Return the tokenizer that `text_cfg` asks for, from local files only, and its name for provenance.
 
     Raises:
         WeightsError: Its files are missing or damaged, or it does not fit the vocabulary of the text tower.

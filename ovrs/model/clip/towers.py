@@ -56,7 +56,7 @@ class DenseTower(nn.Module):
         raise NotImplementedError
 
     def blocks(self) -> Iterable[nn.Module]:
-        """The transformer blocks."""
+        """Return the transformer blocks."""
         raise NotImplementedError
 
 
@@ -116,7 +116,7 @@ def _take_any_size(trunk: Any) -> None:
 
 
 def adapted(visual: Any) -> Any:
-    """A tower as ovrs runs it: timm's are wrapped, others stay as they are."""
+    """Return a tower as ovrs runs it: timm's are wrapped, others stay as they are."""
     return PooledTower(visual) if _is_timm(visual) else visual
 
 
@@ -147,12 +147,12 @@ def require_supported(visual: Any) -> None:
 
 
 def unsupported(found: str) -> WeightsError:
-    """The refusal of a tower."""
+    """Return the error that refuses a tower."""
     return WeightsError(f"Dense features need a supported vision tower; {found}. Supported are {SUPPORTED}")
 
 
 def fitted(visual: Any, settings: Clip) -> Clip:
-    """The one rule of what fits a tower without CLIP's last block.
+    """Refuse methods that do not fit a tower without CLIP's last block.
 
     Args:
         visual: The tower; CLIP's own ViTs take everything.

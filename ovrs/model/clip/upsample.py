@@ -54,7 +54,7 @@ class Bilinear:
 
 
 class JointBilateral:
-    """Cosines of jointly upsampled features, without ever holding them (`methods` 3)."""
+    """Cosines of jointly upsampled features, without ever holding them (`docs/methods.md#upsampler`)."""
 
     def __init__(self, net: Jbu, rank: int | None = None) -> None:
         """Wrap a network; `rank` limits the basis for the lengths (default: full, exact)."""
@@ -85,7 +85,7 @@ class JointBilateral:
 
 
 def on_pixels(features: TileFeatures, maps: Tensor) -> Tensor:
-    """Maps on the patches `(B, M, N)`, resized to the pixels of the crops `(B, M, crop height, crop width)`."""
+    """Resize maps on the patches `(B, M, N)` to the pixels of the crops `(B, M, crop height, crop width)`."""
     low = maps.unflatten(-1, features.grid)
     if features.inner == features.input_shape:  # no padding: straight to the crop's own pixels
         return F.interpolate(low, features.crop_shape, mode="bilinear", align_corners=False)

@@ -95,7 +95,7 @@ def _groups(count: int, size: int) -> list[tuple[int, int]]:
 
 
 def choose(options: ModelOptions, model: LoadedModel) -> Views:
-    """The windows as asked, else as the model recommends, else half-overlapping as in the papers.
+    """Return the windows as asked, else as the model recommends, else half-overlapping as in the papers.
 
     A model may name the ground sizes of pixels that it wants to be shown (`pixel_sizes`, metres, finest first). Where the
     imagery's own is known, zoom and wider windows follow from them; the recommended zoom is the most it is enlarged. Wider

@@ -35,7 +35,7 @@ def small_size(vision: Any) -> int:
 
 
 def small_encoder(network: Any) -> Any:
-    """The vision encoder for images of `small_size`; it shares all parameters with the network's own.
+    """Return the vision encoder for images of `small_size`; it shares all parameters with the network's own.
 
     Raises:
         OptionError: This version of transformers builds positions in another way.
@@ -68,7 +68,7 @@ def likely(presence: Tensor, floor: float) -> list[int]:
 
 
 def absent(presence: Tensor, like: tuple[int, int], limit: float) -> Any:
-    """The detection of phrases that are not decoded: empty masks, and the presence of the small pass.
+    """Return the detection of phrases that are not decoded: empty masks, and the presence of the small pass.
 
     Args:
         presence: Logits `(b,)`.

@@ -132,7 +132,7 @@ def fuse(evidence: Tensor, presence: Tensor, prior: Tensor | None, weight: float
 
 
 def coco_evidence(scores: Tensor, evidence: Tensor, presence: Tensor, size: tuple[int, int], *, rescue: bool) -> Tensor:
-    """What is averaged over windows: S and the winner-independent probability sigmoid(L) · sigmoid(z), `(2C, H, W)`.
+    """Return the arrays that are averaged over windows: S and the probability sigmoid(L) · sigmoid(z), `(2C, H, W)`.
 
     `rescue`: where no class is present on the tile, the probability is sigmoid(L) alone (ours).
     """

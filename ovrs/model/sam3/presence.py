@@ -19,7 +19,7 @@ _EPS = 1e-4
 
 
 def in_instances(presence: Tensor, mode: str) -> Tensor:
-    """What object scores are multiplied with, `(b,)`: presence, or 1.
+    """Return what object scores are multiplied with, `(b,)`: presence, or 1.
 
     Args:
         presence: Logits `(b,)`.

@@ -57,7 +57,7 @@ class PriorSpace(Protocol):
         ...
 
     def describe(self) -> dict[str, object]:
-        """What decides its numbers beside SAM 3 and the options, for the digest."""
+        """Return what decides its numbers beside SAM 3 and the options, for the digest."""
         ...
 
 
@@ -183,7 +183,7 @@ def _windows(shape: tuple[int, ...], geometry: TileGeometry) -> tuple[Window, ..
 
 
 def load_alignment(path: Path, weights_hash: str, layer: int, device: torch.device) -> AlignedSpace:
-    """A fitted map.
+    """Read a fitted map.
 
     Raises:
         OptionError: No such file, or it was fitted for other weights or another layer.

@@ -112,7 +112,7 @@ def _judged(report: SpaceReport) -> Judged:
 
 
 def identity(segmenter: CocoSegmenter) -> Identity:
-    """What a verdict holds for."""
+    """Return what a verdict holds for."""
     backend, options = segmenter.backend, segmenter.options
     return {
         "weights": backend.weights_hash,
@@ -152,7 +152,7 @@ def allowed_weight(segmenter: CocoSegmenter, verdict: Verdict | None) -> tuple[f
 
 
 def read_verdict(path: Path) -> Verdict:
-    """A stored verdict.
+    """Read a stored verdict.
 
     Raises:
         OptionError: No such file, or no verdict.

@@ -105,7 +105,7 @@ class _Sam3Segmenter(Generic[S]):
     def _blended(
         self, tile: int, shape: tuple[int, ...], crops: tuple[Window, ...], found: Mapping[Any, NDArray[np.float32]]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The weighted sum of a tile's windows, and the sum of weights."""
+        """Return the weighted sum of a tile's windows, and the sum of weights."""
         total, weights = np.zeros((self.channels, *shape), np.float32), np.zeros(shape, np.float32)
         for crop in crops:
             weight = taper(crop, self.geometry.crop - self.geometry.stride)
@@ -121,7 +121,7 @@ class _Sam3Segmenter(Generic[S]):
     def ground(
         self, state: ImageState, reduce: Callable[[Detection], tuple[Tensor, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What `reduce` makes of every phrase that is asked for, and the class of each."""
+        """Return what `reduce` makes of every phrase that is asked for, and the class of each."""
         rows, class_of = self.rows()
         return self.backend.ground(state, self.bank, rows, reduce, presence_floor=self.options.presence_floor), class_of
 
@@ -141,7 +141,7 @@ class _Sam3Segmenter(Generic[S]):
         return self.facts
 
     def rows(self) -> tuple[list[int], Tensor]:
-        """The phrases that the detector is asked for, and the prompted class of each."""
+        """Return the phrases that the detector is asked for, and the prompted class of each."""
         every = isinstance(self.options, Phrased) and self.options.structure_prompts == "all"
         chosen = [g if every else g[:1] for g in self.groups]
         return [r for g in chosen for r in g], torch.tensor([c for c, g in enumerate(chosen) for _ in g])
@@ -165,7 +165,7 @@ class MaskSegmenter(_Sam3Segmenter[Plain | Gated]):
         return self.joined(masks, class_of).cpu().numpy()
 
     def joined(self, masks: Tensor, class_of: Tensor) -> Tensor:
-        """What of the phrases' masks `(R, H, W)` is averaged over windows: all of them, or the best of each class."""
+        """Return the masks of phrases `(R, H, W)` that are averaged over windows: all, or the best of each class."""
         return masks if self.by_phrase else fuse.join_rows(masks, class_of, len(self.groups))
 
     def prompted_scores(self, evidence: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -175,7 +175,7 @@ class MaskSegmenter(_Sam3Segmenter[Plain | Gated]):
         return fuse.join_rows(torch.from_numpy(np.ascontiguousarray(evidence)), class_of, len(self.groups)).numpy()
 
     def reduce(self, size: tuple[int, int]) -> Callable[[Detection], tuple[Tensor, ...]]:
-        """The rule that makes one probability of a phrase's masks."""
+        """Return the rule that makes one probability of a phrase's masks."""
         own = self.options
         if not isinstance(own, Gated):
             return partial(fuse.plain, size=size)

@@ -56,7 +56,7 @@ def config(vocabulary: int = VOCABULARY) -> Any:
 
 
 def build(seed: int = 0) -> Any:
-    """The network, the same weights for the same seed; the caller's random state is left as it was."""
+    """Make the network, equal weights for equal seeds; the caller's random state stays."""
     from transformers import Sam3Model
 
     with torch.random.fork_rng(devices=[]):

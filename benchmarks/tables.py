@@ -1,0 +1,252 @@
+"""The tables of the pages, each made from results files (`python -m benchmarks.pages` puts them into the pages)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Results = Mapping[str, Any]
+SEVERITY = 5
+
+
+def number(value: float, form: str = ".1f") -> str:
+    """A number with a true minus sign."""
+    return format(value, form).replace("-", "−")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("|  |", "| |")
+
+
+def ways(head: str, names: Mapping[str, str], kept: Mapping[str, Results], rows: Mapping[str, str]) -> str:
+    """One row a way, one column a set: mIoU."""
+    found = [[told, *(number(kept[s][row]) for s in names)] for row, told in rows.items()]
+    return table([head, *names.values()], found)
+
+
+def gains(kept: Results, row: str) -> list[float]:
+    """Gain of a row over names, by set."""
+    return [found["miou"][row] - found["miou"]["names"] for found in kept.values()]
+
+
+def gained(found: Results, row: str) -> str:
+    """mIoU of a row, its gain over names, and the interval of the gain."""
+    score, (low, high) = found["miou"][row], found["gain_5_95"][row]
+    gain = score - found["miou"]["names"]
+    return f"{number(score)} ({number(gain, '+.1f')} [{number(low, '+.1f')}, {number(high, '+.1f')}])"
+
+
+def readme(left_out: Results) -> str:
+    """README: three ways on one foreign and one familiar set."""
+    chosen = {"Kampala": "Kampala (5 classes)", "Dubai, tiles 1 and 2": "Dubai (5 classes)"}
+    rows = {
+        "most frequent class everywhere": lambda found: found["majority"],
+        "class names, no adaptation": lambda found: found["miou"]["names"],
+        "class names, calibrated to the scene: the default": lambda found: found["miou"]["scene rule"],
+    }
+    body = [[told, *(number(pick(left_out[s])) for s in chosen)] for told, pick in rows.items()]
+    return table(["", *chosen.values()], body)
+
+
+def card_sets(left_out: Results) -> str:
+    """Model card: names and the default on every set."""
+    rows = [
+        [title, number(found["miou"]["names"]), number(found["miou"]["scene rule"])]
+        for title, found in left_out.items()
+    ]
+    return table(["", "names", "calibrated to the scene"], rows)
+
+
+def unseen(left_out: Results) -> str:
+    """Adaptation: three rules on every set, with intervals."""
+    rules = ("TMPA per image", "scene rule per image", "scene rule")
+    rows = [
+        [f"{title} ({found['images']})", number(found["miou"]["names"]), *(gained(found, rule) for rule in rules)]
+        for title, found in left_out.items()
+    ]
+    means = []
+    for rule in rules:
+        own = gains(left_out, rule)
+        means.append(f"{number(sum(own) / len(own), '+.2f')}, {number(min(own), '+.2f')}")
+    head = ["set (images)", "names", "TMPA per image", "scene rule per image", "scene rule, pooled"]
+    return table(head, [*rows, ["mean gain, least gain", "", *means]])
+
+
+def coninfer(coninfer: Results) -> str:
+    """Adaptation: ConInfer on two sets."""
+    rules = ("ConInfer τ 50 per image", "ConInfer τ 50", "ConInfer τ 5", "ConInfer τ 1", "scene rule")
+    rows = [
+        [f"{title} ({found['images']})", number(found["miou"]["names"]), *(gained(found, rule) for rule in rules)]
+        for title, found in coninfer.items()
+    ]
+    told = ("ConInfer τ 50 per image", "ConInfer τ 50, pooled", "τ 5, pooled", "τ 1, pooled", "scene rule, pooled")
+    return table(["set (images)", "names", *told], rows)
+
+
+TEXT_ROWS = {
+    "names": "names",
+    "+ synonyms": "+ synonyms",
+    "+ descriptions": "+ descriptions",
+    "fixed alpha 0.02": "+ descriptions, fixed α 0.02",
+    "fixed alpha 0.1": "+ descriptions, fixed α 0.1",
+    "TMPA": "+ descriptions, TMPA",
+    "TMPA + shift": "+ descriptions, TMPA with shift",
+}
+BASE_ROWS = {
+    "majority class": "most frequent class everywhere",
+    "nearest mean colour": "nearest mean colour of the training images",
+}
+PARAPHRASES = {f"paraphrase {k}": f"names, paraphrase {k}" for k in (1, 2, 3)}
+
+
+def prompts(adaptation: Results, adaptation_coarse: Results) -> str:
+    """Results: what is asked for, on the held-out parts of the model's own sets."""
+    kept = {
+        "czech": adaptation["czortho"]["none"],
+        "coarse": adaptation_coarse["czortho"]["none"],
+        "dubai": adaptation["dubai"]["none"],
+    }
+    names = {
+        "czech": f"Czech T8 ({adaptation['czortho']['images']})",
+        "coarse": f"Czech T8 at 0.3 m ({adaptation_coarse['czortho']['images']})",
+        "dubai": f"Dubai 1, 2 ({adaptation['dubai']['images']})",
+    }
+    return ways("", names, kept, BASE_ROWS | TEXT_ROWS | PARAPHRASES)
+
+
+def templates(adaptation: Results, templates: Results) -> str:
+    """Results: bare words against CLIP's templates."""
+    names = {"czortho": "Czech T8", "dubai": "Dubai 1, 2"}
+    rows = []
+    for asked, told in (("names", "names"), ("+ descriptions", "with descriptions")):
+        for kept, way in ((adaptation, "bare"), (templates, "in CLIP's 80 templates")):
+            rows.append([f"{told}, {way}", *(number(kept[s]["none"][asked]) for s in names)])
+    return table(["", *names.values()], rows)
+
+
+def corrupted(corrupted_czech: Results, corrupted_dubai: Results) -> str:
+    """Results: fifteen corruptions at severity 5."""
+    czech, dubai = corrupted_czech["czortho"], corrupted_dubai["dubai"]
+    kinds = [kind for kind in czech if kind.endswith(f" {SEVERITY}")]
+    rows = {"names": "names", "+ descriptions": "+ descriptions", "TMPA": "TMPA"}
+    head = ["severity 5", *(f"{place}, {told}" for place in ("Czech T8", "Dubai") for told in rows.values())]
+    columns = [(found, row) for found in (czech, dubai) for row in rows]
+    body = [
+        [kind.removesuffix(f" {SEVERITY}"), *(number(found[kind][row]) for found, row in columns)] for kind in kinds
+    ]
+    means = [number(sum(found[kind][row] for kind in kinds) / len(kinds)) for found, row in columns]
+    return table(head, [*body, [f"**mean of {len(kinds)}**", *means]])
+
+
+def methods(methods_czech: Results, methods_dubai: Results) -> str:
+    """Adaptation: other methods on small clean samples."""
+    kept = {"czech": methods_czech["czortho"]["none"], "dubai": methods_dubai["dubai"]["none"]}
+    names = {"czech": "Czech T8 at 0.3 m", "dubai": "Dubai 1, 2"}
+    return ways("", names, kept, TEXT_ROWS | {k: k for k in ("TENT", "TPT", "CLIPArTT", "WATT", "MLMP")})
+
+
+def teach(teach: Results) -> str:
+    """Guide: what ten examples a class gain."""
+    rows = []
+    for title, found in teach.items():
+        for points, told in found.items():
+            gain, least = number(told["gain"], "+.1f"), number(told["least"], "+.1f")
+            rows.append([title, points, number(told["before"]), gain, least])
+    return table(["set", "points a class", "mIoU before", "mean gain", "least gain"], rows)
+
+
+def scenes(scenes: Results) -> str:
+    """Model card: scene classes."""
+    rows = [
+        [name, str(found["images"]), str(found["classes"]), number(found["class token"])]
+        for name, found in scenes.items()
+    ]
+    return table(["set", "images", "classes", "right, %"], rows)
+
+
+def text(text: Results) -> str:
+    """Model card: phrases that are ranked first for their own concept."""
+    told = {
+        "held_out_words": "words and synonyms",
+        "held_out_descriptions": "descriptions",
+        "held_out_contexts": "sentences, most without their class's name",
+    }
+    rows = [
+        [f"{text[name]['phrases']} {what}", str(text[name]["concepts"]), number(text[name]["bare"])]
+        for name, what in told.items()
+    ]
+    return table(["phrases", "concepts to choose from", "ranked first, %"], rows)
+
+
+def demo(demo: Results) -> str:
+    """Model card: whole maps of the demo scene."""
+    rows = [
+        [name, number(found["miou"]), number(found["mpx_min"])]
+        for name, found in demo["demo scene"].items()
+        if "mpx_min" in found
+    ]
+    return table(["demo scene of 2,048 × 2,048 pixels", "mIoU", "megapixels per minute"], rows)
+
+
+def memory(memory: Results) -> str:
+    """Memory: peak of whole processes by size of the scene."""
+    sizes = list(memory["map"])
+    rows = [[f"{int(size):,}²", *(f"{memory[way][size]['peak_mb']:,.0f}" for way in memory)] for size in sizes]
+    return table(["scene, pixels", *(f"`ovrs {way}`, peak MB" for way in memory)], rows)
+
+
+def engine(engine: Results) -> str:
+    """Memory: the engine against bare loops."""
+    zarr, raster = (engine[way] for way in ("bare Zarr loop, halo 32", "bare rasterio loop, no overlap"))
+    rows = [
+        [
+            way,
+            number(found["seconds"]),
+            number(found["seconds"] / zarr["seconds"], ".2f"),
+            number(found["whole"]),
+            number(found["whole"] / raster["whole"], ".2f"),
+            f"{found['peak_mb']:,.0f}",
+            number(found["agree"], ".4f"),
+        ]
+        for way, found in engine.items()
+    ]
+    head = ["way", "after imports, s", "over bare Zarr", "whole process, s", "over bare rasterio", "peak MB", "agree"]
+    return table(head, rows)
+
+
+def allocator(allocator: Results) -> str:
+    """Memory: batches per second under each rule of the allocator."""
+    rows = [[rule, " + ".join(number(rate, ".2f") for rate in rates)] for rule, rates in allocator.items()]
+    return table(["rule", "batches of 16 crops per second"], rows)
+
+
+def speed(speed: Results) -> str:
+    """Methods: seconds of each method against a plain implementation."""
+    rows = [[f"`{name}`", number(found["ours_s"]), number(found["plain_s"])] for name, found in speed.items()]
+    return table(["method", "`ovrs`, s", "plain, s"], rows)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    made.__name__: made
+    for made in (
+        readme,
+        card_sets,
+        unseen,
+        coninfer,
+        prompts,
+        templates,
+        corrupted,
+        methods,
+        teach,
+        scenes,
+        text,
+        demo,
+        memory,
+        engine,
+        allocator,
+        speed,
+    )
+}
+"""By name. The parameters of a table are the names of its results files."""
