@@ -1,7 +1,7 @@
 """Keep what a command measured, with the command and the weights that it measured.
 
-A results file is JSON of four keys: `command`, `machine`, `model` (digest of the bundled weights; null where the figures
-do not depend on them) and `results`. `python -m benchmarks.pages` writes the pages from these files.
+A results file is JSON of four keys: `command`, `machine`, `model` (digest of the bundled weights and of what
+they come with: words and windows; null where the figures do not depend on them) and `results`. `python -m benchmarks.pages` writes the pages from these files.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-WEIGHTS = Path(__file__).parents[1] / "ovrs" / "assets" / "open_clip_model.safetensors"
+ASSETS = Path(__file__).parents[1] / "ovrs" / "assets"
 
 
 @functools.cache
 def weights() -> str:
-    """Return the digest of the bundled weights: 16 hexadecimal digits of SHA-256."""
-    with WEIGHTS.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    """Return the digest of the bundled weights and their recommendations: 16 hexadecimal digits of SHA-256."""
+    told = json.loads((ASSETS / "ovrs.json").read_text())
+    found = hashlib.sha256(json.dumps({k: v for k, v in told.items() if k != "licence"}, sort_keys=True).encode())
+    found.update((ASSETS / "open_clip_model.safetensors").read_bytes())
+    return found.hexdigest()[:16]
 
 
 def command() -> str:
