@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import zarr
 
 from ovrs.encoding import CONFIDENCE_NODATA
 from ovrs.engine import allocator, workers
@@ -25,6 +26,7 @@ from ovrs.run.rundir import BlockRecord
 from ovrs.scene import identity
 from ovrs.scene.grid import row_areas_m2
 from ovrs.store import layout as store
+from ovrs.store import pyramid
 from ovrs.telemetry import log_as_json
 
 if TYPE_CHECKING:
@@ -188,16 +190,11 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
             raise result
         block = job.block(name)
         writing = time.perf_counter()
-        store.write_block(
-            job.target.unfinished(),
-            block.core,
-            job.shard or job.plan.chunk,
-            result.label,
-            result.confidence,
-            result.score,
-        )
+        overviews = _write(job, block, result)
         stages = {**result.seconds, "write": time.perf_counter() - writing}
-        record = replace(_record(job, block, result), stages={k: round(v, 3) for k, v in stages.items()})
+        record = replace(
+            _record(job, block, result), overviews=overviews, stages={k: round(v, 3) for k, v in stages.items()}
+        )
     except (SceneChangedError, StoreLockedError):
         raise
     except Exception as error:
@@ -208,6 +205,18 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
     seconds = round(time.perf_counter() - started, 3)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     return job.run_dir.record(replace(record, attempt=attempt, seconds=seconds, worker=worker))
+
+
+def _write(job: Job, block: Block, result: BlockMap) -> str:
+    """Write a block's pixels and its part of the overviews; returns CRC-32 of the latter."""
+    place = job.target.unfinished()
+    store.write_block(
+        place, block.core, job.shard or job.plan.chunk, result.label, result.confidence, result.score
+    )
+    if not job.levels.by_block:
+        return ""
+    root = zarr.open_group(place, mode="r+", use_consolidated=False)
+    return pyramid.write_block(root, job.levels, block.core, (result.label, result.confidence))
 
 
 def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:

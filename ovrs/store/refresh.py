@@ -31,17 +31,22 @@ def refresh(place: Objects, geobox: GeoBox, schema: Schema) -> list[str]:
     Raises:
         StoreError: A folder of the store is a file, or the reverse.
     """
-    wanted: dict[str, Buffer] = {}
-    create(MemoryStore(wanted), geobox, schema)
     changed = []
-    for name, content in sorted(wanted.items()):
+    for name, content in schema_files(geobox, schema).items():
         found = place.get(name)
-        if found is None or found.content != content.to_bytes():
+        if found is None or found.content != content:
             try:
-                place.put(name, content.to_bytes())
+                place.put(name, content)
             except OutputError as error:
                 if not isinstance(error.__cause__, (FileExistsError, NotADirectoryError, IsADirectoryError)):
                     raise
                 raise StoreError(f"something is in the way of the store; move it away: {error}") from error
             changed.append(name)
     return changed
+
+
+def schema_files(geobox: GeoBox, schema: Schema) -> dict[str, bytes]:
+    """Metadata and coordinates as `create` writes them, by their paths in the store."""
+    wanted: dict[str, Buffer] = {}
+    create(MemoryStore(wanted), geobox, schema)
+    return {name: content.to_bytes() for name, content in sorted(wanted.items())}
