@@ -156,7 +156,9 @@ def main() -> None:
     if args.side:
         with tempfile.TemporaryDirectory() as folder:
             count, steps = scene(args.side, Path(folder))
-            print(f"{args.side} x {args.side} pixels, {count} blocks\n\n| step of the parent | s | MB after it |\n|---|---|---|")
+            print(
+                f"{args.side} x {args.side} pixels, {count} blocks\n\n| step of the parent | s | MB after it |\n|---|---|---|"
+            )
             for name, seconds, megabytes in steps:
                 print(f"| {name} | {seconds:.2f} | {megabytes:.0f} |")
 

@@ -133,9 +133,7 @@ class Plan:
         """Names of at most `count` × `count` blocks from a row and column on, row by row."""
         rows, cols = self.block_shape
         return [
-            block_name(r, c)
-            for r in range(row, min(row + count, rows))
-            for c in range(col, min(col + count, cols))
+            block_name(r, c) for r in range(row, min(row + count, rows)) for c in range(col, min(col + count, cols))
         ]
 
     def has(self, name: str) -> bool:

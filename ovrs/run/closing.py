@@ -111,8 +111,9 @@ class Closer(workers.Work[Group, Closed]):
 
     def _files(self, factors: Iterable[int], window: Window) -> Iterator[str]:
         """Files of a window of the map in some levels, by their paths in the map; some may not exist."""
-        for layer, factor in ((layer, factor) for factor in factors for layer in self.layers[factor]):
-            yield from (name for name, _ in verify.chunk_files(layer, part(window, factor)))
+        for factor in factors:
+            for layer in self.layers[factor]:
+                yield from (name for name, _ in verify.chunk_files(layer, part(window, factor)))
 
     def _is_bare(self, window: Window, factors: Iterable[int]) -> bool:
         """Whether a window is no data in some levels because nothing of it is stored."""

@@ -54,7 +54,7 @@ class BlockRecord:
     attempt: int = 1
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage: read, compute, write."""
+    """Seconds by stage, see `ovrs.run.stages`."""
     worker: str = ""
     """Host and process that computed the block."""
     tiles: int = 0

@@ -85,7 +85,7 @@ class Levels:
         return -(-self.shape[0] // side), -(-self.shape[1] // side)
 
     def group(self, row: int, col: int) -> Window:
-        """The pixels of the map under a group."""
+        """Return the window of the map under a group."""
         side = GROUP * self.pitches * self.chunk
         top, left = row * side, col * side
         return Window(top, left, min(side, self.shape[0] - top), min(side, self.shape[1] - left))

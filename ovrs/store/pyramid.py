@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
 from ovrs.encoding import CONFIDENCE_NODATA
 from ovrs.errors import StoreError
@@ -20,6 +19,7 @@ from ovrs.store.levels import strips as strips
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import zarr
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
 
@@ -108,7 +108,9 @@ def _written(root: zarr.Group, window: Window, factors: tuple[int, ...], pair: P
 def _reduce(root: zarr.Group, levels: Levels, factor: int, window: Window) -> None:
     """Fill a window of a level, which nobody else writes, from the finer level; holds few chunks of that one at a time."""
     finer = levels.shape_of(factor // 2)
-    labels, sure = (np.empty(window.shape, store.array(root, f"{factor}/{name}").dtype) for name in ("label", "confidence"))
+    labels, sure = (
+        np.empty(window.shape, store.array(root, f"{factor}/{name}").dtype) for name in ("label", "confidence")
+    )
     nodata = store.array(root, "label").fill_value
     for below in strips(window.shape, 4 * levels.chunk):
         top, left = 2 * (window.row_off + below.row_off), 2 * (window.col_off + below.col_off)
@@ -175,7 +177,9 @@ def mean2(confidence: NDArray[np.uint8]) -> NDArray[np.uint8]:
             total += quad
         lost = sum((quad == CONFIDENCE_NODATA).view(np.uint8) for quad in quads)
         if np.any(lost):
-            found[top:bottom] = _MEANS[(4 - lost).astype(np.uint16) * 1024 + total - lost.astype(np.uint16) * CONFIDENCE_NODATA]
+            found[top:bottom] = _MEANS[
+                (4 - lost).astype(np.uint16) * 1024 + total - lost.astype(np.uint16) * CONFIDENCE_NODATA
+            ]
         else:
             total += 2
             total >>= 2
@@ -188,7 +192,7 @@ def _steps(rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _quads(values: NDArray[Any], fill: int) -> list[NDArray[Any]]:
-    """The four pixels of each cell in reading order, `fill` beyond an odd side."""
+    """Return the four pixels of each cell in reading order, `fill` beyond an odd side."""
     pad = ((0, values.shape[0] % 2), (0, values.shape[1] % 2))
     even = np.pad(values, pad, constant_values=fill) if pad != ((0, 0), (0, 0)) else values
     return [np.ascontiguousarray(even[i::2, j::2]) for i in (0, 1) for j in (0, 1)]
