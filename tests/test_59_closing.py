@@ -81,7 +81,7 @@ def test_each_block_writes_its_part_of_the_overviews_before_its_marker(made, cop
     assert records["00000_00000"].status == "empty"
     partial = layout.partial_path(copied("begun"))
     there = set(files(partial))
-    assert {"2/label/c/1/1", "2/confidence/c/4/0"} <= there  # chunks of 128 pixels
+    assert {"2/label/c/1/1", "2/confidence/c/2/0"} <= there
     assert not any(name.startswith("4/label/c") for name in there)
 
 
