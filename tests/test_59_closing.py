@@ -1,5 +1,6 @@
 """The end of a run: overviews that blocks and groups write, what is compared, the manifest of a large map, markers read once."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from conftest import smooth
 from test_20_store import plain_mean, plain_mode
 
 from ovrs import options, pipeline, repair
-from ovrs.run import begin, finish, verify, work
+from ovrs.engine.workers import Died
+from ovrs.errors import SchedulerLostError
+from ovrs.run import begin, closing, finish, verify, work
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout, pyramid
 from ovrs.words import vocabulary
@@ -201,3 +204,16 @@ def test_a_marker_that_has_just_changed_is_read_again(copied):
     assert RunDir(out).damaged() == ["00001_00001"]
     marker.write_text(whole)
     assert RunDir(out).damaged() == []
+
+
+def test_workers_that_end_while_they_compare_are_told_in_one_line(made, copied):
+    job = begin.resume(copied("begun"))
+    closer = closing.Closer(job, job.run_dir.description().begun, in_parts=False)
+    again = pickle.loads(pickle.dumps(closer))
+    assert again.job.out == job.out
+    assert again.prepare() == {}
+    group = closing.Group(row=0, col=0, blocks=())
+    with pytest.raises(SchedulerLostError, match=r"blocks 00000_00000 of .*o\.zarr ended \(they died\); finished blocks"):
+        again.lost(group, Died("they died"))
+    with pytest.raises(OSError, match="no room"):
+        again.lost(group, OSError("no room"))

@@ -7,6 +7,7 @@ not pixels.
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import zarr
 
 from ovrs.engine import execute, workers
-from ovrs.errors import DamagedBlocksError
+from ovrs.errors import DamagedBlocksError, OvrsError, SchedulerLostError, told
 from ovrs.redact import guard_logs
 from ovrs.run import place, verify
 from ovrs.store import layout as store
@@ -130,6 +131,19 @@ class Closer(workers.Work[Group, Closed]):
         place.require_seen(self.job, self.begun)
         return {}
 
+    def lost(self, item: Group, error: Exception) -> Closed:
+        """End the run where no worker could close a group; what is done is kept.
+
+        Raises:
+            SchedulerLostError: The workers died; other errors are raised as they are.
+        """
+        if isinstance(error, (OvrsError, OSError)):
+            raise error
+        raise SchedulerLostError(
+            f"the workers that compared blocks {item.name} of {self.job.out} ended ({told(error)}); finished blocks are "
+            "kept, `ovrs resume` goes on"
+        ) from error
+
     def check_here(self) -> None:
         """Refuse to go on where this process does not see the output either."""
         place.require_seen(self.job, self.begun)
@@ -165,11 +179,12 @@ def close(job: Job, records: Mapping[str, BlockRecord]) -> tuple[dict[str, Check
     files: dict[str, Checksum] = {}
     parts: dict[str, str] = {}
     damaged: dict[str, str] = {}
-    for closed in execute.run(options, work, groups(job, records)):
-        damaged |= closed.damaged
-        files |= closed.files
-        if closed.part:
-            parts[closed.group] = closed.part
+    with closing(execute.run(options, work, groups(job, records))) as found:
+        for closed in found:
+            damaged |= closed.damaged
+            files |= closed.files
+            if closed.part:
+                parts[closed.group] = closed.part
     for name, fault in sorted(damaged.items()):
         log.warning("block %s is computed again: %s", name, fault)
         run.forget(name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from zarr.storage import MemoryStore
 
 from ovrs.errors import OutputError, StoreError
+from ovrs.objects.many import each
 from ovrs.store.layout import create
 
 if TYPE_CHECKING:
@@ -31,12 +32,11 @@ def refresh(place: Objects, geobox: GeoBox, schema: Schema) -> list[str]:
     Raises:
         StoreError: A folder of the store is a file, or the reverse.
     """
-    changed = []
-    for name, content in schema_files(geobox, schema).items():
-        found = place.get(name)
-        if found is None or found.content != content:
+    changed, wanted = [], schema_files(geobox, schema)
+    for name, found in each(place, wanted, place.get):
+        if found is None or found.content != wanted[name]:
             try:
-                place.put(name, content)
+                place.put(name, wanted[name])
             except OutputError as error:
                 if not isinstance(error.__cause__, (FileExistsError, NotADirectoryError, IsADirectoryError)):
                     raise

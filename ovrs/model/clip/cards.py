@@ -13,7 +13,7 @@ from ovrs.errors import OptionError
 def own_card(device: torch.device) -> torch.device:
     """Return the card of this process where `device` names no card and this is one of several local workers."""
     worker = os.environ.get(LOCAL_WORKER, "")
-    if device.type != "cuda" or device.index is not None or not worker.isdecimal():
+    if str(device) != "cuda" or not worker.isdecimal():
         return device
     return torch.device("cuda", int(worker) % torch.cuda.device_count())
 
