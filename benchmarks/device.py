@@ -218,7 +218,7 @@ def engine(segmenter, pitches: int, seconds: float) -> dict[str, float]:
 def stages(segmenter, seconds: float) -> dict[str, float]:
     """Megapixels per second of each stage alone, on as many tiles as one batch has."""
     from ovrs.engine.arrays import as_numpy
-    from ovrs.engine.decide import decided
+    from ovrs.engine.decide import DecisionRule, decided
     from ovrs.model.adapt import tmpa
     from ovrs.model.adapt.tmpa_segmenters import TmpaSegmenter
     from ovrs.scene.grid import Window
@@ -234,13 +234,13 @@ def stages(segmenter, seconds: float) -> dict[str, float]:
     features = frozen.encode_tiles(samples)
     text, base = frozen.text, frozen.base_text
     scores = frozen.classify_tiles(features, text, base, [()] * count)
-    labels = decided(scores[0].scores, SimpleNamespace(background=None, threshold=0.0))[0]
+    labels = decided(scores[0].scores, DecisionRule())[0]
     work = {
         "read": (lambda: scene.read(Window(0, 0, g.tile, g.tile)), 1),
         "upload": (lambda: frozen.place(pixels.rgb, pixels.valid), 1),
         "encode": (lambda: frozen.encode_tiles(samples), count),
         "sum and classify": (lambda: frozen.classify_tiles(features, text, base, [()] * count), count),
-        "decide": (lambda: decided(scores[0].scores, SimpleNamespace(background=None, threshold=0.0)), 1),
+        "decide": (lambda: decided(scores[0].scores, DecisionRule()), 1),
         "download": (lambda: as_numpy(labels), 1),
     }
     if isinstance(segmenter, TmpaSegmenter):

@@ -1,6 +1,7 @@
 """The store: what each reader sees, one writer per chunk, markers and locks."""
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -25,10 +26,31 @@ from ovrs.run.rundir import BlockRecord, RunDir
 from ovrs.scene.grid import Window
 from ovrs.store import layout as store
 from ovrs.store import pyramid
+from ovrs.store.levels import GROUP, Levels, strips
 
 UTM = GeoBox((70, 90), Affine(0.5, 0, 500000, 0, -0.5, 5600000), "EPSG:32633")
 DEGREES = GeoBox((70, 90), Affine(2.7e-6, 0, -115.2, 0, -2.7e-6, 36.1), "EPSG:4326")
 CLASSES, COLOURS = ("building", "bare soil"), ((200, 0, 0), (150, 120, 80))
+
+
+def levels_of(box, chunk, pitches=8, **more):
+    return Levels(shape=(box.height, box.width), chunk=chunk, pitches=pitches, **more)
+
+
+def overviews(path, box, levels):
+    """Make all levels of a stored map as a run does: by blocks, by groups of blocks, the rest; returns their factors."""
+    root = zarr.open_group(path, mode="r+")
+    side = levels.pitches * levels.chunk
+    for core in strips((box.height, box.width), side):
+        part = core.slices_in(Window(0, 0, box.height, box.width))
+        pair = (root["label"][part], root["confidence"][part])
+        told = pyramid.write_block(root, levels, core, pair)
+        assert told == (pyramid.block_crc(root, levels, core) if levels.by_block else "")
+    for row, col in np.ndindex(*levels.group_shape):
+        pyramid.write_group(root, levels, row, col)
+    pyramid.write_rest(root, levels)
+    pyramid.describe(root, levels, box)
+    return list(levels.factors)
 
 
 def filled(path, box, zarr_format):
@@ -59,11 +81,13 @@ def test_xarray_reads_class_numbers_as_integers_in_every_level(tmp_path, zarr_fo
     """Format 3 without being told. A format 2 fill value is a mask for xarray until it is told otherwise."""
     path = tmp_path / "a.zarr"
     box = GeoBox((300, 90), UTM.affine, UTM.crs)
-    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format))
+    levels = levels_of(box, 32)
+    schema = store.Schema(classes=CLASSES, colours=COLOURS, chunk=32, zarr_format=zarr_format, levels=levels)
+    store.create(path, box, schema)
     label = np.full((300, 90), 1, np.uint8)
     label[8:12, 8:12] = 255
     store.write_block(path, Window(0, 0, 300, 90), 32, label, label, None)
-    assert pyramid.build(path, box, classes=CLASSES, colours=COLOURS, chunk=32) == [2]
+    assert overviews(path, box, levels) == [2]
     plain = {} if zarr_format == 3 else {"mask_and_scale": False}
     for group, wanted in ((None, label), ("2", pyramid.mode2(label, 255))):
         with xr.open_zarr(path, group=group, consolidated=False, **plain) as data:
@@ -82,8 +106,9 @@ def test_every_level_registers_the_conventions_it_follows(tmp_path, crs):
         "d35379db-88df-4056-af3a-620245f8e347",
     )
     path, box = tmp_path / "a.zarr", GeoBox((1031, 300), UTM.affine, crs)
-    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64))
-    pyramid.build(path, box, classes=CLASSES, colours=COLOURS, chunk=64)
+    levels = levels_of(box, 64)
+    store.create(path, box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64, levels=levels))
+    overviews(path, box, levels)
     root = zarr.open_group(path, mode="r")
     layout = root.attrs["multiscales"]["layout"]
     assert [item["asset"] for item in layout] == [".", "2", "4", "8"]
@@ -108,7 +133,7 @@ def test_every_level_registers_the_conventions_it_follows(tmp_path, crs):
 def test_a_small_map_is_no_pyramid(tmp_path):
     path = tmp_path / "a.zarr"
     filled(path, UTM, 3)
-    assert pyramid.build(path, UTM, classes=CLASSES, colours=COLOURS, chunk=32) == []
+    assert overviews(path, UTM, levels_of(UTM, 32)) == []
     assert "multiscales" not in zarr.open_group(path).attrs
 
 
@@ -217,32 +242,79 @@ def test_blocks_off_the_chunk_grid_are_refused(tmp_path):
         )
 
 
-def test_an_overview_of_many_strips_is_that_of_the_whole(tmp_path):
-    """Overviews are made strip by strip, in both directions."""
-    box = GeoBox((530, 401), UTM.affine, "EPSG:32633")
-    label = np.random.default_rng(0).integers(0, 2, box.shape).astype(np.uint8)
-    confidence = np.random.default_rng(1).integers(0, 201, box.shape).astype(np.uint8)
-    store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=16))
-    store.write_block(tmp_path / "a.zarr", Window(0, 0, *box.shape), 16, label, confidence, None)
-    assert pyramid.build(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=16) == [2, 4]
-    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
-    np.testing.assert_array_equal(group["2/label"][:], pyramid.mode2(label, 255))
-    np.testing.assert_array_equal(group["2/confidence"][:], pyramid.mean2(confidence))
+def plain_mode(label, nodata):
+    """Most frequent class of each cell, the plain way."""
+    quads = np.stack([np.pad(label, ((0, label.shape[0] % 2), (0, label.shape[1] % 2)), constant_values=nodata)[i::2, j::2]
+                      for i in (0, 1) for j in (0, 1)])  # fmt: skip
+    votes = (quads[:, None] == quads[None]).sum(axis=1) * (quads != nodata)
+    return np.take_along_axis(quads, votes.argmax(axis=0)[None], axis=0)[0]
 
 
-def test_pyramid_levels_and_repeatability(tmp_path):
-    box = GeoBox((1030, 700), UTM.affine, UTM.crs)
-    store.create(tmp_path / "a.zarr", box, store.Schema(classes=CLASSES, colours=COLOURS, chunk=64))
+def plain_mean(confidence):
+    """Mean of the valid values of each cell, the plain way."""
+    even = np.pad(confidence, ((0, confidence.shape[0] % 2), (0, confidence.shape[1] % 2)), constant_values=255)
+    quads = np.stack([even[i::2, j::2] for i in (0, 1) for j in (0, 1)]).astype(int)
+    count, total = (quads != 255).sum(axis=0), np.where(quads != 255, quads, 0).sum(axis=0)
+    return np.where(count, (total + count // 2) // np.maximum(count, 1), 255).astype(np.uint8)
+
+
+def test_cells_of_every_kind_have_their_most_frequent_class_and_mean():
+    """All combinations of four labels, no data among them; odd sides; more rows than are reduced at a time."""
+    every = np.array(list(itertools.product([0, 1, 2, 7, 255], repeat=4)), np.uint8).reshape(-1, 2, 2)
+    every = every.transpose(1, 0, 2).reshape(2, -1)
     rng = np.random.default_rng(0)
-    label = rng.integers(0, 2, (1030, 700)).astype(np.uint8)
-    store.write_block(tmp_path / "a.zarr", Window(0, 0, 1030, 700), 64, label, label, None)
-    for _ in range(2):
-        assert pyramid.build(tmp_path / "a.zarr", box, classes=CLASSES, colours=COLOURS, chunk=64) == [2, 4, 8]
-        group = zarr.open_group(tmp_path / "a.zarr")
-        np.testing.assert_array_equal(group["2/label"][:], pyramid.mode2(label, 255))
-        assert group["8/label"].shape == (129, 88)
-        assert store.geobox_of(group["4"]).affine.a == 2.0
-        assert [e["asset"] for e in group.attrs["multiscales"]["layout"]] == [".", "2", "4", "8"]
+    for label in (every, rng.choice(np.array([0, 1, 2, 255], np.uint8), (1031, 77))):
+        np.testing.assert_array_equal(pyramid.mode2(label, 255), plain_mode(label, 255))
+        wide = np.where(label == 255, 65535, label).astype(np.uint16) + (label < 7) * np.uint16(300)
+        np.testing.assert_array_equal(pyramid.mode2(wide, 65535), plain_mode(wide, 65535))
+    for choice in ([0, 1, 77, 200, 255], [254, 255], range(201)):
+        sure = rng.choice(np.array(choice, np.uint8), (1031, 77))
+        np.testing.assert_array_equal(pyramid.mean2(sure), plain_mean(sure))
+
+
+@pytest.mark.parametrize(("pitches", "sharded"), [(1, False), (3, True), (4, False), (4, True)])
+def test_overviews_by_blocks_groups_and_the_rest_are_those_of_the_whole(tmp_path, monkeypatch, pitches, sharded):
+    """Whoever writes a level: the pixels are those of halving all of it, and so are the files where chunks are files."""
+    monkeypatch.setattr("ovrs.store.levels.PYRAMID_FLOOR", 16)
+    monkeypatch.setattr("ovrs.store.levels.GROUP", 2)
+    box = GeoBox((190, 141), UTM.affine, "EPSG:32633")
+    rng = np.random.default_rng(pitches)
+    label = rng.choice(np.array([0, 1, 255], np.uint8), box.shape)
+    label[:64, 96:], label[96:, :40] = 255, 255  # chunks without data have no files
+    confidence = np.where(label == 255, 255, rng.integers(0, 201, box.shape)).astype(np.uint8)
+    found = {}
+    for name, count in (("parts", pitches), ("whole", 32)):
+        levels = levels_of(box, 32, count, sharded=sharded and name == "parts")
+        shard = 32 * count if levels.sharded else None
+        schema = store.Schema(classes=CLASSES, colours=COLOURS, chunk=32, shard=shard, levels=levels)
+        store.create(tmp_path / name, box, schema)
+        store.write_block(tmp_path / name, Window(0, 0, *box.shape), 32, label, confidence, None)
+        assert overviews(tmp_path / name, box, levels) == [2, 4, 8, 16]
+        assert sorted(levels.by_block + levels.by_group + levels.rest) == [2, 4, 8, 16]
+        files = (p for p in (tmp_path / name).rglob("*") if p.is_file())
+        found[name] = {p.relative_to(tmp_path / name): p.read_bytes() for p in files}
+    assert levels_of(box, 32, pitches).by_block == {1: (), 3: (), 4: (2, 4)}[pitches]
+    assert sharded or found["parts"] == found["whole"]
+    group = zarr.open_group(tmp_path / "parts", mode="r")
+    for factor in (2, 4, 8, 16):
+        label, confidence = plain_mode(label, 255), plain_mean(confidence)
+        np.testing.assert_array_equal(group[f"{factor}/label"][:], label)
+        np.testing.assert_array_equal(group[f"{factor}/confidence"][:], confidence)
+        assert store.geobox_of(group[str(factor)]).affine.a == 0.5 * factor
+
+
+def test_no_two_write_one_chunk_of_an_overview():
+    """Every chunk or shard of a level lies in the part of one block, or of one group."""
+    for pitches, sharded in itertools.product((1, 2, 3, 6, 8, 64), (False, True)):
+        levels = Levels(shape=(100_000, 70_001), chunk=160, pitches=pitches, sharded=sharded)
+        for factors, blocks in ((levels.by_block, 1), (levels.by_group, GROUP)):
+            side = blocks * pitches * levels.chunk
+            for factor in factors:
+                assert side % factor == 0
+                assert (side // factor) % (levels.shard_of(factor) or levels.chunk) == 0
+    with_millions = Levels(shape=(1_000_000, 1_000_000), chunk=448, pitches=8)
+    assert (with_millions.by_block, with_millions.by_group) == ((2, 4, 8), (16, 32, 64))
+    assert max(with_millions.shape_of(with_millions.rest[0] // 2)) < 16_000
 
 
 def test_unfinished_and_foreign_stores_are_refused(tmp_path):

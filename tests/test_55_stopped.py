@@ -60,7 +60,7 @@ def test_a_refusal_at_any_writer_is_exit_code_4_and_resume_goes_on(
         if writer == "schema":
             patched.setattr(store, "create", refuse(code))
         elif writer == "overviews":
-            patched.setattr(pyramid, "build", refuse(code))
+            patched.setattr(pyramid, "write_group", refuse(code))
         elif writer == "lock":
             patched.setattr("ovrs.objects.folder.Folder.put_if_absent", refuse(code))
         else:

@@ -69,7 +69,7 @@ def test_every_write_of_a_holder_that_was_taken_over_is_refused(noise_scene, wor
             lambda: job.run_dir.forget(done[0].name),
             lambda: list(work.run_blocks(job, [done[0].name])),
             lambda: finish.finish(job),
-            lambda: verify.write_manifest(job.run_dir, job.target.objects(finished=False), {}),
+            lambda: verify.write_manifest(job.run_dir, {}, {}),
             lambda: zarr.open_group(job.target.unfinished(), mode="r+").attrs.update({"x": 1}),
             lambda: zarr.open_group(job.target.unfinished(), mode="r+").create_group("2", overwrite=True),
             job.target.commit,

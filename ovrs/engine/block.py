@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ class BlockMap:
     events: dict[str, int]
     """How many tiles reported what."""
     seconds: dict[str, float]
-    """Time spent reading and computing."""
+    """Time spent on `read` and `compute`, and on the parts of the latter: `upload` of pixels to the device, `model`, `blend`
+    with deciding, `download` of labels. A device is waited for in the last."""
     tiles: int
 
 
@@ -72,34 +74,57 @@ def map_block(
     later: list[Callable[[], tuple[str, ...]]] = []
     valid = pixels.valid[block.core.slices_in(block.read)]
     tiles = plan.tiles_of(block.core) if valid.any() else []
-    blend = Blend(segmenter, block.core, tiles, plan)
-    for tile, scored, own in _scored(segmenter, pixels, block, tiles, blend, overhang):
+    blend, clock = Blend(segmenter, block.core, tiles, plan), _Clock()
+    for tile, scored, own in _scored(segmenter, pixels, block, tiles, blend, overhang, clock):
         if callable(own):
             later.append(own)
         else:
             events.update(own)
-        overhang.keep(tile, scored, own, block.core)
-        for part, scores in blend.add(tile, scored):
-            core.fill(part.slices_in(block.core), scores, rule)
+        with clock.of("blend"):
+            overhang.keep(tile, scored, own, block.core)
+            for part, scores in blend.add(tile, scored):
+                core.fill(part.slices_in(block.core), scores, rule)
         if tick is not None:
             tick()
-    label, confidence, score = core.result(valid)
-    for told in later:
-        events.update(told())
+    with clock.of("download"):
+        label, confidence, score = core.result(valid)
+        for told in later:
+            events.update(told())
     total = time.perf_counter() - started
-    seconds = {"read": read_seconds, "compute": total - read_seconds}
+    seconds = {"read": read_seconds, "compute": total - read_seconds, **clock.seconds}
     return BlockMap(label, confidence, score, dict(events), seconds, len(tiles))
 
 
+class _Clock:
+    """Seconds by part of computing."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Count what happens inside."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+
 def _scored(
-    segmenter: Segmenter, pixels: Pixels, block: Block, tiles: list[Tile], blend: Blend, overhang: Overhang
+    segmenter: Segmenter,
+    pixels: Pixels,
+    block: Block,
+    tiles: list[Tile],
+    blend: Blend,
+    overhang: Overhang,
+    clock: _Clock,
 ) -> Iterator[tuple[Tile, Scored, Events]]:
     """Each tile with valid pixels in turn; the segmenter looks at as many at once as it asks for."""
     here = [t for t in tiles if pixels.valid[t.window.slices_in(block.read)].any()]
     fresh = deque(tile for tile in here if tile not in overhang)
-    placed = (
-        segmenter.place(pixels.rgb, pixels.valid) if isinstance(segmenter, Resident) else (pixels.rgb, pixels.valid)
-    )
+    placed: tuple[Array, Array] = (pixels.rgb, pixels.valid)
+    if isinstance(segmenter, Resident) and fresh:
+        with clock.of("upload"):
+            placed = segmenter.place(pixels.rgb, pixels.valid)
     ready: deque[tuple[Scored, Events]] = deque()
     for tile in here:
         known = overhang.take(tile)
@@ -107,8 +132,9 @@ def _scored(
             if not ready:
                 count = segmenter.tiles_at_once if isinstance(segmenter, ManyTiles) else 1
                 batch = [fresh.popleft() for _ in range(min(count, len(fresh)))]
-                samples = [_sample(t, placed, block.read) for t in batch]
-                for looked, found in zip(batch, _look(segmenter, samples), strict=True):
+                with clock.of("model"):
+                    looks = _look(segmenter, [_sample(t, placed, block.read) for t in batch])
+                for looked, found in zip(batch, looks, strict=True):
                     own = found.events if isinstance(found, TileScores) else found[2]
                     ready.append((blend.weighted(looked, found), own))
             known = ready.popleft()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ovrs.engine import scheduler
 from ovrs.engine.allocator import ENVIRONMENT
 from ovrs.engine.session import Backlog, Disconnected, Session
+from ovrs.engine.workers import LOCAL_WORKER
 from ovrs.errors import SchedulerLostError
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def _local_cluster(options: RunOptions) -> Any:
 
     before = dask.config.get("distributed.nanny.pre-spawn-environ", {})
     # workers compute in threads that are not their first: see `ovrs.engine.allocator`, also for Dask's own setting
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": before | ENVIRONMENT}), _deaf_children():
+    own = ENVIRONMENT | {LOCAL_WORKER: "yes"}  # each says in `ovrs.engine.workers.join` which it is
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": before | own}), _deaf_children():
         return LocalCluster(
             n_workers=options.workers,
             threads_per_worker=1,

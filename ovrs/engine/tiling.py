@@ -127,8 +127,22 @@ class Plan:
 
     def block_names(self) -> list[str]:
         """Names of all blocks, row by row; cheap also for scenes of many thousands."""
+        return self.names_in(0, 0, max(self.block_shape))
+
+    def names_in(self, row: int, col: int, count: int) -> list[str]:
+        """Names of at most `count` × `count` blocks from a row and column on, row by row."""
         rows, cols = self.block_shape
-        return [block_name(r, c) for r in range(rows) for c in range(cols)]
+        return [
+            block_name(r, c) for r in range(row, min(row + count, rows)) for c in range(col, min(col + count, cols))
+        ]
+
+    def has(self, name: str) -> bool:
+        """Whether a name is that of a block."""
+        row, _, col = name.partition("_")
+        rows, cols = self.block_shape
+        if not (row.isdecimal() and col.isdecimal() and int(row) < rows and int(col) < cols):
+            return False
+        return name == block_name(int(row), int(col))
 
     def blocks(self) -> list[Block]:
         rows, cols = self.block_shape
@@ -137,11 +151,14 @@ class Plan:
     def block(self, row: int, col: int) -> Block:
         size = self.block_size
         core = Window(row * size, col * size, min(size, self.height - row * size), min(size, self.width - col * size))
-        tiles = [t.window for t in self.tiles_of(core)]
-        read = core
-        for window in tiles:
-            read = read.union(window)
-        return Block(row, col, core, read)
+        (top, bottom), (left, right) = (
+            self._reach(length, begin, end)
+            for length, begin, end in (
+                (self.height, core.row_off, core.row_end),
+                (self.width, core.col_off, core.col_end),
+            )
+        )
+        return Block(row, col, core, core.union(Window(top, left, bottom - top, right - left)))
 
     def tiles_of(self, core: Window) -> list[Tile]:
         """Every tile that touches `core`, row by row."""
@@ -172,6 +189,11 @@ class Plan:
         first = index * g.crops_per_tile
         end = min(first + g.crops_per_tile, crop_count(length, g.crop, g.stride))
         return [max(0, min(i * g.stride, length - g.crop)) for i in range(first, end)]
+
+    def _reach(self, length: int, begin: int, end: int) -> tuple[int, int]:
+        """First pixel, and one after the last, of the tiles along an axis that touch begin to end."""
+        groups = self._groups(length, begin, end)
+        return groups[0][1][0], groups[-1][1][-1] + min(self.geometry.crop, length)
 
     def _groups(self, length: int, begin: int, end: int) -> list[tuple[int, list[int]]]:
         """The tiles along an axis that touch begin to end, with the starts of their crops."""

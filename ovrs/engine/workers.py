@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 
 INTRODUCTION_SECONDS = 120.0
 """How long an item waits in a worker that does not know its work yet."""
+LOCAL_WORKER = "OVRS_LOCAL_WORKER"
+"""Set in the environment of local workers: which one of them a process is, from 0."""
 _KEPT = 32
 """Pieces of work that a worker remembers: runs of several clients may be under way."""
 
@@ -167,6 +169,8 @@ async def join(token: str, content: bytes, dask_worker: Any = None) -> Introduct
         while len(_known) > _KEPT:
             _known.popitem(last=False)
         _arrived.notify_all()
+    if LOCAL_WORKER in os.environ:
+        os.environ[LOCAL_WORKER] = str(dask_worker.name)
     await asyncio.to_thread(known.load, content)
     return Introduction(str(dask_worker.name), f"{socket.gethostname()} ({os.getpid()})", known.facts, known.fault)
 

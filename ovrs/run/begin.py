@@ -216,7 +216,9 @@ def put_back_schema(job: Job) -> None:
     """Put the schema of an unfinished store back to what it is at the beginning."""
     place = job.target.objects(finished=False)
     for name in refresh(place, job.scene.geobox, job.schema):
-        if name not in store.ROOT_FILES:  # those differ, too, after a finish that was cut off
+        if name.partition("/")[0].isdecimal():  # of an overview: these lack where none were asked for at first
+            log.info("%s: %s is written anew", job.out, name)
+        elif name not in store.ROOT_FILES:  # those differ, too, after a finish that was cut off
             log.warning("%s: %s is damaged and written anew", job.out, name)
 
 

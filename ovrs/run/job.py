@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
 from ovrs.store.layout import Schema
+from ovrs.store.levels import Levels
 from ovrs.store.target import Target, target_of
 
 if TYPE_CHECKING:
@@ -66,6 +67,17 @@ class Job:
         return self.plan.chunk * self.plan.block_pitches if wanted and run.zarr_format == 3 else None
 
     @property
+    def levels(self) -> Levels:
+        """The overviews of the job's map."""
+        return Levels(
+            shape=(self.plan.height, self.plan.width),
+            chunk=self.plan.chunk,
+            pitches=self.plan.block_pitches,
+            sharded=self.shard is not None,
+            wanted=self.options.run.pyramid,
+        )
+
+    @property
     def schema(self) -> Schema:
         """The arrays of the job's store."""
         vocabulary, run = self.spec.vocabulary, self.options.run
@@ -76,6 +88,7 @@ class Job:
             shard=self.shard,
             zarr_format=run.zarr_format,
             keep_scores=run.store_scores,
+            levels=self.levels,
         )
 
     def allowing_holes(self) -> Job:

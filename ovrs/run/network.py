@@ -50,10 +50,15 @@ def describe(spec: SegmenterSpec, run: RunOptions) -> Network:
     """Describe the network that `spec` leads to, by a worker of `run.scheduler`, else by this process.
 
     Raises:
-        OvrsError: The segmenter cannot be built there.
+        OvrsError: The segmenter cannot be built there, or there are fewer GPUs here than local workers.
         SchedulerLostError: The workers die while they build it.
     """
-    return _asked(partial(_described, spec), run)
+    found = _asked(partial(_described, spec), run)
+    if found.facts.get("device") == "cuda" and run.executor == "dask" and not execute.is_elsewhere(run):
+        from ovrs.model.clip.cards import require_cards
+
+        require_cards(spec.model.device, run.workers)
+    return found
 
 
 def learn(job: Job) -> Learned:

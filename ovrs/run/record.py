@@ -9,6 +9,7 @@ from ovrs import __version__
 from ovrs.encoding import CONFIDENCE_SCALE
 from ovrs.provenance import NUMERICS, canonical, digest, versions
 from ovrs.redact import cleaned
+from ovrs.run import stages
 from ovrs.run.adaptation import facts_of
 from ovrs.run.place import kinds
 from ovrs.scene.grid import has_ground, pixel_size_m
@@ -107,11 +108,14 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
             events[event] = events.get(event, 0) + count
     total, ground = sum(pixels), sum(areas)
     confidence = sum(r.confidence_sum for r in records.values())
-    mixed = kinds(job.run_dir)
+    mixed, spent = kinds(job.run_dir), stages.seconds(records.values())
     found = {
         **job.run_dir.description().dump(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(r.seconds for r in records.values()), 1),
+        "stages": spent,
+        "mpx_per_second": stages.rates(spent, total),
+        "held_up_by": stages.slowest(spent),
         "blocks": job.plan.block_count,
         "holes": holes,
         **({"mixed_workers": mixed} if len(mixed) > 1 else {}),
@@ -134,6 +138,6 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
 
 def settled(record: RunRecord, before: Mapping[str, object]) -> dict[str, object]:
     """Return the attribute `ovrs` of a map. The facts of an earlier finish stay, with their times, where nothing but times would change."""
-    clock, now = ("finished", "seconds"), record.dump()
+    clock, now = ("finished", "seconds", "stages", "mpx_per_second", "held_up_by"), record.dump()
     same = canonical({**now, **dict.fromkeys(clock)}) == canonical({**before, **dict.fromkeys(clock)})
     return dict(before) if same else now

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovrs.objects.address import is_there
+from ovrs.run import stages
 from ovrs.run.rundir import RunDir
 from ovrs.store.cautions import cautions
 
@@ -34,7 +35,9 @@ def status_of(out: Place) -> Status:
         StoreError: No run was begun for `out`.
     """
     run = RunDir(out)
-    description, records = run.description(), run.records()
+    description, markers = run.description(), run.markers()
+    records = {name: record for name, record in markers.items() if record is not None}
+    damaged = [name for name, record in markers.items() if record is None]
     from ovrs.run.verify import plan_of
 
     total = plan_of(description).block_count
@@ -49,8 +52,10 @@ def status_of(out: Place) -> Status:
             f"{sum(r.seconds for r in done):.0f} s of work"
         ),
     ]
+    pixels, spent = sum(sum(r.histogram.values()) for r in done), stages.seconds(done)
+    lines += [f"  {told}" for told in [stages.line(spent, pixels)] if told]
     lines += [f"  failed {r.name} (attempt {r.attempt}): {r.reason}" for r in failed]
-    lines += [f"  damaged marker {name}: its block is computed again" for name in run.damaged()]
+    lines += [f"  damaged marker {name}: its block is computed again" for name in damaged]
     facts = {
         "map": str(out),
         "state": state.split(",")[0],
@@ -59,10 +64,12 @@ def status_of(out: Place) -> Status:
         "done": len(done),
         "empty": sum(r.status == "empty" for r in done),
         "failed": [{"block": r.name, "attempt": r.attempt, "error": r.error, "reason": r.reason} for r in failed],
-        "damaged_markers": run.damaged(),
-        "pixels": sum(sum(r.histogram.values()) for r in done),
+        "damaged_markers": damaged,
+        "pixels": pixels,
         "seconds": round(sum(r.seconds for r in done), 3),
-        "stages": {k: round(sum(r.stages.get(k, 0.0) for r in done), 3) for k in ("read", "compute", "write")},
+        "stages": spent,
+        "mpx_per_second": stages.rates(spent, pixels),
+        "held_up_by": stages.slowest(spent),
         "workers": dict(Counter(r.worker for r in done if r.worker)),
     }
     return Status(complete, "\n".join(lines), facts)
@@ -109,6 +116,7 @@ def info_of(mapped: Map, *, as_json: bool = False) -> str:
         f"rule       background {record.rule.background}, threshold {record.rule.threshold}"
         + (", confidence as a share of all scores" if record.rule.shares else ""),
         f"run        {record.begun} to {record.finished}, {record.blocks} blocks, {record.seconds} s, ovrs {record.version}",
+        *([f"stages     {pace}"] if (pace := stages.line(record.stages or {}, record.valid_pixels)) else []),
         f"tiles      {', '.join(f'{k} {v}' for k, v in sorted(record.tile_events.items())) or '-'}",
         f"versions   {', '.join(f'{k} {v}' for k, v in record.versions.items())}",
         f"digest     {', '.join(f'{k} {v}' for k, v in record.digest.items())}",

@@ -13,6 +13,7 @@ Each JSON file but the lock carries a checksum of its content. A marker that doe
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -30,8 +31,8 @@ from ovrs.errors import StoreError
 from ovrs.objects.address import Place, is_there, objects_at
 from ovrs.objects.careful import replace_known
 from ovrs.objects.folder import unguarded
-from ovrs.objects.many import each
 from ovrs.provenance import canonical
+from ovrs.run import markers
 from ovrs.store.record import RunDescription
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class BlockRecord:
     attempt: int = 1
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage: read, compute, write."""
+    """Seconds by stage, see `ovrs.run.stages`."""
     worker: str = ""
     """Host and process that computed the block."""
     tiles: int = 0
@@ -64,6 +65,8 @@ class BlockRecord:
     confidence_sum: int = 0
     crc: str = ""
     """CRC-32 of the block's label, confidence and, where they are stored, score bytes."""
+    overviews: str = ""
+    """CRC-32 of the block's own part of the overviews; empty where it wrote none."""
     events: dict[str, int] = field(default_factory=dict)
     error: str = ""
     """Class name of the error of a failed block: what programs decide by."""
@@ -176,27 +179,20 @@ class RunDir:
         return [name for name, record in self.markers().items() if record is None]
 
     def markers(self) -> dict[str, BlockRecord | None]:
-        """Every marker by block name, each read once; None where one cannot be read.
+        """Every marker by block name; None where one cannot be read. Reads what changed since this process read it.
 
         Raises:
             StoreError: `blocks` is not a folder.
         """
         if isinstance(self.blocks, Path) and self.blocks.exists() and not self.blocks.is_dir():
             raise StoreError(f"{self.blocks} is not a folder; remove it, its blocks are then computed again")
-        keys = [f"{_BLOCKS}/{name}" for name in self._names() if name.endswith(".json") and name[0].isdigit()]
-        found = each(self.objects, keys, self._marker)
-        return {key.rpartition("/")[2].removesuffix(".json"): record for key, record in found}
-
-    def _names(self) -> list[str]:
-        if isinstance(self.blocks, Path):
-            return sorted(path.name for path in self.blocks.iterdir()) if self.blocks.exists() else []
-        return [entry.key.rpartition("/")[2] for entry in self.objects.list(f"{_BLOCKS}/", deep=False)]
+        found = markers.read(self.objects, self.path, _BLOCKS, self._marker)
+        return {key.rpartition("/")[2].removesuffix(".json"): record for key, record in found.items()}
 
     def _marker(self, key: str) -> BlockRecord | None:
         found, fault = self.read(key)
         content: Any = found  # of any form, until the names are known
-        known = {f.name for f in fields(BlockRecord)}
-        if fault or content.get("name") != Path(key).stem or not {"status"} <= content.keys() <= known:
+        if fault or content.get("name") != Path(key).stem or not {"status"} <= content.keys() <= _known_keys():
             return None
         return BlockRecord(**content)
 
@@ -249,6 +245,11 @@ class RunDir:
             raise StoreError(
                 f"{error.filename} is in the way of the run directory {self.path}; move it away"
             ) from error
+
+
+@functools.cache
+def _known_keys() -> frozenset[str]:
+    return frozenset(f.name for f in fields(BlockRecord))
 
 
 def _description_fault(content: Any) -> str:

@@ -10,15 +10,18 @@ import hashlib
 import logging
 import zlib
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ovrs.engine.tiling import Plan, TileGeometry
-from ovrs.errors import DamagedBlocksError, StoreError
+from ovrs.errors import StoreError
 from ovrs.objects.address import Place, objects_at
 from ovrs.objects.many import each
+from ovrs.provenance import canonical
 from ovrs.run import adaptation
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
@@ -26,7 +29,7 @@ from ovrs.store.keys import hidden
 from ovrs.store.target import target_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import zarr
     from numpy.typing import NDArray
@@ -35,12 +38,12 @@ if TYPE_CHECKING:
     from ovrs.engine.tiling import Block
     from ovrs.objects.interface import Objects
     from ovrs.run.rundir import BlockRecord
+    from ovrs.scene.grid import Window
     from ovrs.store.record import RunDescription
-    from ovrs.store.target import Target
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+MANIFEST, PARTS = "manifest.json", "manifest"
 FOREIGN = "foreign, not written by this run"
 FOLDER = "a folder in place of a file"
 
@@ -51,12 +54,17 @@ Checksum = list[int | str]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a finished run knows of its map: content of `manifest.json`."""
+    """What a finished run knows of its map: content of `manifest.json`, and of its parts for a large map."""
 
     facts: Mapping[str, object] = field(default_factory=dict)
     """The map's own record as JSON. Empty: unknown."""
-    files: Mapping[str, Checksum] = field(default_factory=dict)
-    """Checksum of every file by its path in the store. Empty: unknown."""
+    load: Callable[[], Mapping[str, Checksum]] = dict
+    """Reads `files`."""
+
+    @cached_property
+    def files(self) -> Mapping[str, Checksum]:
+        """Checksum of every file by its path in the store. Empty: unknown."""
+        return self.load()
 
     @property
     def holes(self) -> list[str]:
@@ -183,26 +191,58 @@ def checksum(content: bytes) -> Checksum:
     return [len(content), hashlib.sha256(content).hexdigest()]
 
 
-def write_manifest(run: RunDir, below: Objects, facts: Mapping[str, object]) -> None:
-    """Record the checksums of all files of a store that is about to become a finished one."""
+def checksums(below: Objects, names: Iterable[str]) -> dict[str, Checksum]:
+    """Checksums of those of the named files that are there."""
 
-    def told(name: str) -> Checksum:
+    def told(name: str) -> Checksum | None:
         found = below.get(name)
-        if found is None:
-            raise StoreError(f"{name} of {run.store} vanished while the run was finished; the same command goes on")
-        return checksum(found.content)
+        return None if found is None else checksum(found.content)
 
-    names = [entry.key for entry in below.list()]
-    run.write(MANIFEST, {"facts": facts, "files": dict(each(below, names, told))})
+    return {name: found for name, found in each(below, names, told) if found is not None}
+
+
+def write_manifest(
+    run: RunDir, facts: Mapping[str, object], files: Mapping[str, Checksum], parts: Mapping[str, str] | None = None
+) -> None:
+    """Record the checksums of all files of a store that is about to become a finished one.
+
+    Args:
+        run: The run.
+        facts: The map's record.
+        files: Checksum of each file by its path in the store, but for those in parts.
+        parts: What `write_part` gave, by name.
+    """
+    run.write(MANIFEST, {"facts": facts, "files": files, **({"parts": parts} if parts else {})})
+
+
+def write_part(run: RunDir, name: str, files: Mapping[str, Checksum]) -> str:
+    """Record the checksums of some files of a large map; returns CRC-32 of the record."""
+    run.write(f"{PARTS}/{name}.json", {"files": files})
+    return _crc(files)
 
 
 def read_manifest(run: RunDir) -> Manifest:
-    """Return the run's manifest; empty when there is none or it is damaged."""
+    """Return the run's manifest; empty when there is none or it is damaged, without files when a part of it is."""
     content, fault = run.read(MANIFEST)
-    facts, listed = content.get("facts"), content.get("files")
-    if fault or not isinstance(listed, dict):
+    facts, listed, parts = content.get("facts"), content.get("files"), content.get("parts", {})
+    if fault or not isinstance(listed, dict) or not isinstance(parts, dict):
         return Manifest()
-    return Manifest(facts=facts if isinstance(facts, dict) else {}, files=listed)
+    return Manifest(facts=facts if isinstance(facts, dict) else {}, load=partial(_with_parts, run, listed, parts))
+
+
+def _with_parts(run: RunDir, listed: dict[str, Checksum], parts: Mapping[str, str]) -> Mapping[str, Checksum]:
+    found = dict(listed)
+    for name, crc in parts.items():
+        content, fault = run.read(f"{PARTS}/{name}.json")
+        files: Any = content.get("files")
+        if fault or not isinstance(files, dict) or _crc(files) != crc:
+            return {}
+        found |= files
+    return found
+
+
+def _crc(files: Mapping[str, Checksum]) -> str:
+    return f"{zlib.crc32(canonical(files).encode()):08x}"
 
 
 def _names(out: Place) -> list[str]:
@@ -227,64 +267,53 @@ def damaged_blocks(path: Path | Store, plan: Plan, records: dict[str, BlockRecor
     Raises:
         StoreError: The store's metadata are damaged.
     """
-    group = store.opened(path)
-    layers = {name: store.array(group, name) for name in ("label", "confidence")}
-    if "score" in group:
-        layers["score"] = store.array(group, "score")
-    known = set(plan.block_names())
+    layers = layers_of(store.opened(path))
     for name, record in records.items():
-        if name not in known:
-            continue
-        block = plan.block(*map(int, name.split("_")))
-        try:
-            values = [np.asarray(layer[_region(block, layer)]) for layer in layers.values()]
-        except StoreError:
-            yield name, Problem(_unreadable(layers, block) or f"block {name}", "cannot be unpacked")
-            continue
-        if block_crc(*values) != record.crc:
-            yield name, Problem(f"block {name}", "differs from what was written")
+        block = plan.block(*map(int, name.split("_"))) if plan.has(name) else None
+        if block is not None and isinstance(found := read_block(layers, block, record.crc), Problem):
+            yield name, found
 
 
-def require_whole(out: Place, target: Target, run: RunDir, plan: Plan) -> None:
-    """Refuse to finish with blocks that no longer hold what was written; their markers are removed.
-
-    Raises:
-        DamagedBlocksError: Names the blocks, which then count as not computed.
-    """
-    records = {name: r for name, r in run.records().items() if r.finished}
-    damaged = list(damaged_blocks(target.unfinished(), plan, records))
-    for name, problem in damaged:
-        log.warning("block %s is computed again: %s", name, problem)
-        run.forget(name)
-    if damaged:
-        names = [name for name, _ in damaged]
-        raise DamagedBlocksError(
-            f"{len(names)} finished blocks of {out} no longer hold what was written "
-            f"({', '.join(names[:5])}{', …' if len(names) > 5 else ''}); `ovrs resume {out}` computes them again",
-            names,
-        )
+def layers_of(group: zarr.Group) -> list[store.Layer]:
+    """Arrays of a store that blocks write."""
+    names = ("label", "confidence", "score") if "score" in group else ("label", "confidence")
+    return [store.array(group, name) for name in names]
 
 
-def _region(block: Block, layer: zarr.Array[Any]) -> tuple[slice, ...]:
-    core = block.core
-    place = (slice(core.row_off, core.row_end), slice(core.col_off, core.col_end))
+def read_block(layers: list[store.Layer], block: Block, crc: str) -> list[NDArray[Any]] | Problem:
+    """Return the pixels of a finished block in each layer, or what is wrong with them."""
+    try:
+        values = [np.asarray(layer[_region(block.core, layer)]) for layer in layers]
+    except StoreError:
+        return Problem(_unreadable(layers, block) or f"block {block.name}", "cannot be unpacked")
+    return values if block_crc(*values) == crc else Problem(f"block {block.name}", "differs from what was written")
+
+
+def _region(window: Window, layer: zarr.Array[Any]) -> tuple[slice, ...]:
+    place = (slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))
     return (slice(None), *place) if layer.ndim == 3 else place
 
 
-def _unreadable(layers: dict[str, store.Layer], block: Block) -> str | None:
+def chunk_files(layer: zarr.Array[Any], window: Window) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """Files that hold a window of a layer, by their paths in the store, and the pixels in each; some may not exist."""
+    sizes = layer.shards or layer.chunks
+    ranges = [
+        range((part.start or 0) // size, -(-(part.stop or length) // size))
+        for part, size, length in zip(_region(window, layer), sizes, layer.shape, strict=True)
+    ]
+    for index in product(*ranges):
+        pixels = tuple(slice(i * s, (i + 1) * s) for i, s in zip(index, sizes, strict=True))
+        yield f"{layer.path}/{layer.metadata.encode_chunk_key(index)}", pixels
+
+
+def _unreadable(layers: list[store.Layer], block: Block) -> str | None:
     """Return the first chunk file of a block that cannot be read."""
-    for name, layer in layers.items():
-        sizes = layer.shards or layer.chunks
-        ranges = [
-            range((part.start or 0) // size, -(-(part.stop or length) // size))
-            for part, size, length in zip(_region(block, layer), sizes, layer.shape, strict=True)
-        ]
-        for place in np.ndindex(*(len(r) for r in ranges)):
-            index = tuple(r[i] for r, i in zip(ranges, place, strict=True))
+    for layer in layers:
+        for name, pixels in chunk_files(layer, block.core):
             try:
-                _ = layer[tuple(slice(i * s, (i + 1) * s) for i, s in zip(index, sizes, strict=True))]
+                _ = layer[pixels]
             except StoreError:
-                return f"{name}/{layer.metadata.encode_chunk_key(index)}"
+                return name
     return None
 
 

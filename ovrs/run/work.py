@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import zarr
 
 from ovrs.encoding import CONFIDENCE_NODATA
 from ovrs.engine import allocator, workers
@@ -25,6 +26,7 @@ from ovrs.run.rundir import BlockRecord
 from ovrs.scene import identity
 from ovrs.scene.grid import row_areas_m2
 from ovrs.store import layout as store
+from ovrs.store import pyramid
 from ovrs.telemetry import log_as_json
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from ovrs.scene.raster import Pixels
 
 log = logging.getLogger(__name__)
+
+BESIDE_DEVICE = 2
+"""Threads that read, and threads that write, beside a GPU: it maps faster than one thread unpacks."""
 
 
 @dataclass(frozen=True)
@@ -114,24 +119,26 @@ class Worker(workers.Work[list[str], list[BlockRecord]]):
 
 
 def run_blocks(job: Job, names: list[str], is_over: Callable[[], bool] = lambda: False) -> Iterator[BlockRecord]:
-    """Compute blocks one after another; meanwhile one thread reads the next one's pixels, another writes the last one's.
+    """Compute blocks one after another; meanwhile other threads read the next blocks' pixels and write those of the last.
 
-    A failure becomes a marker with the reason, never a hole. Ends before the next block once `is_over` says so.
+    One thread reads and one writes where a processor computes, two and two beside a GPU. As many blocks as threads are
+    read ahead, and as many wait to be written. A failure of any stage becomes a marker of its block with the reason,
+    never a hole. Ends before the next block once `is_over` says so.
     """
-    overhang = Overhang()
-    with ThreadPoolExecutor(1, "ovrs-read") as reader, ThreadPoolExecutor(1, "ovrs-write") as writer:
-        coming: deque[Future[Pixels]] = deque()
+    overhang, beside = Overhang(), 1 if job.facts.get("device", "cpu") == "cpu" else BESIDE_DEVICE
+    with ThreadPoolExecutor(beside, "ovrs-read") as reader, ThreadPoolExecutor(beside, "ovrs-write") as writer:
+        coming: deque[Future[tuple[Pixels, float]]] = deque()
         leaving: deque[Future[BlockRecord]] = deque()
         try:
             for index, name in enumerate(names):
                 if is_over():
                     break
-                for ahead in names[index + len(coming) : index + 2]:
-                    coming.append(reader.submit(job.scene.read, job.block(ahead).read))
+                for ahead in names[index + len(coming) : index + 1 + beside]:
+                    coming.append(reader.submit(_read, job, ahead))
                 pixels, started = coming.popleft(), time.perf_counter()
                 result = _computed(job, name, overhang, pixels.result)
                 leaving.append(writer.submit(_commit, job, name, result, started))
-                if len(leaving) > 1:  # at most one block waits to be written
+                if len(leaving) > beside:
                     yield leaving.popleft().result()
             yield from (record.result() for record in leaving)
         finally:
@@ -153,15 +160,15 @@ def run_in_turn(job: Job, stop: threading.Event, names: list[str]) -> list[Block
 
 
 def _computed(
-    job: Job, name: str, overhang: Overhang, pixels: Callable[[], Pixels] | None = None
+    job: Job, name: str, overhang: Overhang, pixels: Callable[[], tuple[Pixels, float]] | None = None
 ) -> BlockMap | Exception:
-    """Return the map of a block, or why there is none."""
+    """Return the map of a block, or why there is none. `pixels` waits for them and for the seconds that reading took."""
     try:
         network.require_same(job)
         segmenter, block = segmenters.build(job.spec), job.block(name)
         keep = job.options.run.store_scores
-        ready = pixels() if pixels else None
-        return map_block(
+        ready, spent = pixels() if pixels else _read(job, name)
+        found = map_block(
             job.scene,
             segmenter,
             job.plan,
@@ -172,9 +179,16 @@ def _computed(
             overhang=overhang,
             tick=meter.tick,
         )
+        return replace(found, seconds={**found.seconds, "read": spent})
     except Exception as error:
         log.debug("block %s", name, exc_info=True)
         return error
+
+
+def _read(job: Job, name: str) -> tuple[Pixels, float]:
+    """Pixels of a block, and the seconds that reading them took."""
+    started = time.perf_counter()
+    return job.scene.read(job.block(name).read), time.perf_counter() - started
 
 
 def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -> BlockRecord:
@@ -188,16 +202,11 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
             raise result
         block = job.block(name)
         writing = time.perf_counter()
-        store.write_block(
-            job.target.unfinished(),
-            block.core,
-            job.shard or job.plan.chunk,
-            result.label,
-            result.confidence,
-            result.score,
-        )
+        overviews = _write(job, block, result)
         stages = {**result.seconds, "write": time.perf_counter() - writing}
-        record = replace(_record(job, block, result), stages={k: round(v, 3) for k, v in stages.items()})
+        record = replace(
+            _record(job, block, result), overviews=overviews, stages={k: round(v, 3) for k, v in stages.items()}
+        )
     except (SceneChangedError, StoreLockedError):
         raise
     except Exception as error:
@@ -208,6 +217,16 @@ def _commit(job: Job, name: str, result: BlockMap | Exception, started: float) -
     seconds = round(time.perf_counter() - started, 3)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     return job.run_dir.record(replace(record, attempt=attempt, seconds=seconds, worker=worker))
+
+
+def _write(job: Job, block: Block, result: BlockMap) -> str:
+    """Write a block's pixels and its part of the overviews; returns CRC-32 of the latter."""
+    place = job.target.unfinished()
+    store.write_block(place, block.core, job.shard or job.plan.chunk, result.label, result.confidence, result.score)
+    if not job.levels.by_block:
+        return ""
+    root = zarr.open_group(place, mode="r+", use_consolidated=False)
+    return pyramid.write_block(root, job.levels, block.core, (result.label, result.confidence))
 
 
 def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:

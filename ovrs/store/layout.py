@@ -1,6 +1,6 @@
 """The output store: Zarr with the georeferencing that every reader looks for. Schema first, then regions.
 
-Layout (level 0 at the root, overview levels in groups `2`, `4`, …):
+Layout (level 0 at the root, overview levels in groups `2`, `4`, …, see `ovrs.store.levels`):
 
     label        (y, x)         uint8, 255 = no data (uint16, 65535 above 254 classes)
     confidence   (y, x)         uint8, 0..200 = 0..1, 255 = no data
@@ -14,8 +14,9 @@ would turn class numbers into floating point.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from zarr.core.common import JSON
 
     from ovrs.scene.grid import Window
+    from ovrs.store.levels import Levels
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,6 @@ codec.install()
 
 PUBLISHING = "publish.json"
 """File of a place that a map is published to; the root metadata come last."""
-
-PYRAMID_FLOOR = 256
-"""Overview levels are added until both sides are at most this many pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,8 @@ class Schema:
     zarr_format: Literal[2, 3] = 3
     keep_scores: bool = False
     """Whether every class's score is stored, too."""
+    levels: Levels | None = None
+    """Overviews; None for none."""
 
 
 def create(path: Path | Store, geobox: GeoBox, schema: Schema, *, attributes: Mapping[str, JSON] | None = None) -> None:
@@ -82,6 +83,10 @@ def create(path: Path | Store, geobox: GeoBox, schema: Schema, *, attributes: Ma
     group = zarr.create_group(path, zarr_format=schema.zarr_format)
     level(group, geobox, schema)
     group.attrs.update({"Conventions": "CF-1.11", **(attributes or {})})
+    if schema.levels is not None:
+        for factor in schema.levels.factors:
+            plain = replace(schema, shard=schema.levels.shard_of(factor), keep_scores=False)
+            level(group.create_group(str(factor)), schema.levels.geobox_of(factor, geobox), plain)
 
 
 def level(group: zarr.Group, geobox: GeoBox, schema: Schema) -> None:
@@ -257,8 +262,10 @@ def clear_block(path: Path | Store, window: Window) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what killed writers left in a store: zarr gives unfinished chunks the suffix `.partial`."""
-    for leftover in path.rglob("*.partial"):
-        leftover.unlink(missing_ok=True)
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if name.endswith(".partial"):
+                Path(folder, name).unlink(missing_ok=True)
 
 
 class Layer(zarr.Array[Any]):

@@ -241,6 +241,12 @@ class RunRecord(RunDescription):
     """Time in ISO 8601, UTC."""
     seconds: float
     """Computing time, summed over blocks."""
+    stages: dict[str, float] | None = None
+    """Seconds by stage, summed over blocks: read, compute, write, and the parts of computing."""
+    mpx_per_second: dict[str, float] | None = None
+    """Megapixels of map a second by stage, for one worker that does nothing else."""
+    held_up_by: str | None = None
+    """The slowest stage."""
     blocks: int
     holes: list[str]
     """Names of blocks that are missing and no data."""

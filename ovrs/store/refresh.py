@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from zarr.storage import MemoryStore
 
 from ovrs.errors import OutputError, StoreError
+from ovrs.objects.many import each
 from ovrs.store.layout import create
 
 if TYPE_CHECKING:
@@ -31,17 +32,21 @@ def refresh(place: Objects, geobox: GeoBox, schema: Schema) -> list[str]:
     Raises:
         StoreError: A folder of the store is a file, or the reverse.
     """
-    wanted: dict[str, Buffer] = {}
-    create(MemoryStore(wanted), geobox, schema)
-    changed = []
-    for name, content in sorted(wanted.items()):
-        found = place.get(name)
-        if found is None or found.content != content.to_bytes():
+    changed, wanted = [], schema_files(geobox, schema)
+    for name, found in each(place, wanted, place.get):
+        if found is None or found.content != wanted[name]:
             try:
-                place.put(name, content.to_bytes())
+                place.put(name, wanted[name])
             except OutputError as error:
                 if not isinstance(error.__cause__, (FileExistsError, NotADirectoryError, IsADirectoryError)):
                     raise
                 raise StoreError(f"something is in the way of the store; move it away: {error}") from error
             changed.append(name)
     return changed
+
+
+def schema_files(geobox: GeoBox, schema: Schema) -> dict[str, bytes]:
+    """Metadata and coordinates as `create` writes them, by their paths in the store."""
+    wanted: dict[str, Buffer] = {}
+    create(MemoryStore(wanted), geobox, schema)
+    return {name: content.to_bytes() for name, content in sorted(wanted.items())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,9 +114,14 @@ def _padded(stack: Tensor, shape: tuple[int, int]) -> tuple[Tensor, tuple[int, i
 def normalise(model: LoadedModel, rgb: Array, valid: Array) -> Tensor:
     """CLIP-normalised float32 `(3, H, W)`; pixels that are not valid get the mean colour, which is 0."""
     image = _tensor(rgb).to(model.device, torch.float32) / 255
-    mean = torch.tensor(model.mean, device=model.device)[:, None, None]
-    std = torch.tensor(model.std, device=model.device)[:, None, None]
+    mean, std = (_of_channels(tuple(values), model.device) for values in (model.mean, model.std))
     return torch.where(_tensor(valid).to(model.device), (image - mean) / std, 0.0)
+
+
+@functools.lru_cache(maxsize=16)
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`(3, 1, 1)` on a device, brought there once."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def _tensor(values: Array) -> Tensor:

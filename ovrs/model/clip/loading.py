@@ -14,6 +14,7 @@ from ovrs.errors import OptionError, WeightsError
 from ovrs.foreign import is_file
 from ovrs.methods.recommended import BUNDLED, LOCAL, METADATA_FILE, place_of
 from ovrs.model.clip import architecture, directory, fetching, published, tips, towers
+from ovrs.model.clip.cards import own_card
 from ovrs.model.clip.known import table
 from ovrs.model.clip.probe import require_sound
 from ovrs.model.clip.stem import ConvStem
@@ -140,7 +141,7 @@ def _directory(options: ModelOptions) -> Path | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of an option: `auto` takes `OVRS_DEVICE`, else a GPU where there is one.
+    """The device of an option: `auto` takes `OVRS_DEVICE`, else a GPU where there is one; a local worker its own card.
 
     Raises:
         OptionError: No such device.
@@ -148,14 +149,14 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto" and os.environ.get("OVRS_DEVICE"):
         name = os.environ["OVRS_DEVICE"]  # a worker says which of a machine's GPUs is its own
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return own_card(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise OptionError(f"--device {name!r} is unknown; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
-    return device
+    return own_card(device)
 
 
 def hash_weights(model: nn.Module) -> str:
