@@ -238,12 +238,12 @@ def stop_watching(site):
 def test_a_cancelled_run_ends_within_a_block_and_leaves_no_process(site, web):
     """With local Dask workers, which are processes, too; what is done is kept, and the same run again goes on.
 
-    The scene's server takes half a second for each answer, so that hundreds of blocks take minutes on any machine.
+    The scene's server takes two seconds for each answer, so that a hundred blocks take minutes on any machine.
     """
     stop_watching(site)
     scene, out = web.folder / "scene.tif", site.folder / "third.zarr"
-    write_scene(scene, height=3000, width=3000, world=World(seed=8))
-    web.set(wait=0.5)
+    write_scene(scene, height=1300, width=1300, world=World(seed=8))
+    web.set(wait=2.0)
     chosen = {"model": {"model": "trivial", "crop": 64}, "method": {"method": "none"}}
     run = {"executor": "dask", "workers": 1, "block_pitches": 1, "batch": 2}
     given = {"scene": web.url, "out": str(out), "products": False, "options": {**chosen, "run": run}}
