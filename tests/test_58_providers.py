@@ -128,6 +128,7 @@ def test_a_bucket_that_is_not_there_is_named(url):
         assert "conditions" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_a_map_is_the_local_one_and_everything_reads_it(url, noise_scene, words, tmp_path):
     scene, local = noise_scene(200, 170), tmp_path / "m.zarr"
     job = begin.prepare(scene, words, Address(url), chosen())
