@@ -20,7 +20,7 @@ test-papers: $(VENV)/installed
 
 # a Prefect server, a Dask scheduler and workers as processes on loopback
 test-cluster: $(VENV)/installed
-	$(BIN)/python -m pytest -m cluster --timeout 1200
+	$(BIN)/python -m pytest -m cluster --timeout 3600
 
 # the bundle in ovrs/view/static, from exact versions with integrity hashes; needs Node.js
 viewer:

@@ -71,7 +71,7 @@ class Site:
 
     def run(self, *command):
         done = subprocess.run(
-            list(map(str, command)), check=False, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=300
+            list(map(str, command)), check=False, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -114,10 +114,7 @@ def site(tmp_path_factory, request):
                 "--no-dashboard",
             ]
             found.start(f"worker{i}", BIN / "dask", *worker, "--local-directory", found.folder)
-        wait(
-            lambda: urllib.request.urlopen(f"http://127.0.0.1:{found.api_port}/api/health", timeout=2).status == 200,
-            180,
-        )
+        wait(lambda: is_up(found))
         found.run(BIN / "prefect", "work-pool", "create", "ovrs", "--type", "process")
         found.run(BIN / "prefect", "--no-prompt", "deploy", "--prefect-file", deployments(found), "--all")
         found.start("flows", BIN / "prefect", "worker", "start", "--pool", "ovrs", "--limit", 3)
@@ -161,7 +158,13 @@ def processes_with(words):
     return found
 
 
-def wait(condition, seconds):
+def is_up(site):
+    with urllib.request.urlopen(f"http://127.0.0.1:{site.api_port}/api/health", timeout=30) as answer:
+        return answer.status == 200
+
+
+def wait(condition, seconds=900):
+    """Until something holds; the bound is for a machine that others use, too."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -191,7 +194,7 @@ def compare(site, name, scene):
 def test_a_dropped_file_is_mapped_by_schedule_and_exported(site):
     write_scene(site.folder / "first.tif", height=1200, width=1000, world=World(seed=5))
     shutil.move(site.folder / "first.tif", site.folder / "incoming/first.tif")
-    wait(lambda: mapped(site, "first"), 300)
+    wait(lambda: mapped(site, "first"))
     assert (site.folder / "maps/incoming/first.tif").exists()
     assert (site.folder / "maps/incoming/first.png").exists()
     compare(site, "first", site.folder / "incoming/first.tif")
@@ -201,9 +204,9 @@ def test_a_killed_worker_changes_nothing(site):
     write_scene(site.folder / "second.tif", height=1600, width=1400, world=World(seed=6))
     shutil.move(site.folder / "second.tif", site.folder / "incoming/second.tif")
     blocks = site.folder / "maps/incoming/second.run/blocks"
-    wait(lambda: len(list(blocks.glob("*.json"))) >= 2, 240)
+    wait(lambda: len(list(blocks.glob("*.json"))) >= 2)
     os.killpg(site.running["worker0"].pid, signal.SIGKILL)
-    wait(lambda: mapped(site, "second"), 300)
+    wait(lambda: mapped(site, "second"))
     compare(site, "second", site.folder / "incoming/second.tif")
 
 
@@ -250,10 +253,10 @@ def test_a_cancelled_run_ends_within_a_block_and_leaves_no_process(site, web):
     told = site.run(BIN / "prefect", "deployment", "run", "map-scene/scene", "--params", json.dumps(given))
     number = re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", told)[0]
     blocks = site.folder / "third.run/blocks"
-    wait(lambda: len(list(blocks.glob("*.json"))) >= 3, 300)
+    wait(lambda: len(list(blocks.glob("*.json"))) >= 3)
     assert len(processes_of(number)) >= 2
     site.run(BIN / "prefect", "flow-run", "cancel", number)
-    wait(lambda: not processes_of(number), 120)
+    wait(lambda: not processes_of(number))
     count = len(list(blocks.glob("*.json")))
     found = asked(site, f"flow_runs/{number}")
     assert found["state"]["type"] in ("CANCELLED", "CANCELLING")
@@ -288,16 +291,15 @@ def test_the_prefect_server_goes_away_during_a_run(tmp_path, back):
     write_scene(tmp_path / "s.tif", height=1500, width=1500, world=World(seed=7))
     try:
         site.start("server", *serve)
-        health = f"http://127.0.0.1:{site.api_port}/api/health"
-        wait(lambda: urllib.request.urlopen(health, timeout=2).status == 200, 180)
+        wait(lambda: is_up(site))
         site.start("flow", sys.executable, "-c", FLOW, tmp_path / "s.tif", tmp_path / "m.zarr")
         flow = site.running["flow"]
-        wait(lambda: len(list((tmp_path / "m.run/blocks").glob("*.json"))) >= 2, 120)
+        wait(lambda: len(list((tmp_path / "m.run/blocks").glob("*.json"))) >= 2)
         os.killpg(site.running["server"].pid, signal.SIGKILL)
         site.running.pop("server").wait()
         if back:
             site.start("server_again", *serve)
-        assert (flow.wait(timeout=600) == 0) == back, (tmp_path / "flow.log").read_text()[-3000:]
+        assert (flow.wait(timeout=900) == 0) == back, (tmp_path / "flow.log").read_text()[-3000:]
         if not back:
             assert "the map goes on unseen" in (tmp_path / "flow.log").read_text()
     finally:
