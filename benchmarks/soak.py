@@ -1,6 +1,8 @@
 """A whole installation under random kills: Prefect server and worker, Dask scheduler and workers, and clients in mid run.
 
-    python -m benchmarks.soak --minutes 60 [--seed 0] [--work build/soak] [--json benchmarks/results/soak.json]
+    python -m benchmarks.soak --minutes 60 [--seed 0] [--pace 7] [--work build/soak] [--json benchmarks/results/soak.json]
+
+`--pace` is the mean number of seconds between two events: one that is shorter than a pass takes lets no pass end.
 
 Images are delivered, delivered again, renamed, replaced and cut in halves meanwhile. At the end nothing is killed any more,
 and everything must come to rest: every image mapped, each content once, and each map equal to a serial run byte for byte.
@@ -104,12 +106,12 @@ class Installation:
         self.start("flows")
 
     def deployment(self) -> Path:
-        """The project's watcher, which looks every thirty seconds here."""
+        """The project's watcher, which looks every minute here."""
         import yaml
 
         content = yaml.safe_load((ROOT / "infra/prefect.yaml").read_text())
         watch = next(d for d in content["deployments"] if d["name"] == "watch")
-        watch["schedules"] = [{"interval": 30}]
+        watch["schedules"] = [{"interval": 60}]
         run = {**RUN, "scheduler": f"tcp://127.0.0.1:{self.dask}"}
         watch["parameters"] = {"collection": "drop", "catalog": str(self.folder / "c.yaml"), "run": run}
         content["deployments"] = [watch]
@@ -221,12 +223,14 @@ class Deliveries:
         return kind
 
 
-def disturb(site: Installation, deliveries: Deliveries, minutes: float, chance: random.Random) -> Counter[str]:
-    """Deliver and kill for so long."""
+def disturb(
+    site: Installation, deliveries: Deliveries, minutes: float, pace: float, chance: random.Random
+) -> Counter[str]:
+    """Deliver and kill for so long, something every `pace` seconds on average."""
     done: Counter[str] = Counter()
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
-        time.sleep(chance.uniform(2, 12))
+        time.sleep(chance.uniform(0.3, 1.7) * pace)
         site.supervise()
         if chance.random() < 0.5:
             done["delivered: " + deliveries.act()] += 1
@@ -305,6 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pace", type=float, default=7.0)
     parser.add_argument("--work", type=Path, default=Path("build/soak"))
     parser.add_argument("--json", type=Path, help="file for the outcome")
     args = parser.parse_args()
@@ -313,7 +318,7 @@ def main() -> None:
     site = Installation(args.work.absolute())
     try:
         site.begin()
-        done = disturb(site, Deliveries(site.folder, chance), args.minutes, chance)
+        done = disturb(site, Deliveries(site.folder, chance), args.minutes, args.pace, chance)
         quiet, rest, contents = time.monotonic(), False, 0
         until = quiet + REST_SECONDS
         while not rest and time.monotonic() < until:
@@ -332,6 +337,7 @@ def main() -> None:
         args.minutes,
         args.seed,
         done,
+        pace=args.pace,
         images={state: len(names) for state, names in states.items()},
         contents=contents,
         seconds_to_rest=round(settled),
