@@ -540,6 +540,9 @@ def test_a_copy_without_its_run_directory_is_the_map_that_was_asked_for(
         pipeline.map_scene(scene, words, place, chosen(block_pitches=3, shards=True))
     assert contents(place_of(place)) == before
     assert (computed, RunDir(place_of(place)).exists) == ([], False)
+    told = status_of(place_of(place))
+    assert (told.complete, told.facts["done"]) == (True, facts["blocks"])
+    assert "a copy without its run directory" in told.text
     pipeline.map_scene(scene, words, place, chosen(shards=True), overwrite=True)
     assert computed
     assert verify.check(place_of(place)).problems == ()
