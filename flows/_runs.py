@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ExternalSignal, PrefectException
 from prefect.runtime import flow_run
 
+from ovrs.objects.address import place_of
 from ovrs.redact import redacted
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def mark(*words: str) -> None:
 
 def asset(out: str, name: str) -> Asset:
     """The map at `out` as an asset of Prefect."""
-    url = redacted(out) if "://" in out else f"file://{Path(out).absolute()}"
+    place = place_of(out)
+    url = f"file://{place.absolute()}" if isinstance(place, Path) else redacted(out)
     key = re.sub(r"[^A-Za-z0-9_.\-/:+~]", "_", url)[:500]
     return Asset(key=key, properties=AssetProperties(name=name, description=f"Class map of {name}"))
 

@@ -226,7 +226,7 @@ def test_what_is_no_map_is_refused(tmp_path):
     zarr.create_group(tmp_path / "other.zarr")
     with pytest.raises(StoreError, match="not one that ovrs wrote"):
         ovrs.open(tmp_path / "other.zarr")
-    with pytest.raises(StoreError, match="no map at"):
+    with pytest.raises(StoreError, match="no store at"):
         ovrs.open(f"file://{tmp_path}/no.zarr")
     with pytest.raises(OptionError, match="fsspec"):
         ovrs.open("nowhere://bucket/m.zarr")

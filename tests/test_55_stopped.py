@@ -454,7 +454,7 @@ def test_a_copy_with_holes_and_no_run_is_replaced_when_told_so(noise_scene, word
     scene, holes = map_with_a_hole(noise_scene, words, trivial, out, monkeypatch)
     publish.publish(out, url)
     wanted = Request(uri=scene, words=words, target=url, options=trivial())
-    with pytest.raises(StoreError, match=r"no run directory .* pass --overwrite"):
+    with pytest.raises(StoreError, match=r"lacks blocks, .*no run directory .* pass --overwrite"):
         pipeline.map(wanted)
     assert publish.published_facts(url)["holes"] == holes
     assert pipeline.map(wanted, overwrite=True)["holes"] == publish.published_facts(url)["holes"] == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from ovrs.objects import claim, remote
 from ovrs.objects.address import Address, objects_at, place_of
 from ovrs.objects.folder import Folder
 from ovrs.objects.remote import Remote
-from ovrs.run import begin, publish, verify, work
+from ovrs.run import begin, publish, verify, versions, work
 from ovrs.run import lock as locks
 from ovrs.run.lock import Lock
 from ovrs.run.report import status_of
@@ -68,7 +69,7 @@ def chosen(**run):
 
 def contents(out):
     """Content of every file by its name; without the record of times in the root metadata."""
-    below = Folder(out) if isinstance(out, Path) else objects_at(Address(out))
+    below = objects_at(Address(out) if isinstance(out, str) else out)
     found = {entry.key: below.get(entry.key).content for entry in below.list()}
     for name in ("zarr.json", ".zattrs", ".zmetadata"):
         if name in found:
@@ -343,6 +344,10 @@ def test_overwrite_shows_the_old_map_or_none_or_the_new_one(gate, noise_scene, w
     assert not Remote("s3://maps").list()
 
 
+class Cut(BaseException):
+    """The end of the process. A KeyboardInterrupt would end the thread in which zarr works."""
+
+
 @pytest.mark.slow
 def test_cut_off_at_every_write_the_same_command_makes_the_same_map(gate, noise_scene, words, tmp_path, monkeypatch):
     """Also within the commit: a reader finds no map, or the whole one."""
@@ -355,7 +360,7 @@ def test_cut_off_at_every_write_the_same_command_makes_the_same_map(gate, noise_
     def writing(self, key):
         left[0] -= 1
         if left[0] < 0 and "lock" not in key and ".probe" not in key:
-            raise KeyboardInterrupt
+            raise Cut
         with real(self, key):
             yield
 
@@ -366,7 +371,7 @@ def test_cut_off_at_every_write_the_same_command_makes_the_same_map(gate, noise_
         try:
             pipeline.map_scene(scene, words, URL, chosen())
             break
-        except KeyboardInterrupt:
+        except Cut:
             left[0] = 1000
         try:
             with ovrs.open(URL) as mapped:
@@ -490,5 +495,66 @@ def test_a_process_stopped_beyond_the_expiry_changes_nothing_in_the_bucket(
 
 
 def test_a_file_address_is_a_path_of_this_machine(tmp_path):
-    assert place_of(f"file://{tmp_path}/x y/o.zarr") == tmp_path / "x y/o.zarr"
-    assert str(place_of("s3://bucket/o.zarr/")) == "s3://bucket/o.zarr"
+    for scheme in ("file://", "FILE://", "local://", "file://localhost"):
+        assert place_of(f"{scheme}{tmp_path}/x y/o.zarr") == tmp_path / "x y/o.zarr"
+    for scheme in ("s3", "gs", "az", "https", "files"):
+        assert str(place_of(f"{scheme}://bucket/o.zarr/")) == f"{scheme}://bucket/o.zarr"
+
+
+def test_a_file_address_means_the_same_folder_to_every_command(noise_scene, words, tmp_path):
+    scene, out = noise_scene(70, 60), tmp_path / "m.zarr"
+    url = f"file://{out}"
+    first = pipeline.map_scene(scene, words, url, chosen())
+    assert pipeline.map_scene(scene, words, out, chosen()) == first
+    assert RunDir(out).exists
+    with ovrs.open(url) as mapped:
+        assert mapped.path == out
+    for command in ("status", "verify", "info", "stats", "resume"):
+        assert edge.run(app, [command, url]) == 0, command
+    assert edge.run(app, ["publish", url, f"file://{tmp_path}/there/m.zarr"]) == 0
+    assert versions.content_at(url) == versions.content_at(str(out)) != ""
+    assert not versions.is_free(url)
+    versions.promote(url, f"file://{tmp_path}/n.zarr", f"file://{tmp_path}/old.zarr")
+    assert [path.exists() for path in (out, tmp_path / "n.zarr", tmp_path / "n.run/run.json")] == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", pytest.param("bucket", marks=pytest.mark.slow)])
+def test_a_copy_without_its_run_directory_is_the_map_that_was_asked_for(
+    kind, request, noise_scene, words, tmp_path, monkeypatch
+):
+    """Equal digests: nothing is computed. Another digest is refused; `--overwrite` makes it anew, with a run directory."""
+    if kind == "bucket":
+        request.getfixturevalue("gate")
+    scene, made, there = noise_scene(90, 80), tmp_path / "m.zarr", tmp_path / "there/m.zarr"
+    place = {"folder": str(there), "file": f"file://{there}", "bucket": URL}[kind]
+    facts = pipeline.map_scene(scene, words, made, chosen(shards=True))
+    if kind == "folder":
+        shutil.copytree(made, there)
+    else:
+        publish.publish(made, place)
+    before, computed, real = contents(place_of(place)), [], work._computed
+    monkeypatch.setattr(work, "_computed", lambda job, name, *more: computed.append(name) or real(job, name, *more))
+    for _ in range(2):
+        assert pipeline.map_scene(scene, words, place, chosen(shards=True)) == facts
+    with pytest.raises(DigestMismatchError, match="begun with another"):
+        pipeline.map_scene(scene, words, place, chosen(block_pitches=3, shards=True))
+    assert contents(place_of(place)) == before
+    assert (computed, RunDir(place_of(place)).exists) == ([], False)
+    told = status_of(place_of(place))
+    assert (told.complete, told.facts["done"]) == (True, facts["blocks"])
+    assert "a copy without its run directory" in told.text
+    pipeline.map_scene(scene, words, place, chosen(shards=True), overwrite=True)
+    assert computed
+    assert verify.check(place_of(place)).problems == ()
+
+
+def test_a_folder_that_is_no_whole_map_is_not_taken_for_one(noise_scene, words, tmp_path):
+    scene, out = noise_scene(90, 80), tmp_path / "m.zarr"
+    pipeline.map_scene(scene, words, out, chosen())
+    shutil.rmtree(tmp_path / "m.run")
+    (out / "zarr.json").unlink()
+    (tmp_path / "empty.zarr").mkdir()
+    for place in (out, tmp_path / "empty.zarr"):
+        with pytest.raises(StoreError, match="not overwritten" if place == out else "no run directory .*--overwrite"):
+            pipeline.map_scene(scene, words, place, chosen())
+    assert pipeline.map_scene(scene, words, tmp_path / "empty.zarr", chosen(), overwrite=True)["blocks"]

@@ -107,6 +107,17 @@ def test_pages_speak_of_the_present_model():
     assert not {page.name: found for page in PAGES if (found := told.findall(page.read_text()))}
 
 
+def test_every_fault_names_what_holds_it():
+    """Each row of the tables of faults ends with tests that exist, or with the command of the soak."""
+    rows = [r for r in (ROOT / "docs/faults.md").read_text().splitlines() if r.startswith("| ") and r.count(" | ") == 2]
+    assert len(rows) > 70
+    for row in (r for r in rows if not r.startswith("| fault ")):
+        held = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.rsplit(" | ", 1)[1])
+        assert held or "python -m benchmarks.soak" in row, row
+        for file, name in held:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), (file, name)
+
+
 def tutorial():
     lines = [line.strip() for line in (ROOT / "docs/tutorial.md").read_text().splitlines() if line.startswith("    ")]
     return [line for line in lines if not line.startswith("ovrs view")]  # that one serves until it is ended

@@ -1,12 +1,13 @@
 """A file server by ranges for tests, a process of its own as rasterio may hold Python's lock while GDAL waits for an answer.
 
 `python webserver.py FOLDER` serves FOLDER/scene.tif and tells its port. FOLDER/says.json sets the headers of answers (`says`),
-whether ranges are known (`ranges`), and what every address must contain (`signature`).
+whether ranges are known (`ranges`), what every address must contain (`signature`), and seconds before each answer (`wait`).
 """
 
 import json
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class Web:
 
     def __init__(self, folder):
         self.folder = folder
-        self.state = {"says": {}, "ranges": True, "signature": ""}
+        self.state = {"says": {}, "ranges": True, "signature": "", "wait": 0.0}
         self.set()
         self.process = subprocess.Popen([sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, text=True)
         self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}/scene.tif"
@@ -53,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         ):
             self.send_error(403)
             return
+        time.sleep(state["wait"])
         asked = self.headers.get("Range") if state["ranges"] else None
         first, last = 0, len(content) - 1
         if asked:

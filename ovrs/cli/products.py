@@ -197,8 +197,10 @@ def publish(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another map that is there.")] = False,
 ) -> None:
     """Copy a finished map to object storage; readers see all of it or nothing. Cut off? The same command goes on."""
+    from ovrs.objects.address import place_of
     from ovrs.run import publish as publishing
 
-    if publishing.is_remote(store):
+    source = place_of(store)
+    if not isinstance(source, Path):
         raise OptionError(f"{store} is no map of this machine; publish takes a folder, NAME.zarr")
-    typer.echo(f"sent {publishing.publish(Path(store), url, overwrite=overwrite)} files to {url}")
+    typer.echo(f"sent {publishing.publish(source, url, overwrite=overwrite)} files to {url}")

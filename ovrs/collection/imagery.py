@@ -19,6 +19,7 @@ from ovrs.collection.catalog import file_name
 from ovrs.collection.ledger import Image
 from ovrs.collection.patterns import glob, literal_folder
 from ovrs.errors import CatalogError, OptionError
+from ovrs.objects.address import Address, place_of, without_scheme
 
 if TYPE_CHECKING:
     from ovrs.collection.catalog import Catalog, StacSearch
@@ -42,9 +43,9 @@ def images(catalog: Catalog, name: str, *, settle: float = SETTLE_SECONDS) -> li
     if entry.stac is not None:
         found = _items(name, entry.stac)
     else:
-        pattern = catalog.resolve(str(entry.pattern)).removeprefix("file://")
+        pattern = without_scheme(catalog.resolve(str(entry.pattern)))
         root = catalog.resolve(catalog.outputs.root)
-        found = _objects(pattern) if objects.is_remote(pattern) else _files(pattern, root, settle)
+        found = _objects(pattern) if objects.names_objects(pattern) else _files(pattern, root, settle)
     named = zip(_names(found), found, strict=True)
     return sorted((Image(n, f.uri, f.fingerprint, name) for n, f in named), key=lambda image: image.name)
 
@@ -129,7 +130,8 @@ class Products:
     """Files below the output root that `ovrs` wrote: they are no imagery."""
 
     def __init__(self, root: str) -> None:
-        self._root = None if "://" in root or root.startswith("/vsi") else Path(root).resolve()
+        where = place_of(root)
+        self._root = None if isinstance(where, Address) or root.startswith("/vsi") else where.resolve()
         self._folders: dict[str, str] = {}
 
     def has(self, file: str) -> bool:

@@ -7,12 +7,12 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from ovrs.errors import CatalogError, OptionError, told
+from ovrs.objects.address import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _GDAL = {"/vsis3/": "s3://", "/vsigs/": "gs://", "/vsiaz/": "az://"}
-_ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://")
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -26,9 +26,9 @@ class Found(NamedTuple):
     """Size and tag; time of change where the store gives no tag."""
 
 
-def is_remote(pattern: str) -> bool:
-    """Whether a pattern names objects of a store and not local files."""
-    return _ADDRESS.match(pattern) is not None or pattern.startswith("/vsi")
+def names_objects(pattern: str) -> bool:
+    """Whether a pattern names objects of a store and not local files: an address, or GDAL's name of one."""
+    return is_remote(pattern) or pattern.startswith("/vsi")
 
 
 def listed(pattern: str) -> list[Found]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -48,7 +49,7 @@ class Address:
         return replace(self, url=f"{self.url}/{name}")
 
 
-LOCAL = "file://"
+_LOCAL = re.compile(r"(?:file|local)://(?:localhost(?=/))?", re.I)
 Place: TypeAlias = Path | Address
 """Where a map lies: a path of this machine, or an address."""
 
@@ -57,12 +58,17 @@ def place_of(target: str | Path | Address) -> Place:
     """Return a path, or an address where the text has a scheme (`s3://…`); `file://` names a path."""
     if isinstance(target, (Path, Address)):
         return target
-    return Address(target.rstrip("/")) if is_remote(target) else Path(target.removeprefix(LOCAL))
+    return Address(target.rstrip("/")) if is_remote(target) else Path(without_scheme(target))
 
 
 def is_remote(target: object) -> bool:
-    """Whether a target is a URL and not a path of this machine."""
-    return "://" in str(target) and not str(target).startswith(LOCAL)
+    """Whether a target is a URL and not a path of this machine; `file://…` and `local://…` are paths."""
+    return "://" in str(target) and _LOCAL.match(str(target)) is None
+
+
+def without_scheme(target: str) -> str:
+    """Return `file:///x` as `/x`; anything else as it is."""
+    return _LOCAL.sub("", target, count=1) if _LOCAL.match(target) else target
 
 
 def objects_at(place: Place, guard: Callable[[], None] | None = None) -> Objects:

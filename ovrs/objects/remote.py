@@ -126,7 +126,9 @@ class Remote:
             except Exception as error:
                 if not _is_theirs(error):
                     raise
-                refused = isinstance(error, (FileExistsError, FileNotFoundError, *_refusals()))
+                refused = isinstance(error, (FileExistsError, *_refusals()))
+                if mode != "create":  # what was to be replaced is gone; what was to be made lacks its bucket
+                    refused = refused or isinstance(error, FileNotFoundError)
                 found = self.get(key)
                 if found is not None and found.content == content:
                     return found.tag  # written by the call whose answer was lost
@@ -164,7 +166,8 @@ class Remote:
         way = "give --staging FOLDER (or OVRS_STAGING), a folder that all workers see: the map is made there and copied"
         try:
             first = self.put_if_absent(probe, b"first")
-            kept = first and not self.put_if_absent(probe, b"second") and not self.put_if_match(probe, b"x", _OTHER)
+            kept = first and not self.put_if_absent(probe, b"second")
+            kept = kept and self.put_if_match(probe, b"third", first) and not self.put_if_match(probe, b"x", first)
         except OutputError as error:
             if "not supported" not in str(error).lower() and "not implemented" not in str(error).lower():
                 raise
@@ -204,10 +207,6 @@ class Remote:
 def _prove(url: str, _environment: int) -> None:
     """Once per place and process."""
     Remote(url)._prove()
-
-
-_OTHER = '"0123456789abcdef0123456789abcdef"\n'
-"""A tag that no object has."""
 
 
 @functools.lru_cache(maxsize=256)

@@ -154,17 +154,9 @@ def _require_fit(job: Job, description: RunDescription) -> bool:
         begun = run.description()
         _require_readable(begun, job.out)
         require_same(begun.digest, description.digest, str(job.out))
-    elif finished and isinstance(job.out, Path):
+    elif finished:
         clearing.require_ours(job.out)
-        raise StoreError(
-            f"{job.out} exists and has no run directory {run.path.name} beside it; "
-            f"remove it, choose another output, or pass --overwrite"
-        )
-    elif finished:  # a copy that was published
-        facts: Any = store.facts(store.open_complete(job.out))
-        require_same(facts["digest"], description.digest, str(job.out))
-        if facts.get("holes") and not job.options.run.allow_holes:
-            raise StoreError(f"{job.out} lacks blocks, and its run directory is not there; pass --overwrite")
+        _require_same_copy(job, description)
     if not finished:
         return False
     learns = job.spec.adapts_to_scene or job.places is not None
@@ -175,6 +167,21 @@ def _require_fit(job: Job, description: RunDescription) -> bool:
     except StoreError as error:  # whoever reads or repairs the map tells more
         log.debug("%s", error)
         return True
+
+
+def _require_same_copy(job: Job, description: RunDescription) -> None:
+    """Refuse a finished map without its run directory, such as a published one, unless it is the map that is asked for."""
+    way = "remove it, choose another output, or pass --overwrite"
+    try:
+        facts: Any = store.facts(store.open_complete(job.out))
+    except StoreError as error:
+        raise StoreError(f"{error}, and there is no run directory {job.run_dir.path}; {way}") from error
+    require_same(facts["digest"], description.digest, str(job.out))
+    if facts.get("holes") and not job.options.run.allow_holes:
+        raise StoreError(
+            f"{job.out} lacks blocks, and there is no run directory {job.run_dir.path} to fill them in; {way}"
+        )
+    log.info("%s is a copy without its run directory; its pixels are not compared", job.out)
 
 
 def _open(job: Job, description: RunDescription) -> None:

@@ -23,7 +23,6 @@ from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
 from ovrs.store.map import open_map
 from ovrs.store.place import filesystem
-from ovrs.store.place import is_remote as is_remote
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ovrs.objects.address import is_there
 from ovrs.run import stages
 from ovrs.run.rundir import RunDir
+from ovrs.store import layout as store
 from ovrs.store.cautions import cautions
 
 if TYPE_CHECKING:
@@ -29,15 +30,21 @@ class Status:
 
 
 def status_of(out: Place) -> Status:
-    """Blocks done and failed, from the markers on disk.
+    """Blocks done and failed, from the markers on disk; of a finished map without its run directory, from its record.
 
     Raises:
-        StoreError: No run was begun for `out`.
+        StoreError: No run was begun for `out`, and no map is there.
     """
     run = RunDir(out)
+<<<<<<< HEAD
     description, markers = run.description(), run.markers()
     records = {name: record for name, record in markers.items() if record is not None}
     damaged = [name for name, record in markers.items() if record is None]
+=======
+    if not run.exists and is_there(out):
+        return _of_a_copy(out, store.facts(store.open_complete(out)))
+    description, records = run.description(), run.records()
+>>>>>>> scale
     from ovrs.run.verify import plan_of
 
     total = plan_of(description).block_count
@@ -73,6 +80,15 @@ def status_of(out: Place) -> Status:
         "workers": dict(Counter(r.worker for r in done if r.worker)),
     }
     return Status(complete, "\n".join(lines), facts)
+
+
+def _of_a_copy(out: Place, found: dict[str, Any]) -> Status:
+    """State of a map whose run directory is elsewhere, such as a published one."""
+    holes, total = list(found["holes"]), int(found["blocks"])
+    text = f"{out}: complete, a copy without its run directory\n{total - len(holes)}/{total} blocks done"
+    facts = {"map": str(out), "state": "complete", "complete": True, "blocks": total, "done": total - len(holes)}
+    failed = [{"block": name, "attempt": None, "error": "", "reason": "missing"} for name in holes]
+    return Status(True, "\n".join([text, *(f"  missing {name}" for name in holes)]), {**facts, "failed": failed})
 
 
 def area_lines(record: RunRecord) -> list[str]:

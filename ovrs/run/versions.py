@@ -17,8 +17,9 @@ import fsspec
 from ovrs.collection.imagery import is_marked
 from ovrs.errors import OutputError, told
 from ovrs.files import writing
+from ovrs.objects.address import place_of
 from ovrs.run import overwrite
-from ovrs.run.publish import is_remote, published_facts
+from ovrs.run.publish import published_facts
 from ovrs.run.rundir import run_folder
 from ovrs.store import layout as store
 from ovrs.store.place import UNREADABLE
@@ -37,8 +38,9 @@ def place(out: str, content: str) -> str:
 
 def is_free(out: str) -> bool:
     """Whether nothing is at `out`: no map, no unfinished one, no run directory."""
-    if not is_remote(out):
-        return not overwrite.found(Path(out))
+    where = place_of(out)
+    if isinstance(where, Path):
+        return not overwrite.found(where)
     files, root = fsspec.core.url_to_fs(out)
     files.invalidate_cache()
     return not files.exists(root)
@@ -47,11 +49,12 @@ def is_free(out: str) -> bool:
 def content_at(out: str) -> str:
     """Hash of the scene that the finished map at `out` was made of; empty when there is none or it does not tell."""
     facts: dict[str, object] | None = None
-    if is_remote(out):
+    where = place_of(out)
+    if not isinstance(where, Path):
         facts = published_facts(out)
-    elif Path(out).exists():
+    elif where.exists():
         with contextlib.suppress(*UNREADABLE):
-            facts = store.facts(store.opened(Path(out)))
+            facts = store.facts(store.opened(where))
     scene = (facts or {}).get("scene")
     return str(scene.get("sha256", "")) if isinstance(scene, dict) else ""
 
@@ -75,22 +78,23 @@ def promote(made: str, out: str, older: str) -> None:
     Raises:
         OutputError: The place cannot be written; the same call goes on.
     """
-    if is_remote(out):
+    source, target, aside = map(place_of, (made, out, older))
+    if not (isinstance(source, Path) and isinstance(target, Path) and isinstance(aside, Path)):
         try:
             _promote_objects(made, out, older)
         except OSError as error:
             raise OutputError(f"{out} cannot be written: {told(error)}; the next pass goes on") from error
         return
-    with writing(out):
-        if Path(made).exists():
-            _move(Path(out), Path(older))
-            partial = store.partial_path(Path(out))
+    with writing(target):
+        if source.exists():
+            _move(target, aside)
+            partial = store.partial_path(target)
             if partial.exists():
                 shutil.rmtree(partial)
-                shutil.rmtree(run_folder(Path(out)), ignore_errors=True)
-        _move(Path(made), Path(out))
+                shutil.rmtree(run_folder(target), ignore_errors=True)
+        _move(source, target)
         with contextlib.suppress(OSError):  # other versions are in it
-            Path(made).parent.rmdir()
+            source.parent.rmdir()
 
 
 def _move(source: Path, target: Path) -> None:

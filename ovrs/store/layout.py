@@ -329,9 +329,16 @@ def open_complete(path: Place) -> zarr.Group:
                 f"{path} is not finished; `ovrs status {path}` shows how far it is, `ovrs resume {path}` goes on"
             )
         raise StoreError(f"no store at {path}")
+    if (path / PUBLISHING).exists() and not any((path / name).exists() for name in ROOT_FILES):
+        raise StoreError(partly_published(path))
     group = opened(path)
     require_finished(group, path, f"`ovrs verify {path}` names the damaged files, `ovrs repair {path}` restores them")
     return group
+
+
+def partly_published(place: Path | str) -> str:
+    """Return what is said of a map whose publishing was cut off."""
+    return f"{place} is only partly published; the same `ovrs publish` goes on"
 
 
 def readable(out: Place) -> Path | Store:

@@ -21,14 +21,14 @@ from zarr.storage import FsspecStore
 from ovrs.encoding import label_nodata
 from ovrs.errors import OptionError, StoreError, told
 from ovrs.names import shown_names
-from ovrs.objects.address import Address
+from ovrs.objects.address import Address, place_of
 from ovrs.objects.remote import knows
 from ovrs.options import SceneOptions
 from ovrs.redact import redacted
 from ovrs.scene.opening import open_scene
 from ovrs.store import layout
 from ovrs.store.keys import hidden
-from ovrs.store.place import filesystem, is_fault_of_reading, is_remote
+from ovrs.store.place import filesystem, is_fault_of_reading
 from ovrs.store.record import RunRecord
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ class Map:
 
     def __init__(self, place: str | Path, group: zarr.Group) -> None:
         """Take a group that `ovrs.store.layout.require_finished` accepted."""
+        where = place_of(place)
         self.place = str(place)
-        self.path = None if is_remote(place) else Path(place)
+        self.path = where if isinstance(where, Path) else None
         self.group = group
         self.record = RunRecord.model_validate(group.attrs["ovrs"])
         self.grid = layout.geobox_of(group)
@@ -193,13 +194,15 @@ def open_map(place: str | Path) -> Map:
     """Open a finished map.
 
     Args:
-        place: `NAME.zarr`, or a URL that fsspec knows: `s3://bucket/NAME.zarr`, `https://…/NAME.zarr`.
+        place: `NAME.zarr`, also as `file:///…/NAME.zarr`; or a URL that fsspec knows: `s3://bucket/NAME.zarr`,
+            `https://…/NAME.zarr`.
 
     Raises:
         StoreError: Missing, unfinished or only partly published (says how to go on), damaged, or not written by `ovrs`.
         OptionError: No package is installed for this kind of URL.
     """
-    return Map(place, _remote(str(place)) if is_remote(place) else layout.open_complete(Path(place)))
+    where = place_of(place)
+    return Map(place, layout.open_complete(where) if isinstance(where, Path) else _remote(str(place)))
 
 
 def _remote(url: str) -> zarr.Group:
@@ -217,7 +220,7 @@ def _remote(url: str) -> zarr.Group:
         if not is_fault_of_reading(error):
             raise
         if _exists(files, f"{root}/{layout.PUBLISHING}"):
-            raise StoreError(f"{url} is only partly published; the same `ovrs publish` goes on") from error
+            raise StoreError(layout.partly_published(url)) from error
         if any(_exists(files, f"{root}/{hidden(name)}") for name in layout.ROOT_FILES):
             way = f"`ovrs status {url}` shows how far it is, `ovrs resume {url}` goes on"
             raise StoreError(f"{url} is not finished; {way}") from error

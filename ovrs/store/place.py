@@ -1,4 +1,4 @@
-"""Where maps lie: a folder of this machine, or a URL that fsspec knows. What reading there can raise."""
+"""Places that fsspec knows, by URL, and what reading there can raise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from ovrs.errors import OptionError, StoreError, told
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fsspec import AbstractFileSystem
 
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, zlib.error)
@@ -17,11 +15,6 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeE
 
 _CLIENTS = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "azure")
 """Libraries behind fsspec whose errors are no `OSError`."""
-
-
-def is_remote(target: str | Path) -> bool:
-    """Whether a target is a URL and not a path of this machine."""
-    return "://" in str(target)
 
 
 def is_fault_of_reading(error: BaseException) -> bool:
