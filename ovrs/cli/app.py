@@ -19,6 +19,7 @@ from ovrs.cli import complete, edge, fields
 from ovrs.cli import models as cli_models
 from ovrs.cli import preview as cli_preview
 from ovrs.cli import products as cli_products
+from ovrs.cli import qgis as cli_qgis
 from ovrs.cli import sam3 as cli_sam3
 from ovrs.cli import words as cli_words
 from ovrs.engine import allocator
@@ -45,6 +46,7 @@ app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_catalog.app, name="catalog")
 app.add_typer(cli_collection.app, name="collection")
 app.add_typer(cli_sam3.app, name="sam3")
+app.add_typer(cli_qgis.app, name="qgis")
 
 Store = Annotated[str, typer.Argument(help="A store, NAME.zarr, or its address.", show_default=False)]
 
@@ -198,6 +200,7 @@ def teach(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard what is at the output and begin anew.")
     ] = False,
+    progress: Progress = "auto",
 ) -> None:
     """Map a scene again, as a map was made, with examples of its classes. Interrupted? The same command goes on.
 
@@ -210,7 +213,7 @@ def teach(
     made = place_of(store)
     other = made.with_name(f"{made.name.removesuffix('.zarr')}-taught.zarr") if out is None else place_of(out)
     request = taught_request(made, examples, other)
-    with _progress() as show:
+    with _progress(progress) as show:
         facts = pipeline.map(request, overwrite=overwrite, progress=show)
     _print_areas(facts)
     learned: Any = facts.get("scene_adaptation")  # a run with examples has one
