@@ -16,12 +16,9 @@ Profile = Annotated[
 ]
 
 
-@app.command()
+@app.command(examples=("ovrs qgis install", "ovrs qgis install --profile ~/.local/share/QGIS/QGIS3/profiles/work"))
 def install(profile: Profile = None) -> None:
-    """Copy the provider into a profile. It runs this environment's `ovrs`; nothing enters QGIS's own Python.
-
-    Example: ovrs qgis install
-    """
+    """Copy the provider into a profile. It runs this environment's `ovrs`; nothing enters QGIS's own Python."""
     from ovrs.qgis import install as installing
 
     typer.echo(installing.install(profile).text)

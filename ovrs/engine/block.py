@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ovrs.engine.arrays import Array, as_numpy, empty, on_host
 from ovrs.engine.blend import Blend, Scored
 from ovrs.engine.contract import FrozenSegmenter, ManyTiles, Resident, Segmenter, TileScores
 from ovrs.engine.decide import DecisionRule, decided, quantised
+from ovrs.engine.ties import Ties
 from ovrs.scene.grid import Window
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class BlockMap:
     seconds: dict[str, float]
     """Time spent reading and computing."""
     tiles: int
+    ties: dict[str, int] = field(default_factory=dict)
+    """Winners and near seconds on a sparse grid, as `ovrs.engine.ties` counts them."""
 
 
 def map_block(
@@ -88,7 +91,7 @@ def map_block(
         events.update(told())
     total = time.perf_counter() - started
     seconds = {"read": read_seconds, "compute": total - read_seconds}
-    return BlockMap(label, confidence, score, dict(events), seconds, len(tiles))
+    return BlockMap(label, confidence, score, dict(events), seconds, len(tiles), core.ties.counts(valid))
 
 
 def _scored(
@@ -170,9 +173,11 @@ class _Core:
     def __init__(self, window: Window, classes: int, keep_scores: bool) -> None:
         self.shape, self.classes, self.keep_scores = window.shape, classes, keep_scores
         self.arrays: list[Array] = []
+        self.ties = Ties(window, classes)
 
     def fill(self, part: tuple[slice, slice], scores: TileScores, rule: DecisionRule) -> None:
         """Decide a part."""
+        self.ties.add(part, scores.scores)
         found = [*decided(scores.scores, rule, scores.background_evidence)]
         if self.keep_scores:
             found.append(quantised(scores.scores))

@@ -154,6 +154,7 @@ def _require_fit(job: Job, description: RunDescription) -> bool:
         begun = run.description()
         _require_readable(begun, job.out)
         require_same(begun.digest, description.digest, str(job.out))
+        _require_acquired(begun.acquired, job)
     elif finished and isinstance(job.out, Path):
         clearing.require_ours(job.out)
         raise StoreError(
@@ -163,6 +164,7 @@ def _require_fit(job: Job, description: RunDescription) -> bool:
     elif finished:  # a copy that was published
         facts: Any = store.facts(store.open_complete(job.out))
         require_same(facts["digest"], description.digest, str(job.out))
+        _require_acquired(facts.get("acquired"), job)
         if facts.get("holes") and not job.options.run.allow_holes:
             raise StoreError(f"{job.out} lacks blocks, and its run directory is not there; pass --overwrite")
     if not finished:
@@ -175,6 +177,16 @@ def _require_fit(job: Job, description: RunDescription) -> bool:
     except StoreError as error:  # whoever reads or repairs the map tells more
         log.debug("%s", error)
         return True
+
+
+def _require_acquired(begun: str | None, job: Job) -> None:
+    """Refuse another time of recording than that of the record, which a run that goes on does not change."""
+    given = job.options.scene.acquired
+    if given is not None and given != begun:
+        raise OptionError(
+            f"--acquired {given}: {job.out} was begun with {begun or 'no time'}, which stands in its record; leave --acquired "
+            "out, choose another output, or pass --overwrite"
+        )
 
 
 def _open(job: Job, description: RunDescription) -> None:

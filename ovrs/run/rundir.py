@@ -65,6 +65,8 @@ class BlockRecord:
     crc: str = ""
     """CRC-32 of the block's label, confidence and, where they are stored, score bytes."""
     events: dict[str, int] = field(default_factory=dict)
+    ties: dict[str, int] = field(default_factory=dict)
+    """Winners and near seconds on a sparse grid (`ovrs.engine.ties`)."""
     error: str = ""
     """Class name of the error of a failed block: what programs decide by."""
     reason: str = ""
