@@ -121,6 +121,7 @@ def _requests(
     A name stands in the second dictionary where the preview learns from fewer tiles than the whole map.
     """
     from ovrs import options
+    from ovrs.methods.base import SceneSettings
     from ovrs.request import Request
 
     methods = [""] if compare is None else _list("--compare", compare)
@@ -132,8 +133,8 @@ def _requests(
         told = fields.told({**flags, "method.method": name} if name else flags, [*pairs, *more])
         made = options.build(**told)
         used = options.resolved(made.model, made.method, vocabulary)
-        if used.scene_level and "scene_tiles" not in told["method"]:
-            wanted[title or f"map ({made.method.method})"] = made.method.scene_tiles
+        if isinstance(used, SceneSettings) and used.scene_level and "scene_tiles" not in told["method"]:
+            wanted[title or f"map ({made.method.method})"] = used.scene_tiles
             made = options.build(**{**told, "method": {**told["method"], "scene_tiles": LEARNING_TILES}})
         request = Request(
             uri=scenes[0], others=tuple(scenes[1:]), words=vocabulary, options=made, target="preview.zarr"

@@ -1,8 +1,9 @@
 """How often two classes are nearly as high as each other, counted on every fourth row and column of the scene.
 
 A pixel's winner is class i, its second best class j; it is a near tie where j has at least `NEAR` of i's score. Two words
-for one thing tie nearly everywhere, although the text of one of them may lie a little higher: "trees" over "tree" in 97
-percent of the pixels of the generated scene. What the model tells apart ties along borders: at most 16 percent there.
+for one thing tie nearly everywhere, although the text of one of them may lie a little higher. By the bundled model on a
+generated and two real scenes, "tree" and "trees", "house" and "building", "road" and "street" tie in 61 to 98 percent of
+the pixels of one of them; other pairs of classes in at most 44 percent.
 """
 
 from __future__ import annotations

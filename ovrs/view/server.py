@@ -173,8 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if url.path in STATIC:
             name, kind = STATIC[url.path]
-            content = (resources.files("ovrs.view") / "static" / name).read_bytes()
-            self._send(content.replace(b"<!-- notes -->", self.server.notes) if name == "index.html" else content, kind)
+            page = (resources.files("ovrs.view") / "static" / name).read_bytes()
+            self._send(page.replace(b"<!-- notes -->", self.server.notes) if name == "index.html" else page, kind)
             return
         try:
             asked = _asked(url.path, url.query)

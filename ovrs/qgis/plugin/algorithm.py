@@ -77,14 +77,14 @@ class Algorithm(QgsProcessingAlgorithm):
         """Of this algorithm, in the order of the dialog."""
         raise NotImplementedError
 
-    def processAlgorithm(self, parameters: dict[str, Any], context: Any, feedback: Any) -> dict[str, Any]:
+    def processAlgorithm(self, parameters: dict[str, object], context: Any, feedback: Any) -> dict[str, object]:
         """Run; every error is one line of QGIS's log."""
         try:
             return self.work(Given(self, parameters, context, feedback))
         except (runner.Failed, runner.Cancelled) as error:
             raise QgsProcessingException(str(error)) from None
 
-    def work(self, given: Given) -> dict[str, Any]:
+    def work(self, given: Given) -> dict[str, object]:
         """Run `ovrs` and return the outputs."""
         raise NotImplementedError
 
@@ -99,7 +99,7 @@ class Algorithm(QgsProcessingAlgorithm):
 class Given:
     """The values of one run."""
 
-    def __init__(self, algorithm: Algorithm, parameters: dict[str, Any], context: Any, feedback: Any) -> None:
+    def __init__(self, algorithm: Algorithm, parameters: dict[str, object], context: Any, feedback: Any) -> None:
         self.algorithm, self.parameters, self.context, self.feedback = algorithm, parameters, context, feedback
 
     def text(self, name: str) -> str:

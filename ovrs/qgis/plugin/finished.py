@@ -36,7 +36,7 @@ class Sample(Algorithm):
             QgsProcessingParameterVectorDestination("OUTPUT", "Points"),
         ]
 
-    def work(self, given: Given) -> dict[str, Any]:
+    def work(self, given: Given) -> dict[str, object]:
         """Run it."""
         out = given.output("OUTPUT")
         numbers = [f"--per-class={given.whole('PER_CLASS')}", f"--seed={given.whole('SEED')}"]
@@ -65,7 +65,7 @@ class Assess(Algorithm):
             QgsProcessingParameterFileDestination("FIGURES", "Figures for export", "JSON files (*.json)"),
         ]
 
-    def work(self, given: Given) -> dict[str, Any]:
+    def work(self, given: Given) -> dict[str, object]:
         """Run it."""
         store, page, figures = given.store("STORE"), given.file("OUTPUT"), given.file("FIGURES")
         asked = [f"--reference={given.saved('REFERENCE')}", "-o", figures]
@@ -106,7 +106,7 @@ class Export(Algorithm):
             vector("POLYGONS", "Polygons", optional=True, createByDefault=False),
         ]
 
-    def work(self, given: Given) -> dict[str, Any]:
+    def work(self, given: Given) -> dict[str, object]:
         """Run it."""
         asked, made = [], {}
         for name, flag in (("OUTPUT", "--cog"), ("CONFIDENCE", "--confidence"), ("POLYGONS", "--vectors")):

@@ -45,7 +45,8 @@ class Plugin:
     """What QGIS loads."""
 
     def __init__(self, iface: Any) -> None:
-        self.iface, self.provider = iface, None
+        self.iface = iface
+        self.provider: Provider | None = None
 
     def initProcessing(self) -> None:
         """Add the provider; `qgis_process` calls this alone."""

@@ -31,20 +31,20 @@ class Cancelled(Exception):  # noqa: N818
     """The user cancelled."""
 
 
-def setup() -> dict[str, Any]:
+def setup() -> Any:
     """What `ovrs qgis install` wrote: `command`, `path`, `methods`, `vocabularies`.
 
     Raises:
         Failed: The file is gone or damaged.
     """
     try:
-        found: dict[str, Any] = json.loads(SETUP.read_text("utf-8"))
+        found: Any = json.loads(SETUP.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise Failed(f"{SETUP.name} cannot be read ({error}); run `ovrs qgis install` again") from error
     return found
 
 
-def run(arguments: list[str], feedback: Any, told: dict[str, Any] | None = None) -> list[str]:
+def run(arguments: list[str], feedback: Any, told: Any = None) -> list[str]:
     """Run one command and return the lines of its standard output.
 
     Args:

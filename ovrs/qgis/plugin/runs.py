@@ -83,7 +83,7 @@ def _asked(given: Given) -> list[str]:
     return own + [f"--set={pair.strip()}" for pair in given.text("MORE").split(";") if pair.strip()]
 
 
-def _exported(algorithm: Algorithm, given: Given, store: str) -> dict[str, Any]:
+def _exported(algorithm: Algorithm, given: Given, store: str) -> dict[str, object]:
     """Write the classes of a map as a raster with its style."""
     out = given.output("OUTPUT")
     given.run("export", store, f"--cog={out}")
@@ -111,7 +111,7 @@ class Map(Algorithm):
             _classes(),
         ]
 
-    def work(self, given: Given) -> dict[str, Any]:
+    def work(self, given: Given) -> dict[str, object]:
         """Run it."""
         scene, store = given.scene("INPUT"), given.file("STORE")
         asked = [*_words(given), *given.box("EXTENT", given.layer("INPUT").crs()), *_asked(given)]
@@ -151,7 +151,7 @@ class Preview(Algorithm):
         super().initAlgorithm(configuration)
         self.addOutput(QgsProcessingOutputHtml("PAGE", "Preview"))
 
-    def work(self, given: Given) -> dict[str, Any]:
+    def work(self, given: Given) -> dict[str, object]:
         """Run it."""
         out, crs = given.file("OUTPUT"), given.layer("INPUT").crs() if given.layer("INPUT") else None
         asked = [given.scene("INPUT"), *_words(given), *_asked(given), f"--parts={given.whole('PARTS')}"]
@@ -190,7 +190,7 @@ class Teach(Algorithm):
             _classes(),
         ]
 
-    def work(self, given: Given) -> dict[str, Any]:
+    def work(self, given: Given) -> dict[str, object]:
         """Run it."""
         store, out = given.store("STORE"), given.file("TAUGHT")
         asked = [f"--examples={given.examples('EXAMPLES', 'FIELD', out)}", "-o", out, "--progress", "json"]
