@@ -139,7 +139,7 @@ def test_teach_takes_the_attribute_that_is_named(qgis, mapped):
 
 def test_sample_and_assess_judge_a_map(qgis, mapped):
     qgis("sample", STORE=mapped, PER_CLASS=5, OUTPUT="my points.gpkg")
-    points = geopandas.read_file(qgis.folder / "my points.gpkg")
+    points = geopandas.read_file(qgis.folder / "my points.gpkg", layer="sample")
     points["reference"] = points["stratum"]
     points.to_file(qgis.folder / "my labels.gpkg", layer="sample")
     told = qgis(

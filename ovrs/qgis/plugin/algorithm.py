@@ -30,16 +30,18 @@ BY_ITSELF = "as the model recommends"
 class Styled(QgsProcessingLayerPostProcessorInterface):
     """Gives a layer the style that `ovrs` wrote, once QGIS has loaded it."""
 
-    def __init__(self, style: str | None) -> None:
+    def __init__(self, *, style: str = "", table: str = "") -> None:
+        """Take the style's file, of a raster, or the layer's name in a GeoPackage, which holds its style."""
         super().__init__()
-        self.style = style
+        self.style, self.table = style, table
 
     def postProcessLayer(self, layer: Any, _context: Any, _feedback: Any) -> None:
-        """Load the style beside a raster, or the one inside a GeoPackage."""
-        if self.style is None:
-            layer.loadDefaultStyle()
-        else:
+        """Load the style; QGIS finds the one in a GeoPackage only for a layer that is named."""
+        if self.style:
             layer.loadNamedStyle(self.style)
+        else:
+            source = layer.source().split("|")[0]
+            layer.setDataSource(f"{source}|layername={self.table}", layer.name(), "ogr", True)
         layer.triggerRepaint()
 
 
@@ -88,10 +90,10 @@ class Algorithm(QgsProcessingAlgorithm):
         """Run `ovrs` and return the outputs."""
         raise NotImplementedError
 
-    def style(self, given: Given, path: str, style: str | None = None) -> str:
-        """Return `path`, whose layer gets its style when QGIS loads it."""
+    def style(self, given: Given, path: str, *, style: str = "", table: str = "") -> str:
+        """Return `path`, whose layer gets its style when QGIS loads it (arguments as `Styled`)."""
         if given.context.willLoadLayerOnCompletion(path):
-            self._styles.append(Styled(style))
+            self._styles.append(Styled(style=style, table=table))
             given.context.layerToLoadOnCompletionDetails(path).setPostProcessor(self._styles[-1])
         return path
 

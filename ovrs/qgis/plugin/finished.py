@@ -41,7 +41,7 @@ class Sample(Algorithm):
         out = given.output("OUTPUT")
         numbers = [f"--per-class={given.whole('PER_CLASS')}", f"--seed={given.whole('SEED')}"]
         given.run("sample", given.store("STORE"), *numbers, "-o", out)
-        return {"OUTPUT": self.style(given, out)}
+        return {"OUTPUT": self.style(given, out, table="sample")}
 
 
 class Assess(Algorithm):
@@ -127,7 +127,7 @@ class Export(Algorithm):
             asked.append(f"--majority={given.whole('MAJORITY')}")
         given.run("export", given.store("STORE"), *asked)
         if "OUTPUT" in made:
-            self.style(given, made["OUTPUT"], str(Path(made["OUTPUT"]).with_suffix(".qml")))
+            self.style(given, made["OUTPUT"], style=str(Path(made["OUTPUT"]).with_suffix(".qml")))
         if "POLYGONS" in made:
-            self.style(given, made["POLYGONS"])
+            self.style(given, made["POLYGONS"], table="classes")
         return dict(made)

@@ -87,7 +87,7 @@ def _exported(algorithm: Algorithm, given: Given, store: str) -> dict[str, objec
     """Write the classes of a map as a raster with its style."""
     out = given.output("OUTPUT")
     given.run("export", store, f"--cog={out}")
-    return {"STORE": store, "OUTPUT": algorithm.style(given, out, str(Path(out).with_suffix(".qml")))}
+    return {"STORE": store, "OUTPUT": algorithm.style(given, out, style=str(Path(out).with_suffix(".qml")))}
 
 
 class Map(Algorithm):
