@@ -14,8 +14,8 @@ from ovrs import files
 from ovrs.errors import OutputError, StoreError, VocabularyError
 
 ROOT = Path(__file__).parents[1]
-HAND_MADE = {"ovrs/export", "ovrs/view", "ovrs/run/publish.py"}
-"""Rooms with a writer of their own."""
+HAND_MADE = {"ovrs/export", "ovrs/qgis/plugin", "ovrs/view", "ovrs/run/publish.py"}
+"""Rooms with a writer of their own; QGIS runs its plugin without `ovrs`."""
 
 
 def names(folder):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shlex
 import textwrap
+from pathlib import Path
 
 import pytest
 import typer
@@ -11,6 +13,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 from typer.testing import CliRunner
 
+import ovrs
 from flows.map_scene import map_scene
 from ovrs import options
 from ovrs.cli.app import app
@@ -198,6 +201,40 @@ def test_a_key_means_the_same_with_and_without_its_section():
             options.parse(pairs)
     with pytest.raises(OptionError, match=r"scene\.gsd is given twice"):
         options.parse(["scene.gsd=1"], {"scene.gsd": "2"})
+
+
+def test_flags_of_several_commands_are_declared_once():
+    commands = typer.main.get_command(app).commands
+    own, other = ({p.name: p for p in commands[name].params} for name in ("map", "preview"))
+    shared = own.keys() & other.keys() - {"bbox", "out", "overwrite", "help"}
+    assert len(shared) >= 11
+    for name in shared:
+        assert (own[name].help, own[name].opts) == (other[name].help, other[name].opts), name
+    for file in (Path(ovrs.__file__).parent / "cli").glob("*.py"):
+        for key in ("scene.bands", "scene.gsd", "model.model", "model.device", "method.method", "method.examples"):
+            assert file.name == "shared.py" or f'flag("{key}"' not in file.read_text(), (file, key)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["map", "preview", "teach", "export", "stats", "report", "view", "publish", "sample", "assess", "diff", "models"],
+)
+def test_help_ends_with_two_examples_that_parse(command):
+    shown = run(command, "--help")
+    examples = shown.partition("Examples:\n")[2].splitlines()
+    assert len(examples) >= 2
+    parser = typer.main.get_command(app).commands[command]
+    for line in examples:
+        program, name, *arguments = shlex.split(line)
+        assert (program, name) == ("ovrs", command)
+        with parser.make_context(command, arguments, resilient_parsing=False):
+            pass
+
+
+def test_help_tells_defaults():
+    shown = " ".join(run("map", "--help").split())
+    assert "[default: bundled]" in shown
+    assert "[default: auto]" in shown
 
 
 def test_flags_are_fields_and_few():

@@ -1,11 +1,14 @@
 """The engine on segmenters without a network: blending, exactness, seams, failures."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from affine import Affine
 from conftest import smooth
 from odc.geo.geobox import GeoBox
 
+from ovrs.engine import ties
 from ovrs.engine.block import Overhang, map_block
 from ovrs.engine.contract import FrozenSegmenter, Segmenter, TileScores
 from ovrs.engine.decide import DecisionRule
@@ -47,6 +50,44 @@ def test_a_frozen_map_does_not_depend_on_its_blocks(shape):
     whole = run(scene, segmenter, 64)
     for pitches in (1, 2, 3):
         np.testing.assert_array_equal(run(scene, segmenter, pitches), whole)
+
+
+@pytest.mark.parametrize("shape", [(150, 203), (31, 20), (3, 70)])
+def test_near_ties_are_counted_on_a_grid_that_blocks_do_not_move(shape):
+    """Against plain sorting, whatever the blocks; pixels without data do not count."""
+    valid = smooth(*shape, 5)[0] > 100
+    scene, segmenter = ArrayScene(smooth(*shape), valid), ColourSegmenter(5, SMALL)
+    found = []
+    for pitches in (1, 3, 64):
+        plan = Plan(height=shape[0], width=shape[1], geometry=SMALL, block_pitches=pitches)
+        total, scores = Counter(), np.zeros((5, *shape), np.float32)
+        for block in plan.blocks():
+            made = map_block(scene, segmenter, plan, block, DecisionRule(), keep_scores=True)
+            total.update(made.ties)
+            scores[(slice(None), *block.core.slices_in(Window(0, 0, *shape)))] = made.score
+        found.append({k: v for k, v in total.items() if v})
+    assert found[0] == found[1] == found[2]
+    seen = scores[:, :: ties.STEP, :: ties.STEP][:, valid[:: ties.STEP, :: ties.STEP]]
+    order = np.argsort(-seen, axis=0, kind="stable")
+    assert sum(v for k, v in found[0].items() if "_" not in k) == seen.shape[1]
+    for i in range(5):
+        assert found[0].get(str(i), 0) == pytest.approx((order[0] == i).sum(), abs=3)  # kept scores are rounded
+        for j in set(range(5)) - {i}:
+            near = np.take_along_axis(seen, order[1:2], 0)[0] >= ties.NEAR * seen.max(0)
+            expected = ((order[0] == i) & (order[1] == j) & near).sum()
+            assert found[0].get(f"{i}_{j}", 0) == pytest.approx(expected, abs=3)
+
+
+def test_two_classes_that_look_alike_tie_nearly_everywhere():
+    scene, segmenter = ArrayScene(smooth(150, 203)), ColourSegmenter(4, SMALL)
+    segmenter.colours[3] = segmenter.colours[1] + 2
+    plan = Plan(height=150, width=203, geometry=SMALL, block_pitches=64)
+    found = map_block(scene, segmenter, plan, plan.block(0, 0), DecisionRule()).ties
+    won = [found.get(k, 0) for k in ("1", "3")]
+    assert sum(won) > 50
+    assert found.get("1_3", 0) + found.get("3_1", 0) > 0.95 * sum(won)
+    alone = ColourSegmenter(1, SMALL)
+    assert map_block(scene, alone, plan, plan.block(0, 0), DecisionRule()).ties == {}
 
 
 @pytest.mark.parametrize("shape", [(150, 203), (31, 20)])

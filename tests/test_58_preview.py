@@ -76,6 +76,21 @@ def test_the_command_draws_settings_side_by_side(request_of, tmp_path, monkeypat
     assert isinstance(CliRunner().invoke(app, [*command, "-o", "mine.png"]).exception, OptionError)
 
 
+def test_a_preview_says_when_it_adapts_from_fewer_tiles(request_of, capsys):
+    from ovrs.cli import preview as command
+
+    found = preview({"a": request_of, "b": request_of}, parts=1)
+    tiles = found.sketches[0].tiles
+    assert tiles > command.LEARNING_TILES
+    command._tell(found, {"a": 32})
+    told = capsys.readouterr().out.splitlines()
+    most = min(32, tiles)
+    expected = f"adapted to the scene by 8 tiles, the whole map by {most}: classes may differ a little"
+    assert [expected in line and f"scene_tiles={most}" in line for line in told if "adapted" in line] == [True]
+    _, wanted = command._requests([str(request_of.uri)], {"": request_of.words}, {}, [], "tmpa,none,tmpa+scene_tiles=9")
+    assert wanted == {"tmpa": 32}
+
+
 @pytest.mark.parametrize(
     ("line", "expected", "not_expected"),
     [

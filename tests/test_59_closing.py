@@ -213,7 +213,9 @@ def test_workers_that_end_while_they_compare_are_told_in_one_line(made, copied):
     assert again.job.out == job.out
     assert again.prepare() == {}
     group = closing.Group(row=0, col=0, blocks=())
-    with pytest.raises(SchedulerLostError, match=r"blocks 00000_00000 of .*o\.zarr ended \(they died\); finished blocks"):
+    with pytest.raises(
+        SchedulerLostError, match=r"blocks 00000_00000 of .*o\.zarr ended \(they died\); finished blocks"
+    ):
         again.lost(group, Died("they died"))
     with pytest.raises(OSError, match="no room"):
         again.lost(group, OSError("no room"))

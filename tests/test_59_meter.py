@@ -1,14 +1,18 @@
 """Progress counts tiles, for people and for programs; cautions say what a reader should know."""
 
+import html
 import json
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 
 import pytest
 from conftest import environment, smooth
 
 from ovrs import pipeline
+from ovrs.demo.synth import World, write_scene
 from ovrs.engine.tiling import Plan, TileGeometry
 from ovrs.errors import OptionError
 from ovrs.request import Request
@@ -16,8 +20,10 @@ from ovrs.run import meter
 from ovrs.run.report import info_of
 from ovrs.store.cautions import SKETCH, cautions
 from ovrs.store.map import open_map
-from ovrs.store.record import ClassArea, ModelFacts
+from ovrs.store.picture import card
+from ovrs.store.record import ClassArea, ModelFacts, NearTie, RunRecord
 from ovrs.view.page import warnings_of
+from ovrs.view.server import open_viewer
 
 
 @pytest.mark.parametrize("executor", ["serial", "threads"])
@@ -100,5 +106,35 @@ def test_cautions_stand_where_people_read(write_raster, tmp_path, words, trivial
             any(w in t for t in told) for w in (SKETCH, "10 m", "a covers 70", "nowhere in the map: c", "0.30")
         ] == [True] * 5
         assert warnings_of(doubtful)[: len(told)] == told
+        pair = [
+            NearTie(name="a", second="b", percent=97, pixels=900),
+            NearTie(name="b", second="a", percent=60, pixels=70),
+        ]
+        few = NearTie(name="a", second="c", percent=99, pixels=9)
+        doubtful = doubtful.model_copy(update={"near_ties": [*pair, few]})
+        told = cautions(doubtful)
+        assert [t for t in told if "told apart" in t] == [
+            "a and b are rarely told apart: in 97 percent of the pixels of a, b is nearly as high; join them, or use other words"
+        ]
         mapped.__dict__["record"] = doubtful
+        assert all(html.escape(t) in card(mapped) for t in told)
+        with open_viewer(mapped, None, "127.0.0.1", 0) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            page = urllib.request.urlopen(server.url).read().decode()
+            server.shutdown()
+        assert all(html.escape(t) in page for t in told)
+        assert "--set run.store_scores=true" in page
         assert f"caution    {told[0]}" in info_of(mapped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "expected"), [("building, tree, trees, field", 1), ("building, road, tree, field", 0)]
+)
+def test_two_words_for_one_thing_are_told_of(tmp_path, words, expected):
+    """With the bundled model, whose text knows both."""
+    write_scene(tmp_path / "s.tif", height=300, width=260, world=World(seed=4))
+    facts = pipeline.map(Request.from_names(tmp_path / "s.tif", tmp_path / "m.zarr", classes=words))
+    told = [t for t in cautions(RunRecord.model_validate(facts)) if "told apart" in t]
+    assert len(told) == expected
+    assert all("tree" in t and "trees" in t for t in told)

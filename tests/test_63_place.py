@@ -296,6 +296,20 @@ def test_an_item_tells_when_the_imagery_was_recorded(write_raster, tmp_path, wor
         trivial(scene={"acquired": "last summer"})
 
 
+def test_a_run_that_goes_on_keeps_its_time_of_recording(write_raster, tmp_path, words, trivial):
+    """Another time is refused, not ignored; the same one, and none, go on."""
+    scene, out = write_raster(smooth(64, 64)), tmp_path / "m.zarr"
+    pipeline.map_scene(scene, words, out, trivial(scene={"acquired": "2020-06-01"}))
+    for same in ({}, {"acquired": "2020-06-01T00:00Z"}):
+        assert pipeline.map_scene(scene, words, out, trivial(scene=same))["acquired"] == "2020-06-01T00:00:00+00:00"
+    for given, begun in (({"acquired": "2021-01-01"}, "2020-06-01"), ({"acquired": "2021-01-01"}, "no time")):
+        with pytest.raises(OptionError, match=f"was begun with {begun}"):
+            pipeline.map_scene(scene, words, out, trivial(scene=given))
+        pipeline.map_scene(scene, words, out, trivial(), overwrite=True)
+    pipeline.resume(out)
+    assert pipeline.map_scene(scene, words, out, trivial(scene=given), overwrite=True)["acquired"].startswith("2021")
+
+
 @pytest.mark.parametrize("side", [100, 1000, 20000])
 def test_a_rectangle_has_five_vertices(side):
     found = footprint(grid("EPSG:32632", 360000, 5640000, 0.5, side, side)).geometry

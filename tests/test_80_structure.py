@@ -36,7 +36,7 @@ FLOORS = (
     ("clean",),
     ("export",),
     ("run", "assess"),
-    ("view",),
+    ("view", "qgis"),
     ("bench", "pipeline", "preview"),
     ("demo", "repair", "flows"),
     ("cli",),

@@ -15,10 +15,11 @@ from ovrs.cli import assess as cli_assess
 from ovrs.cli import bench as cli_bench
 from ovrs.cli import catalog as cli_catalog
 from ovrs.cli import collection as cli_collection
-from ovrs.cli import complete, edge, fields
+from ovrs.cli import complete, edge, fields, shared
 from ovrs.cli import models as cli_models
 from ovrs.cli import preview as cli_preview
 from ovrs.cli import products as cli_products
+from ovrs.cli import qgis as cli_qgis
 from ovrs.cli import sam3 as cli_sam3
 from ovrs.cli import words as cli_words
 from ovrs.engine import allocator
@@ -45,17 +46,9 @@ app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_catalog.app, name="catalog")
 app.add_typer(cli_collection.app, name="collection")
 app.add_typer(cli_sam3.app, name="sam3")
+app.add_typer(cli_qgis.app, name="qgis")
 
 Store = Annotated[str, typer.Argument(help="A store, NAME.zarr, or its address.", show_default=False)]
-
-Progress = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|json|none",
-        help="A bar, or a line every ten seconds without a terminal; json: a line each second on standard error.",
-        rich_help_panel="Run",
-    ),
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -77,32 +70,23 @@ def _global(
 
 
 @app.command(
-    "map", cls=fields.Spelled, epilog="Every other option: --set SECTION.KEY=VALUE; `ovrs options` lists them."
+    "map",
+    cls=fields.Spelled,
+    epilog="Every other option: --set SECTION.KEY=VALUE; `ovrs options` lists them.",
+    examples=(
+        'ovrs map SCENE.tif --classes "building, road, water" -o out.zarr',
+        "ovrs map tiles/*.tif --vocabulary landcover --gsd 0.3 --bbox 500000,5599000,501000,5600000 -o part.zarr",
+    ),
 )
 def map_command(
-    scenes: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SCENE...",
-            help="A raster GDAL can open; several, a pattern or a folder of them are one scene. With --catalog a scene's name.",
-        ),
-    ],
-    bands: Annotated[str | None, fields.flag("scene.bands")] = None,
-    gsd: Annotated[str | None, fields.flag("scene.gsd")] = None,
+    scenes: shared.Scenes,
+    bands: shared.Bands = None,
+    gsd: shared.Gsd = None,
     bbox: Annotated[str | None, fields.flag("scene.bbox")] = None,
     aoi: Annotated[str | None, fields.flag("scene.aoi")] = None,
     acquired: Annotated[str | None, fields.flag("scene.acquired")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help='Class names in plain words: "building, road, water".', rich_help_panel="Words")
-    ] = None,
-    vocabulary: Annotated[
-        str | None,
-        typer.Option(
-            help="A shipped vocabulary (`ovrs vocabulary list`) or a YAML file.",
-            rich_help_panel="Words",
-            autocompletion=complete.vocabularies,
-        ),
-    ] = None,
+    classes: shared.Classes = None,
+    vocabulary: shared.Vocabulary = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -111,21 +95,12 @@ def map_command(
             autocompletion=complete.presets,
         ),
     ] = None,
-    model: Annotated[str | None, fields.flag("model.model")] = None,
-    pretrained: Annotated[str | None, fields.flag("model.pretrained")] = None,
-    device: Annotated[str | None, fields.flag("model.device")] = None,
-    method: Annotated[str | None, fields.flag("method.method", "Model")] = None,
-    examples: Annotated[str | None, fields.flag("method.examples", "Model")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="SECTION.KEY=VALUE",
-            help="Any other option; without SECTION, one of the method. May be repeated.",
-            rich_help_panel="Model",
-            autocompletion=complete.keys,
-        ),
-    ] = None,
+    model: shared.Model = None,
+    pretrained: shared.Pretrained = None,
+    device: shared.Device = None,
+    method: shared.Method = None,
+    examples: shared.Examples = None,
+    settings: shared.Settings = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -136,7 +111,7 @@ def map_command(
         ),
     ] = None,
     catalog: Annotated[
-        Path | None, typer.Option(help="A data_catalog.yaml that names the scene.", rich_help_panel="Run")
+        Path | None, typer.Option(help="A data_catalog.yaml; SCENE is then a name in it.", rich_help_panel="Run")
     ] = None,
     staging: Annotated[
         Path | None,
@@ -148,11 +123,8 @@ def map_command(
     ] = None,
     executor: Annotated[str | None, fields.flag("run.executor")] = None,
     workers: Annotated[str | None, fields.flag("run.workers")] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Discard what is at the output and begin anew.", rich_help_panel="Run"),
-    ] = False,
-    progress: Progress = "auto",
+    overwrite: shared.BeginAnew = False,
+    progress: shared.Progress = "auto",
 ) -> None:
     """Map a scene into a Zarr store. Interrupted? The same command goes on where it stopped."""
     from ovrs import pipeline
@@ -186,7 +158,12 @@ def map_command(
         typer.echo(f"map: {request.target}")
 
 
-@app.command()
+@app.command(
+    examples=(
+        "ovrs teach out.zarr --examples clicks.gpkg -o better.zarr",
+        "ovrs teach out.zarr --examples 'project.gpkg|layer=clicks'",
+    )
+)
 def teach(
     store: Store,
     examples: Annotated[
@@ -195,14 +172,10 @@ def teach(
     out: Annotated[
         str | None, typer.Option("-o", "--out", help="The store to write, or its address; default: NAME-taught.zarr.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Discard what is at the output and begin anew.")
-    ] = False,
+    overwrite: shared.BeginAnew = False,
+    progress: shared.Progress = "auto",
 ) -> None:
-    """Map a scene again, as a map was made, with examples of its classes. Interrupted? The same command goes on.
-
-    Example: ovrs teach out.zarr --examples clicks.gpkg -o better.zarr
-    """
+    """Map a scene again, as a map was made, with examples of its classes. Interrupted? The same command goes on."""
     from ovrs import pipeline
     from ovrs.objects.address import place_of
     from ovrs.run.again import taught_request
@@ -210,7 +183,7 @@ def teach(
     made = place_of(store)
     other = made.with_name(f"{made.name.removesuffix('.zarr')}-taught.zarr") if out is None else place_of(out)
     request = taught_request(made, examples, other)
-    with _progress() as show:
+    with _progress(progress) as show:
         facts = pipeline.map(request, overwrite=overwrite, progress=show)
     _print_areas(facts)
     learned: Any = facts.get("scene_adaptation")  # a run with examples has one
@@ -284,7 +257,7 @@ def _words(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
 
 
 @app.command()
-def resume(store: Store, progress: Progress = "auto") -> None:
+def resume(store: Store, progress: shared.Progress = "auto") -> None:
     """Go on with an interrupted run."""
     from ovrs import pipeline
 
@@ -295,7 +268,7 @@ def resume(store: Store, progress: Progress = "auto") -> None:
 
 
 @app.command()
-def status(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+def status(store: Store, as_json: shared.AsJson = False) -> None:
     """How far a run is; lists failed blocks. Loads no model."""
     from ovrs.objects.address import place_of
     from ovrs.run.report import status_of
@@ -338,7 +311,7 @@ def repair(store: Store) -> None:
 
 
 @app.command()
-def info(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+def info(store: Store, as_json: shared.AsJson = False) -> None:
     """What made a map, and what is in it."""
     from ovrs.run.report import info_of
     from ovrs.store.map import open_map

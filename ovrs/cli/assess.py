@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ovrs.cli import shared
 from ovrs.cli.edge import App
 
 if TYPE_CHECKING:
@@ -17,7 +18,12 @@ app = App()
 Store = Annotated[Path, typer.Argument(help="A finished store, NAME.zarr.", show_default=False)]
 
 
-@app.command()
+@app.command(
+    examples=(
+        "ovrs sample out.zarr --per-class 50 -o points.gpkg",
+        "ovrs sample out.zarr --total 300 --chips chips -o points.gpkg",
+    )
+)
 def sample(
     store: Store,
     out: Annotated[Path, typer.Option("-o", "--out", help="FILE.gpkg, with a QGIS style.")],
@@ -33,10 +39,7 @@ def sample(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file, its labels included.")] = False,
 ) -> None:
-    """Draw stratified random points to label; fill in their attribute `reference`, then give them to `ovrs assess`.
-
-    Example: ovrs sample out.zarr --per-class 50 -o points.gpkg
-    """
+    """Draw stratified random points to label; fill in their attribute `reference`, then give them to `ovrs assess`."""
     from ovrs.assess.points_file import write_sample
     from ovrs.store.map import open_map
 
@@ -50,7 +53,12 @@ def sample(
     typer.echo(f"points: {made.path} ({made.features}; fill in the attribute `reference`)")
 
 
-@app.command()
+@app.command(
+    examples=(
+        "ovrs assess out.zarr --reference points.gpkg -o accuracy.json -o accuracy.md",
+        "ovrs assess out.zarr --reference labels.tif --legend 1=building,2=road",
+    )
+)
 def assess(
     store: Store,
     reference: Annotated[
@@ -68,12 +76,9 @@ def assess(
     out: Annotated[
         list[Path] | None, typer.Option("-o", "--out", help="FILE.json, FILE.md or FILE.csv; may be repeated.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")] = False,
+    overwrite: shared.Overwrite = False,
 ) -> None:
-    """Accuracy, areas with 95 % intervals, and what the confidence is worth.
-
-    Example: ovrs assess out.zarr --reference points.gpkg -o accuracy.json -o accuracy.md
-    """
+    """Accuracy, areas with 95 % intervals, and what the confidence is worth."""
     from ovrs.assess import findings, pages
     from ovrs.store.map import open_map
 
@@ -85,7 +90,12 @@ def assess(
             typer.echo(f"accuracy: {pages.write(found, path)}")
 
 
-@app.command()
+@app.command(
+    examples=(
+        "ovrs diff 2018.zarr 2024.zarr --areas change.csv",
+        "ovrs diff 2018.zarr 2024.zarr --raster change.tif --vectors change.gpkg --mask sure.tif --sure 0.6",
+    )
+)
 def diff(
     before: Annotated[Path, typer.Argument(help="The older map, NAME.zarr.", show_default=False)],
     after: Annotated[Path, typer.Argument(help="The newer map, NAME.zarr.", show_default=False)],
@@ -95,7 +105,7 @@ def diff(
     mask: Annotated[Path | None, typer.Option(help="FILE.tif: where both maps are sure.")] = None,
     sure: Annotated[float, typer.Option(help="Confidence that both maps must have to be sure, 0 to 1.")] = 0.5,
     min_area: Annotated[float, typer.Option(min=0, help="Leave out polygons below so many square metres.")] = 0.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")] = False,
+    overwrite: shared.Overwrite = False,
 ) -> None:
     """Tell what changed from one map to another, class by class, on the grid of the coarser map.
 

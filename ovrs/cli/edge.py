@@ -52,7 +52,11 @@ class App(typer.Typer):
     """Commands of ours."""
 
     def command(self, name: str | None = None, **kwargs: Any) -> Callable[[Command], Command]:
-        """As `typer.Typer.command`, with `Strict` commands."""
+        """As `typer.Typer.command`, with `Strict` commands; `examples` end the help, one a line."""
+        examples = kwargs.pop("examples", ())
+        if examples:
+            lines = "\n".join(["\b", "Examples:", *(f"  {line}" for line in examples)])
+            kwargs["epilog"] = "\n\n".join(filter(None, (kwargs.get("epilog"), lines)))
         return super().command(name, **{"cls": Strict, **kwargs})
 
 

@@ -80,13 +80,19 @@ class Spelled(Strict):
         param: Any
         for param in self.get_params(ctx):
             if (field := known.get(getattr(param, "help", None) or "")) is not None:
-                param.help, param.metavar = field.help, "|".join(field.choices) or "VALUE"
+                param.help, param.metavar = f"{field.help}{_default(field)}", "|".join(field.choices) or "VALUE"
             record = param.get_help_record(ctx)
             if record is not None:
                 groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def _default(field: Listed) -> str:
+    """What a field is without its flag, where its help does not say so."""
+    unsaid = field.default not in (None, (), "", {}) and "Default" not in field.help
+    return f"  [default: {field.default}]" if unsaid else ""
 
 
 def _listing() -> dict[str, Listed]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ovrs.cli import shared
 from ovrs.cli.edge import App
 from ovrs.errors import OptionError
 
@@ -15,20 +16,15 @@ model = App(help="Published CLIP models on this machine.", no_args_is_help=True)
 app.add_typer(model, name="model")
 
 
-@app.command()
+@app.command(examples=("ovrs models", "ovrs models --stac model.json"))
 def models(
     stac: Annotated[
         Path | None,
         typer.Option(help="FILE.json: describe the bundled model as a STAC Item (MLM 1.5), in place of the list."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace also a file that ovrs did not write.")
-    ] = False,
+    overwrite: shared.Overwrite = False,
 ) -> None:
-    """List published models with activation, licence, measured accuracy, memory, source and command. Asks no network.
-
-    Example: ovrs models --stac model.json
-    """
+    """List published models with activation, licence, measured accuracy, memory, source and command. Asks no network."""
     if stac is not None:
         from ovrs.export.mlm import write_bundled
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovrs.cli import complete, fields
+from ovrs.cli import complete, fields, shared
 from ovrs.cli.edge import App
 from ovrs.errors import OptionError
 
@@ -23,25 +23,19 @@ LEARNING_TILES = 8
 """Tiles from which a preview adapts to the scene, unless `--set scene_tiles=…` says how many."""
 
 
-@app.command(cls=fields.Spelled)
+@app.command(
+    cls=fields.Spelled,
+    examples=(
+        'ovrs preview SCENE.tif --classes "building, road, water" --compare none,tmpa',
+        "ovrs preview SCENE.tif --compare-words landcover,mine.yaml --at 500300,5599800",
+    ),
+)
 def preview(
-    scenes: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SCENE...", help="A raster GDAL can open; several, a pattern or a folder are one scene."
-        ),
-    ],
-    bands: Annotated[str | None, fields.flag("scene.bands")] = None,
-    gsd: Annotated[str | None, fields.flag("scene.gsd")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help='Class names in plain words: "building, road, water".', rich_help_panel="Words")
-    ] = None,
-    vocabulary: Annotated[
-        str | None,
-        typer.Option(
-            help="A shipped vocabulary or a YAML file.", rich_help_panel="Words", autocompletion=complete.vocabularies
-        ),
-    ] = None,
+    scenes: shared.Scenes,
+    bands: shared.Bands = None,
+    gsd: shared.Gsd = None,
+    classes: shared.Classes = None,
+    vocabulary: shared.Vocabulary = None,
     compare_words: Annotated[
         str | None,
         typer.Option(
@@ -58,17 +52,12 @@ def preview(
             autocompletion=complete.many(complete.methods),
         ),
     ] = None,
-    model: Annotated[str | None, fields.flag("model.model")] = None,
-    pretrained: Annotated[str | None, fields.flag("model.pretrained")] = None,
-    device: Annotated[str | None, fields.flag("model.device")] = None,
-    method: Annotated[str | None, fields.flag("method.method", "Model")] = None,
-    examples: Annotated[str | None, fields.flag("method.examples", "Model")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Any other option of `ovrs map`.", rich_help_panel="Model"
-        ),
-    ] = None,
+    model: shared.Model = None,
+    pretrained: shared.Pretrained = None,
+    device: shared.Device = None,
+    method: shared.Method = None,
+    examples: shared.Examples = None,
+    settings: shared.Settings = None,
     at: Annotated[
         str | None, typer.Option(help="x,y in the CRS of the scene: one window around it.", rich_help_panel="Windows")
     ] = None,
@@ -83,14 +72,9 @@ def preview(
         int, typer.Option(min=0, help="Another number shows other windows.", rich_help_panel="Windows")
     ] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="FILE.png.")] = Path("preview.png"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace also a file that ovrs did not write.")
-    ] = False,
+    overwrite: shared.Overwrite = False,
 ) -> None:
-    """Map a few windows of a scene and show them side by side; says what the whole would take. Keeps no map.
-
-    Example: ovrs preview SCENE.tif --classes "building, road, water" --compare none,tmpa
-    """
+    """Map a few windows of a scene and show them side by side; says what the whole would take. Keeps no map."""
     from ovrs.preview import picture
     from ovrs.preview.sketch import preview as look
 
@@ -102,7 +86,7 @@ def preview(
     words = _words(classes, vocabulary, compare_words)
     if compare is not None and method is not None:
         raise OptionError("--compare names the methods; leave --method out")
-    asked = _requests(scenes, words, flags, settings or [], compare)
+    asked, wanted = _requests(scenes, words, flags, settings or [], compare)
     found = look(
         asked,
         parts=parts,
@@ -111,7 +95,7 @@ def preview(
         bbox=_numbers("--bbox", bbox, "left,bottom,right,top"),
         progress=(lambda name: typer.echo(f"mapping windows: {name}", err=True)) if len(asked) > 1 else None,
     )
-    _tell(found)
+    _tell(found, wanted)
     typer.echo(f"preview: {picture.write(found, out)}")
 
 
@@ -131,25 +115,32 @@ def _requests(
     flags: dict[str, str | None],
     pairs: list[str],
     compare: str | None,
-) -> dict[str, Request]:
-    """Every pair of words and method as a request, by a name for its column."""
+) -> tuple[dict[str, Request], dict[str, int]]:
+    """Every pair of words and method as a request, by a name for its column; and the tiles that the whole would learn from.
+
+    A name stands in the second dictionary where the preview learns from fewer tiles than the whole map.
+    """
     from ovrs import options
+    from ovrs.methods.base import SceneSettings
     from ovrs.request import Request
 
     methods = [""] if compare is None else _list("--compare", compare)
     found: dict[str, Request] = {}
+    wanted: dict[str, int] = {}
     for (title, vocabulary), setting in product(words.items(), methods):
         name, *more = setting.split("+")
+        title = ", ".join(filter(None, (title, setting)))
         told = fields.told({**flags, "method.method": name} if name else flags, [*pairs, *more])
         made = options.build(**told)
         used = options.resolved(made.model, made.method, vocabulary)
-        if used.scene_level and "scene_tiles" not in told["method"]:
+        if isinstance(used, SceneSettings) and used.scene_level and "scene_tiles" not in told["method"]:
+            wanted[title or f"map ({made.method.method})"] = used.scene_tiles
             made = options.build(**{**told, "method": {**told["method"], "scene_tiles": LEARNING_TILES}})
         request = Request(
             uri=scenes[0], others=tuple(scenes[1:]), words=vocabulary, options=made, target="preview.zarr"
         )
-        found[", ".join(filter(None, (title, setting))) or f"map ({made.method.method})"] = request
-    return found
+        found[title or f"map ({made.method.method})"] = request
+    return found, wanted
 
 
 def _list(option: str, text: str) -> list[str]:
@@ -172,10 +163,16 @@ def _numbers(option: str, text: str | None, form: str) -> Any:
     return found
 
 
-def _tell(found: Preview) -> None:
-    """Shares, confidence and the cost of the whole, for each setting."""
+def _tell(found: Preview, wanted: dict[str, int]) -> None:
+    """Shares, confidence, what was learned from less than the whole would, and its cost, for each setting."""
     for sketch in found.sketches:
         names = zip(sketch.words.class_names, sketch.shares, strict=True)
         shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in sorted(names, key=lambda pair: -pair[1]))
         typer.echo(f"{sketch.name}: {shares}; mean confidence {sketch.mean_confidence:.2f}")
+        most = min(wanted.get(sketch.name, 0), sketch.tiles)
+        if most > LEARNING_TILES:
+            typer.echo(
+                f"  adapted to the scene by {LEARNING_TILES} tiles, the whole map by {most}: classes may differ a little "
+                f"(--set scene_tiles={most} looks at as many)"
+            )
         typer.echo(f"  {sketch.estimate.text}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ovrs.cli import shared
 from ovrs.cli.edge import App
 from ovrs.errors import OptionError
 from ovrs.names import shown
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 app = App()
 
 Store = Annotated[str, typer.Argument(help="A finished store, NAME.zarr, or its address.", show_default=False)]
-Calibrated = Annotated[
-    Path | None,
-    typer.Option(help="FILE.json of `ovrs assess`: its temperature turns confidence into how often it is right."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace also files that ovrs did not write.")]
 
 
-@app.command()
+@app.command(
+    examples=(
+        "ovrs export out.zarr --cog out.tif --vectors out.gpkg --png out.png --stac out.json",
+        "ovrs export out.zarr --cog web.tif --crs EPSG:3857 --min-mapping-unit 50m2",
+    )
+)
 def export(
     store: Store,
     cog: Annotated[
@@ -60,13 +61,10 @@ def export(
     layer: Annotated[
         str | None, typer.Option(help="Layer of the GeoPackage, whose other layers stay; default: classes.")
     ] = None,
-    calibrated: Calibrated = None,
-    overwrite: Overwrite = False,
+    calibrated: shared.Calibrated = None,
+    overwrite: shared.Overwrite = False,
 ) -> None:
-    """Write GIS products of a finished map. An older product is replaced; other files only with --overwrite.
-
-    Example: ovrs export out.zarr --cog out.tif --vectors out.gpkg --png out.png --stac out.json
-    """
+    """Write GIS products of a finished map. An older product is replaced; other files only with --overwrite."""
     named = {"--cog": cog, "--confidence": confidence, "--vectors": vectors, "--png": png, "--stac": stac}
     wanted = {option: path for option, path in named.items() if path is not None}
     if not wanted:
@@ -106,15 +104,17 @@ def export(
             typer.echo(line)
 
 
-@app.command()
+@app.command(
+    examples=("ovrs stats out.zarr", "ovrs stats out.zarr --zones districts.gpkg --zone-name district -o areas.csv")
+)
 def stats(
     store: Store,
     zones: Annotated[Path | None, typer.Option(help="Vector file: areas for each of its polygons.")] = None,
     zone_name: Annotated[str | None, typer.Option(help="Attribute that names a zone.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="FILE.csv or FILE.parquet; default: print.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print for machines.")] = False,
-    calibrated: Calibrated = None,
-    overwrite: Overwrite = False,
+    calibrated: shared.Calibrated = None,
+    overwrite: shared.Overwrite = False,
 ) -> None:
     """Hectares per class, for the map or per zone; true ground areas in any CRS.
 
@@ -153,14 +153,14 @@ def _calibrated(mapped: Map, findings: Path | None) -> Map:
     return calibrated(mapped, temperature_for(mapped, findings))
 
 
-@app.command()
+@app.command(examples=("ovrs report out.zarr -o out.html", "ovrs report out.zarr -o out.html --accuracy accuracy.json"))
 def report(
     store: Store,
     out: Annotated[Path, typer.Option("-o", "--out", help="FILE.html, complete in itself.")],
     accuracy: Annotated[
         Path | None, typer.Option(help="FILE.json of `ovrs assess`: its figures become a part of the page.")
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: shared.Overwrite = False,
 ) -> None:
     """One page about a map: overview, legend with areas, options, warnings, provenance."""
     from ovrs.assess.findings import load_for
@@ -173,7 +173,7 @@ def report(
         typer.echo(f"report: {write_report(mapped, out, more=told, overwrite=overwrite)}")
 
 
-@app.command()
+@app.command(examples=("ovrs view out.zarr", "ovrs view after.zarr --before before.zarr --port 0"))
 def view(
     store: Store,
     before: Annotated[str | None, typer.Option(help="A second map of the same scene, to compare with.")] = None,
@@ -190,7 +190,12 @@ def view(
     serve(open_map(store), None if before is None else open_map(before), host, port, open_browser=browser)
 
 
-@app.command()
+@app.command(
+    examples=(
+        "ovrs publish out.zarr s3://bucket/maps/out.zarr",
+        "ovrs publish out.zarr file:///srv/maps/out.zarr --overwrite",
+    )
+)
 def publish(
     store: Store,
     url: Annotated[str, typer.Argument(help="s3://bucket/NAME.zarr, file:///…, or anything fsspec knows.")],

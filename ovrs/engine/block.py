@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ovrs.engine.arrays import Array, as_numpy, empty, on_host
 from ovrs.engine.blend import Blend, Scored
 from ovrs.engine.contract import FrozenSegmenter, ManyTiles, Resident, Segmenter, TileScores
 from ovrs.engine.decide import DecisionRule, decided, quantised
+from ovrs.engine.ties import Ties
 from ovrs.scene.grid import Window
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class BlockMap:
     """Time spent on `read` and `compute`, and on the parts of the latter: `upload` of pixels to the device, `model`, `blend`
     with deciding, `download` of labels. A device is waited for in the last."""
     tiles: int
+    ties: dict[str, int] = field(default_factory=dict)
+    """Winners and near seconds on a sparse grid, as `ovrs.engine.ties` counts them."""
 
 
 def map_block(
@@ -92,7 +95,7 @@ def map_block(
             events.update(told())
     total = time.perf_counter() - started
     seconds = {"read": read_seconds, "compute": total - read_seconds, **clock.seconds}
-    return BlockMap(label, confidence, score, dict(events), seconds, len(tiles))
+    return BlockMap(label, confidence, score, dict(events), seconds, len(tiles), core.ties.counts(valid))
 
 
 class _Clock:
@@ -196,9 +199,11 @@ class _Core:
     def __init__(self, window: Window, classes: int, keep_scores: bool) -> None:
         self.shape, self.classes, self.keep_scores = window.shape, classes, keep_scores
         self.arrays: list[Array] = []
+        self.ties = Ties(window, classes)
 
     def fill(self, part: tuple[slice, slice], scores: TileScores, rule: DecisionRule) -> None:
         """Decide a part."""
+        self.ties.add(part, scores.scores)
         found = [*decided(scores.scores, rule, scores.background_evidence)]
         if self.keep_scores:
             found.append(quantised(scores.scores))

@@ -38,6 +38,8 @@ class Sketch:
     maps: list[BlockMap]
     """One for each window."""
     estimate: Estimate
+    tiles: int
+    """Of the whole scene."""
 
     @property
     def shares(self) -> list[float]:
@@ -135,6 +137,11 @@ def _sketched(name: str, job: Job, windows: list[Window]) -> Sketch:
     each = [m.seconds["compute"] / m.tiles for m in maps if m.tiles]
     typical = float(np.median(each)) if each else 0.0
     words = job.spec.vocabulary
+    rows, cols = job.plan.tile_shape
     return Sketch(
-        name=name, words=words, maps=maps, estimate=estimate(job.plan, len(words.classes), maps, typical, learned)
+        name=name,
+        words=words,
+        maps=maps,
+        estimate=estimate(job.plan, len(words.classes), maps, typical, learned),
+        tiles=rows * cols,
     )

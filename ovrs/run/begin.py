@@ -154,6 +154,7 @@ def _require_fit(job: Job, description: RunDescription) -> bool:
         begun = run.description()
         _require_readable(begun, job.out)
         require_same(begun.digest, description.digest, str(job.out))
+        _require_acquired(begun.acquired, job)
     elif finished:
         clearing.require_ours(job.out)
         _require_same_copy(job, description)
@@ -177,11 +178,22 @@ def _require_same_copy(job: Job, description: RunDescription) -> None:
     except StoreError as error:
         raise StoreError(f"{error}, and there is no run directory {job.run_dir.path}; {way}") from error
     require_same(facts["digest"], description.digest, str(job.out))
+    _require_acquired(facts.get("acquired"), job)
     if facts.get("holes") and not job.options.run.allow_holes:
         raise StoreError(
             f"{job.out} lacks blocks, and there is no run directory {job.run_dir.path} to fill them in; {way}"
         )
     log.info("%s is a copy without its run directory; its pixels are not compared", job.out)
+
+
+def _require_acquired(begun: str | None, job: Job) -> None:
+    """Refuse another time of recording than that of the record, which a run that goes on does not change."""
+    given = job.options.scene.acquired
+    if given is not None and given != begun:
+        raise OptionError(
+            f"--acquired {given}: {job.out} was begun with {begun or 'no time'}, which stands in its record; leave --acquired "
+            "out, choose another output, or pass --overwrite"
+        )
 
 
 def _open(job: Job, description: RunDescription) -> None:

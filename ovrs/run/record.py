@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,18 @@ from ovrs.run import stages
 from ovrs.run.adaptation import facts_of
 from ovrs.run.place import kinds
 from ovrs.scene.grid import has_ground, pixel_size_m
-from ovrs.store.record import ClassArea, RunDescription, RunRecord
+from ovrs.store.record import ClassArea, NearTie, RunDescription, RunRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ovrs.run.job import Job
     from ovrs.run.rundir import BlockRecord
 
 
+_TOLD_FROM = 0.25
+"""Share of a class's counted pixels from which a near tie stands in the record."""
 _HINTS = ("name", "version", "acquired")
 """Facts about the file that do not make another scene of it: what it is called, its times, its tag."""
 
@@ -100,10 +103,12 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
     names = job.spec.vocabulary.class_names
     pixels, areas = [0] * len(names), [0.0] * len(names)
     events: dict[str, int] = {}
+    ties: Counter[str] = Counter()
     for record in records.values():
         for key, count in record.histogram.items():
             pixels[int(key)] += count
             areas[int(key)] += record.areas_m2[key]
+        ties.update(record.ties)
         for event, count in record.events.items():
             events[event] = events.get(event, 0) + count
     total, ground = sum(pixels), sum(areas)
@@ -132,8 +137,21 @@ def summarise(job: Job, records: dict[str, BlockRecord], holes: list[str]) -> Ru
             )
             for name, count, area in zip(names, pixels, areas, strict=True)
         ],
+        **({"near_ties": _near_ties(ties, names)} if ties else {}),
     }
     return RunRecord.model_validate(found)
+
+
+def _near_ties(ties: Mapping[str, int], names: Sequence[str]) -> list[NearTie]:
+    """Pairs that are worth telling, the closest first, of counts as `ovrs.engine.ties` gives them."""
+    found = []
+    for key, count in ties.items():
+        winner, _, second = key.partition("_")
+        if second and count >= _TOLD_FROM * ties[winner]:
+            percent = round(100 * count / ties[winner], 1)
+            pair = (names[int(winner)], names[int(second)])
+            found.append(NearTie(name=pair[0], second=pair[1], percent=percent, pixels=ties[winner]))
+    return sorted(found, key=lambda tie: (-tie.percent, tie.name, tie.second))
 
 
 def settled(record: RunRecord, before: Mapping[str, object]) -> dict[str, object]:

@@ -36,15 +36,11 @@ def status_of(out: Place) -> Status:
         StoreError: No run was begun for `out`, and no map is there.
     """
     run = RunDir(out)
-<<<<<<< HEAD
+    if not run.exists and is_there(out):
+        return _of_a_copy(out, store.facts(store.open_complete(out)))
     description, markers = run.description(), run.markers()
     records = {name: record for name, record in markers.items() if record is not None}
     damaged = [name for name, record in markers.items() if record is None]
-=======
-    if not run.exists and is_there(out):
-        return _of_a_copy(out, store.facts(store.open_complete(out)))
-    description, records = run.description(), run.records()
->>>>>>> scale
     from ovrs.run.verify import plan_of
 
     total = plan_of(description).block_count

@@ -68,6 +68,8 @@ class BlockRecord:
     overviews: str = ""
     """CRC-32 of the block's own part of the overviews; empty where it wrote none."""
     events: dict[str, int] = field(default_factory=dict)
+    ties: dict[str, int] = field(default_factory=dict)
+    """Winners and near seconds on a sparse grid (`ovrs.engine.ties`)."""
     error: str = ""
     """Class name of the error of a failed block: what programs decide by."""
     reason: str = ""

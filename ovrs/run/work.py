@@ -244,4 +244,5 @@ def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
         confidence_sum=int(result.confidence.sum(dtype=np.int64, where=result.confidence != CONFIDENCE_NODATA)),
         crc=verify.block_crc(result.label, result.confidence, result.score),
         events=result.events,
+        ties=result.ties,
     )

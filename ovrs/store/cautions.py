@@ -16,6 +16,10 @@ LARGE_SHARE = 60.0
 """Percent of the ground from which a class is doubtful."""
 LOW_CONFIDENCE = 0.5
 _NAMED = 8
+NEARLY_ALWAYS = 50.0
+"""Percent of a class's pixels from which near ties with another one make the two doubtful."""
+_COUNTED = 50
+"""Counted pixels that a class needs before its ties mean something."""
 
 
 def is_sketch(record: RunRecord) -> bool:
@@ -42,8 +46,22 @@ def cautions(record: RunRecord) -> list[str]:
     if absent:
         more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
         found.append(f"nowhere in the map: {', '.join(absent[:_NAMED])}{more}")
+    found += _rarely_told_apart(record)
     if record.mean_confidence is not None and record.mean_confidence < LOW_CONFIDENCE:
         found.append(
             f"mean confidence is {record.mean_confidence:.2f}, below {LOW_CONFIDENCE:g}; try other words or an adaptation"
         )
     return found
+
+
+def _rarely_told_apart(record: RunRecord) -> list[str]:
+    """One sentence for each pair of classes."""
+    seen: dict[frozenset[str], str] = {}
+    for tie in record.near_ties or []:
+        if tie.percent >= NEARLY_ALWAYS and tie.pixels >= _COUNTED:
+            seen.setdefault(
+                frozenset((tie.name, tie.second)),
+                f"{tie.name} and {tie.second} are rarely told apart: in {tie.percent:.0f} percent of the pixels of {tie.name}, "
+                f"{tie.second} is nearly as high; join them, or use other words",
+            )
+    return list(seen.values())[:_NAMED]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ovrs.errors import StoreError
 from ovrs.names import shown
-from ovrs.store.cautions import SKETCH, is_sketch
+from ovrs.store.cautions import cautions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +63,7 @@ def card(mapped: Map) -> str:
     if len(order) > CARD_CLASSES:
         rows += f"<tr><td>and {len(order) - CARD_CLASSES} more classes</td><td></td><td></td></tr>"
     lines = [repr(mapped).strip("<>"), f"scene {record.scene.name}, finished {record.finished}"]
-    if is_sketch(record):
-        lines.append(SKETCH)
+    lines += [f"caution: {text}" for text in cautions(record)]
     if record.holes:
         lines.append(f"INCOMPLETE: {len(record.holes)} blocks are missing and no data")
     about = "<br>".join(html.escape(shown(line)) for line in lines)

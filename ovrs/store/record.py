@@ -193,6 +193,19 @@ class ClassArea(_Part):
     """Of the valid ground area."""
 
 
+class NearTie(_Part):
+    """Two classes that are often nearly as high as each other."""
+
+    name: str
+    """The class that wins."""
+    second: str
+    """The class that is nearly as high."""
+    percent: float
+    """Of the winner's counted pixels."""
+    pixels: int
+    """Counted pixels that the winner has."""
+
+
 class RunDescription(_Part):
     """What went into a run: the content of `run.json`."""
 
@@ -261,6 +274,8 @@ class RunRecord(RunDescription):
     """0..1; None for a map without valid pixels."""
     classes: list[ClassArea]
     """In the order of the class numbers."""
+    near_ties: list[NearTie] | None = None
+    """Pairs that tie nearly in a quarter of the winner's pixels or more; None: not counted."""
 
 
 RESULTS = tuple(sorted(RunRecord.model_fields.keys() - RunDescription.model_fields.keys()))

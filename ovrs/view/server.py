@@ -6,6 +6,7 @@ A request must name the server as its host: a web page elsewhere whose name lead
 from __future__ import annotations
 
 import contextlib
+import html
 import ipaddress
 import json
 import logging
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from ovrs.errors import GridMismatchError, OptionError, OvrsError, told
+from ovrs.names import shown
+from ovrs.store.cautions import cautions
 from ovrs.store.place import UNREADABLE
 from ovrs.view.tiles import MapTiles
 
@@ -49,6 +52,7 @@ class Viewer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.maps = maps
         self.host = address[0]
+        self.notes = _notes(maps["map"].map)
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         self.tile = lru_cache(maxsize=2000)(self._tile)
 
@@ -95,6 +99,15 @@ class Viewer(ThreadingHTTPServer):
         return f"http://{host}:{self.server_address[1]}/"
 
 
+def _notes(mapped: Map) -> bytes:
+    """HTML below the legend: what a reader should know, and why a click shows no scores."""
+    told = cautions(mapped.record)
+    if mapped.scores is None:
+        told.append("A click shows the scores of all classes where the map was made with --set run.store_scores=true.")
+    items = "".join(f"<p>{html.escape(shown(text))}</p>" for text in told)
+    return f'<h2>Before you use this map</h2><div id="notes">{items}</div>'.encode() if told else b""
+
+
 def open_viewer(mapped: Map, before: Map | None, host: str, port: int) -> Viewer:
     """Return a server that is bound but not serving yet.
 
@@ -123,6 +136,8 @@ def serve(mapped: Map, before: Map | None, host: str, port: int, *, open_browser
     server = open_viewer(mapped, before, host, port)
     if not _is_loopback(host):
         log.warning("everybody who reaches %s sees the map and its scene; there is no password", server.url)
+    if mapped.scores is None:
+        print("note: a click shows all scores only where the map was made with --set run.store_scores=true", flush=True)
     print(f"viewer: {server.url}  (Ctrl-C ends it)", flush=True)
     if open_browser:
         webbrowser.open(server.url)
@@ -158,7 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if url.path in STATIC:
             name, kind = STATIC[url.path]
-            self._send((resources.files("ovrs.view") / "static" / name).read_bytes(), kind)
+            page = (resources.files("ovrs.view") / "static" / name).read_bytes()
+            self._send(page.replace(b"<!-- notes -->", self.server.notes) if name == "index.html" else page, kind)
             return
         try:
             asked = _asked(url.path, url.query)
