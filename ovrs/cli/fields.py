@@ -90,7 +90,7 @@ class Spelled(Strict):
 
 
 def _default(field: Listed) -> str:
-    """What a field is without its flag, where its help does not say so."""
+    """Tell what a field is without its flag, where its help does not say so."""
     unsaid = field.default not in (None, (), "", {}) and "Default" not in field.help
     return f"  [default: {field.default}]" if unsaid else ""
 
