@@ -210,7 +210,7 @@ def options(
 
 
 def _plain(value: Any) -> str:
-    """A default as `--set` takes it."""
+    """Return a default as `--set` takes it."""
     if isinstance(value, (tuple, list)):
         return ",".join(map(str, value)) or "none"
     return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, dict) else "{}"
@@ -224,7 +224,7 @@ def _requests(
     preset: str | None,
     told: dict[str, dict[str, object]],
 ) -> list[Request]:
-    """What was asked for, by name in a catalog or in full."""
+    """Return the requests, by name in a catalog or in full."""
     from ovrs import options
     from ovrs.collection import catalog as catalogs
     from ovrs.methods import published
@@ -250,7 +250,7 @@ def _requests(
 
 
 def _words(classes: str | None, vocabulary: str | None) -> Vocabulary | None:
-    """The classes that were named; None where a catalog or a preset may name them."""
+    """Return the named classes; None where a catalog or a preset may name them."""
     from ovrs.request import words_from_names
 
     return None if classes is None and vocabulary is None else words_from_names(classes, vocabulary)
@@ -312,7 +312,7 @@ def repair(store: Store) -> None:
 
 @app.command()
 def info(store: Store, as_json: shared.AsJson = False) -> None:
-    """What made a map, and what is in it."""
+    """Tell what made a map, and what is in it."""
     from ovrs.run.report import info_of
     from ovrs.store.map import open_map
 

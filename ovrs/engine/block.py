@@ -145,7 +145,7 @@ def _scored(
 
 
 def _look(segmenter: Segmenter, samples: list[TileSample]) -> list[Look]:
-    """What the segmenter says of tiles: evidence and weight if it is frozen, else scores."""
+    """Return what the segmenter says of tiles: evidence and weight if it is frozen, else scores."""
     if isinstance(segmenter, ManyTiles):
         return segmenter.look(samples)
     if isinstance(segmenter, FrozenSegmenter):
@@ -172,7 +172,7 @@ class Overhang:
         self._core: Window | None = None
 
     def begin(self, core: Window) -> None:
-        """The block that comes now."""
+        """Begin the next block."""
         last, self._core = self._core, core
         if last is None or (last.row_off, last.row_end, last.col_end) != (core.row_off, core.row_end, core.col_off):
             self._parts.clear()
@@ -189,7 +189,7 @@ class Overhang:
         return (tile.row, tile.col) in self._parts
 
     def take(self, tile: Tile) -> tuple[Scored, Events] | None:
-        """What the left-hand neighbour kept of a tile, with its events, once."""
+        """Return what the left-hand neighbour kept of a tile, with its events, once."""
         return self._parts.pop((tile.row, tile.col), None)
 
 

@@ -86,7 +86,7 @@ def _local_cluster(options: RunOptions) -> Any:
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes begun inside do not hear Ctrl-C, which a terminal sends to all; the first process ends them in order.
+    """Begin processes that do not hear Ctrl-C, which a terminal sends to all; the first process ends them in order.
 
     Threads and processes inherit the signals that are blocked. A Ctrl-C inside is delivered at the end.
     """

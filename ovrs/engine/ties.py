@@ -54,7 +54,7 @@ class Ties:
         self._codes[tuple(places)] = codes
 
     def counts(self, valid: NDArray[np.bool_]) -> dict[str, int]:
-        """Counted valid pixels of each winner under `i`, and near ties of winner and second under `i_j`."""
+        """Return counted valid pixels of each winner under `i`, and near ties of winner and second under `i_j`."""
         if self._codes is None:
             return {}
         codes = as_numpy(self._codes)[valid[self._first[0] :: STEP, self._first[1] :: STEP]]

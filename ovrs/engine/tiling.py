@@ -184,7 +184,7 @@ class Plan:
         return -(-crop_count(length, self.geometry.crop, self.geometry.stride) // self.geometry.crops_per_tile)
 
     def _group(self, length: int, index: int) -> list[int]:
-        """Starts of the crops of one tile along an axis; costs the same wherever it lies."""
+        """Return starts of the crops of one tile along an axis; costs the same wherever it lies."""
         g = self.geometry
         first = index * g.crops_per_tile
         end = min(first + g.crops_per_tile, crop_count(length, g.crop, g.stride))
@@ -196,7 +196,7 @@ class Plan:
         return groups[0][1][0], groups[-1][1][-1] + min(self.geometry.crop, length)
 
     def _groups(self, length: int, begin: int, end: int) -> list[tuple[int, list[int]]]:
-        """The tiles along an axis that touch begin to end, with the starts of their crops."""
+        """Return the tiles along an axis that touch begin to end, with the starts of their crops."""
         size = min(self.geometry.crop, length)
         # a tile reaches less than two pitches beyond its regular start, so none before this one touches
         index = max(0, min(begin, length) // self.geometry.pitch - 1 - -(-size // self.geometry.pitch))
@@ -231,7 +231,7 @@ def taper(window: Window, ramp: int) -> NDArray[np.float32]:
 
 
 def plateau(window: Window, ramp: int) -> Window | None:
-    """The part of a tile's window where `taper` is one; None if there is none."""
+    """Return the part of a tile's window where `taper` is one; None if there is none."""
     top, left = (max(1, min(ramp, length // 2)) for length in window.shape)
     height, width = window.height - 2 * top, window.width - 2 * left
     return Window(window.row_off + top, window.col_off + left, height, width) if height > 0 and width > 0 else None

@@ -58,14 +58,14 @@ class Work(Generic[Item, Result]):
         return {}
 
     def check_here(self) -> None:
-        """Called in the first process when another one cannot do the work. An error here ends everything."""
+        """Hear in the first process that another process cannot do the work. An error here ends everything."""
 
     def wanted(self) -> dict[str, str]:
-        """What `prepare` must say, as far as it is known before any worker joins."""
+        """Return the answers that `prepare` must give, as far as they are known before a worker joins."""
         return {}
 
     def admitted(self, facts: dict[str, str]) -> None:
-        """Called in the first process for every different answer of `prepare` that was accepted."""
+        """Hear in the first process every different answer of `prepare` that was accepted."""
 
     def doubts(self, result: Result) -> bool:  # noqa: ARG002
         """Whether a result looks as if the process, and not the item, were at fault."""
@@ -76,7 +76,7 @@ class Work(Generic[Item, Result]):
         return [item]
 
     def lost(self, item: Item, error: Exception) -> Result:  # noqa: ARG002
-        """The result of an item that no worker computed: in the first process. An error here ends everything."""
+        """Return, in the first process, the result of an item that no worker computed. An error here ends everything."""
         raise error
 
 
@@ -218,7 +218,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, if it survives the way to the first process; else its words."""
+    """Return the error, if it can be sent to the first process; else an error with its words."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001  (classes of libraries fail in many ways)

@@ -72,7 +72,7 @@ def write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
 
 
 def sha256(sources: Sequence[Path]) -> str | dict[str, str]:
-    """The hash of the one file that was read, or of each of several by its name."""
+    """Return the hash of the one file that was read, or of each of several by its name."""
     found = {}
     for file in sources:
         with file.open("rb") as stream:

@@ -48,7 +48,7 @@ class Installed:
 
 
 def default_profile() -> Path:
-    """The profile that QGIS starts with.
+    """Return the profile that QGIS starts with.
 
     Raises:
         OptionError: There is none.
@@ -121,7 +121,7 @@ def uninstall(profile: Path | None = None) -> Path:
 
 
 def status(profile: Path | None = None) -> Installed | None:
-    """What a profile holds; None: no provider of ovrs.
+    """Return what a profile holds; None: no provider of ovrs.
 
     Raises:
         OptionError: No profile, or the provider is damaged.

@@ -68,13 +68,13 @@ class Table(BaseModel):
 
 @functools.cache
 def table() -> Table:
-    """The table of published models."""
+    """Return the table of published models."""
     text = (resources.files("ovrs.model.clip") / "known.yaml").read_text("utf-8")
     return Table.model_validate(yamlfile.parse(text, "known.yaml", OptionError).data)
 
 
 def of_file(name: str) -> tuple[str, Known] | None:
-    """The published model whose file has this name, whatever its case and its ending (`.pt`, `.safetensors`)."""
+    """Return the published model whose file has this name, whatever its case and its ending (`.pt`, `.safetensors`)."""
     stem = _stem(name)
     for key, model in table().models.items():
         if stem in (_stem(model.basename or ""), _stem(model.also or "")) and stem:
@@ -87,7 +87,7 @@ def _stem(name: str) -> str:
 
 
 def commands(name: str) -> list[str]:
-    """The commands that lead to a map with a model of the table; the first is all where its name is enough."""
+    """Return the commands that lead to a map with a model of the table; the first is all where its name is enough."""
     model = table().models[name]
     if model.file is None:
         return [f"ovrs map SCENE.tif --model {name} …"] if model.tag or model.whole else []
@@ -113,13 +113,13 @@ def hub_address(model: Known) -> str:
 
 
 def licence_of_tag(architecture: str, tag: str | None) -> str | None:
-    """The licence of weights that open_clip fetches, where the table tells it; names with `-quickgelu` are the same weights."""
+    """Return the licence of weights that open_clip fetches, where the table tells it; names with `-quickgelu` are the same weights."""
     plain = architecture.removesuffix("-quickgelu")
     return next((m.licence for m in table().models.values() if m.tag and (m.architecture, m.tag) == (plain, tag)), None)
 
 
 def listing() -> str:
-    """The table for people: one paragraph a model."""
+    """Return the table for people: one paragraph a model."""
     found = table()
     lines = []
     for name, model in found.models.items():

@@ -120,7 +120,7 @@ def _facts(source: Source) -> Mapping[str, Any]:
 
 
 def _directory(options: ModelOptions) -> Path | None:
-    """The directory that the options name, or that a name of the table stands for; None for open_clip's names and hubs."""
+    """Return the directory that the options name, or that a name of the table stands for; None for open_clip's names and hubs."""
     place = place_of(options.model)
     if place is not None:
         if options.pretrained is not None:
@@ -141,7 +141,7 @@ def _directory(options: ModelOptions) -> Path | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of an option: `auto` takes `OVRS_DEVICE`, else a GPU where there is one; a local worker its own card.
+    """Return the device of an option: `auto` takes `OVRS_DEVICE`, else a GPU where there is one; a local worker its own card.
 
     Raises:
         OptionError: No such device.

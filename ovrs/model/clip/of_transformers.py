@@ -128,7 +128,7 @@ def copy_tokenizer(files: tuple[Path, ...], target: Path) -> None:
 
 @torch.no_grad()
 def vectors(network: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors `(B, D)` of images and of token numbers, as transformers computes them."""
+    """Return unit vectors `(B, D)` of images and of token numbers, as transformers computes them."""
     out = network(pixel_values=images, input_ids=tokens)
     return out.image_embeds, out.text_embeds
 
@@ -247,7 +247,7 @@ def _colours(folder: Path) -> Mapping[str, Any]:
 
 
 def _tokenizer(folder: Path, words: int) -> tuple[Path, ...]:
-    """The tokenizer's files, unless its words are those of CLIP, which ovrs has itself."""
+    """Return the tokenizer's files, unless its words are those of CLIP, which ovrs has itself."""
     files = tuple(folder / name for name in FILES if is_file(folder / name))
     own = [file for file in files if file.name in OWN_WORDS]
     ours = clip_bpe().encoder

@@ -163,7 +163,7 @@ def shard(file: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _unpacked(file: Path) -> Iterator[Path]:
-    """The file itself, or the one file of weights in a zip archive that is no checkpoint of PyTorch."""
+    """Return the file itself, or the one file of weights in a zip archive that is no checkpoint of PyTorch."""
     if not zipfile.is_zipfile(file):
         yield file
         return
@@ -233,7 +233,7 @@ def _network(content: Any, file: Path, wanted: str | None, sought: Sought) -> St
 def _networks(
     content: Any, place: str, marks: tuple[str, ...], depth: int = 0
 ) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Mappings of tensors that name a network, with the place of each, "state_dict" or "model.student"."""
+    """Return mappings of tensors that name a network, with the place of each, "state_dict" or "model.student"."""
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
     if any(isinstance(t, torch.Tensor) and str(name).endswith(marks) for name, t in content.items()):
@@ -244,7 +244,7 @@ def _networks(
 
 
 def _instead(content: Any) -> str:
-    """What a file without a CLIP holds."""
+    """Tell what a file without a CLIP holds."""
     names = sorted(_names(content))
     if not names:
         return "there are no named tensors in it"

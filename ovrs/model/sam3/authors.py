@@ -177,7 +177,7 @@ def converted(
 
 
 def _renamed(name: str) -> str | None:
-    """The name in transformers, before joint projections are cut; None for one that has none."""
+    """Return the name in transformers, before joint projections are cut; None for one that has none."""
     for start, (ours, replaced) in _PARTS.items():
         if name.startswith(start):
             renamed = ours + name.removeprefix(start)

@@ -186,7 +186,7 @@ class Sam3Backend:
         return F.interpolate(image[None], (side, side), mode="bilinear", align_corners=False, antialias=True)
 
     def _preview(self, image: Tensor) -> Levels:
-        """The small pass over one window."""
+        """Run the small pass over one window."""
         if self._small is None:
             self._small = active.small_encoder(self.network)
         side = active.small_size(self.network.config.vision_config.backbone_config)
@@ -195,13 +195,13 @@ class Sam3Backend:
             return self._levels(self._small(self._resized(image, side).to(self.dtype)))
 
     def _levels(self, vision: Any) -> Levels:
-        """What the detector reads of the vision tower's output; it drops the coarsest level."""
+        """Return what the detector reads of the vision tower's output; it drops the coarsest level."""
         neck = tuple(vision.fpn_hidden_states[:-1])
         position = tuple(p.expand(len(neck[-1]), *p.shape[1:]) for p in vision.fpn_position_encoding[:-1])
         return Levels(neck, position, geometry.token(self.network.geometry_encoder, neck[-1], position[-1]))
 
     def _vision(self, pixels: Tensor) -> tuple[Levels, Tensor]:
-        """What the detector reads, and the output of one block `(B, h, w, D)`."""
+        """Return what the detector reads, and the output of one block `(B, h, w, D)`."""
         seen: list[Tensor] = []
         block = self.network.vision_encoder.backbone.layers[self.layer]
         hook = block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
@@ -323,7 +323,7 @@ class Sam3Backend:
         return tokens, F.pad(bank.mask[rows], (0, 1), value=True)
 
     def _decoded(self, levels: Levels, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """The detector before its masks: queries, presence logits, object logits, and the encoder's output."""
+        """Return the detector before its masks: queries, presence logits, object logits, and the encoder's output."""
         net, count = self.network, len(text)
         encoded = net.detr_encoder(
             vision_features=[levels.neck[-1].expand(count, -1, -1, -1)],  # views, no copies
@@ -368,6 +368,6 @@ class Sam3Backend:
 
 
 def _default_layer(vision: Any) -> int:
-    """The third of four global layers (23 of 32), or the last but one of however many there are."""
+    """Return the third of four global layers (23 of 32), or the last but one of however many there are."""
     layers = sorted(vision.global_attn_indexes)
     return int(layers[-2] if len(layers) > 1 else layers[-1])

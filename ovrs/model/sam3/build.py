@@ -127,7 +127,7 @@ def _parts(look: ModelOptions, settings: Masks, vocabulary: Vocabulary) -> Parts
 
 
 def prior_space(name: str, backend: Sam3Backend, options: CocoSam3, vocabulary: Vocabulary) -> PriorSpace:
-    """A space by its name."""
+    """Return a space by its name."""
     literal = options.prior_preset == "literal"
     if name == "sam3":
         return Sam3Space(literal)
@@ -143,7 +143,7 @@ def prior_space(name: str, backend: Sam3Backend, options: CocoSam3, vocabulary: 
 
 
 def _clip(backend: Sam3Backend, options: CocoSam3, vocabulary: Vocabulary) -> Any:
-    """The frozen dense CLIP of the `rs_clip` space, asked for the same phrases in the same order."""
+    """Return the frozen dense CLIP of the `rs_clip` space, asked for the same phrases in the same order."""
     from ovrs.model.clip.build import build_clip_segmenter
 
     entries = [

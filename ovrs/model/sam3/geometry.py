@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def token(encoder: Any, features: Tensor, positions: Tensor) -> Tensor:
-    """The token of each image, `(B, 1, C)`; it depends on the image and not on the phrase.
+    """Return the token of each image, `(B, 1, C)`; it depends on the image and not on the phrase.
 
     Args:
         encoder: `Sam3Model.geometry_encoder`.

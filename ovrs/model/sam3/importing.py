@@ -123,12 +123,12 @@ def import_model(source: Path, out: Path, network: str | None = None, *, overwri
 
 
 def _layer(name: str) -> str:
-    """A tensor's name without its last part."""
+    """Return a tensor's name without its last part."""
     return name.rpartition(".")[0] or name
 
 
 def _config(file: Path) -> Any:
-    """Transformers' configuration of the detector."""
+    """Return Transformers' configuration of the detector."""
     try:
         from huggingface_hub.errors import StrictDataclassError
         from transformers import Sam3Config
@@ -146,7 +146,7 @@ def _config(file: Path) -> Any:
 
 
 def _sketch(config: Any, file: Path) -> Any:
-    """The network on the meta device: names and shapes without memory."""
+    """Return the network on the meta device: names and shapes without memory."""
     from transformers import Sam3Model
 
     try:

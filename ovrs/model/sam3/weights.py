@@ -34,7 +34,7 @@ _AGAIN = f"Download the weights again: `hf download {HUB_NAME} --local-dir DIR`"
 
 
 def find_directory(model: str) -> Path:
-    """The directory with the weights: `model` itself, else `OVRS_SAM3_DIR`, else the Hugging Face cache.
+    """Return the directory with the weights: `model` itself, else `OVRS_SAM3_DIR`, else the Hugging Face cache.
 
     Raises:
         Sam3WeightsMissing: Nothing there, or not all that is needed; the message says what was looked for and where.
@@ -76,7 +76,7 @@ def checked(directory: Path) -> Path:
 
 
 def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
-    """The network in evaluation mode on the CPU, and a name for provenance.
+    """Return the network in evaluation mode on the CPU, and a name for provenance.
 
     Raises:
         Sam3WeightsMissing: See `find_directory`.
@@ -122,7 +122,7 @@ def load(model: str, dtype: torch.dtype) -> tuple[Any, str]:
 
 
 def _kind_of(directory: Path, usual: Any) -> tuple[Any, dict[str, Any]]:
-    """The class of the network, and from what `from_pretrained` makes it."""
+    """Return the class of the network, and from what `from_pretrained` makes it."""
     if theirs := importing.theirs_in(directory):
         config, tensors, _ = importing.read(theirs)
         return usual, {"pretrained_model_name_or_path": None, "config": config, "state_dict": tensors}
@@ -135,7 +135,7 @@ def _kind_of(directory: Path, usual: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _lite_model() -> Any:
-    """The network with the light text tower.
+    """Return the network with the light text tower.
 
     Raises:
         OptionError: This transformers has none.
@@ -150,7 +150,7 @@ def _lite_model() -> Any:
 
 
 def _padding(directory: Path) -> int:
-    """The token that fills phrases up; the light text tower sees it, so it must be the one of training.
+    """Return the token that fills phrases up; the light text tower sees it, so it must be the one of training.
 
     Raises:
         WeightsError: The tokenizer's files are missing or damaged.

@@ -105,19 +105,19 @@ class Given:
         self.algorithm, self.parameters, self.context, self.feedback = algorithm, parameters, context, feedback
 
     def text(self, name: str) -> str:
-        """A text, empty where nothing is given."""
+        """Return a text, empty where nothing is given."""
         return str(self.algorithm.parameterAsString(self.parameters, name, self.context) or "").strip()
 
     def whole(self, name: str) -> int:
-        """A whole number."""
+        """Return a whole number."""
         return int(self.algorithm.parameterAsInt(self.parameters, name, self.context))
 
     def flag(self, name: str) -> bool:
-        """A tick."""
+        """Return whether a box is ticked."""
         return bool(self.algorithm.parameterAsBool(self.parameters, name, self.context))
 
     def layer(self, name: str) -> Any:
-        """A layer, or None."""
+        """Return a layer, or None."""
         return self.algorithm.parameterAsLayer(self.parameters, name, self.context)
 
     def output(self, name: str) -> str:
@@ -205,24 +205,24 @@ class Given:
 
 
 def _source(text: str) -> str:
-    """A path as the process finds it from its own folder; other sources as they are."""
+    """Return a path as the process finds it from its own folder; other sources as they are."""
     path, bar, rest = text.partition("|")
     return f"{Path(path).absolute()}{bar}{rest}" if Path(path).exists() else text
 
 
 def advanced(parameter: Any) -> Any:
-    """A parameter that the dialog hides at first."""
+    """Return a parameter that the dialog hides at first."""
     parameter.setFlags(parameter.flags() | QgsProcessingParameterDefinition.FlagAdvanced)
     return parameter
 
 
 def store_in(description: str = "Map") -> Any:
-    """A map to read, under the name STORE."""
+    """Return a map to read, under the name STORE."""
     return QgsProcessingParameterFile("STORE", description, behavior=QgsProcessingParameterFile.Folder)
 
 
 def store_out(description: str = "Map (a folder NAME.zarr)", name: str = "STORE") -> Any:
-    """A map to write."""
+    """Return a map to write."""
     return QgsProcessingParameterFileDestination(name, description, STORES)
 
 

@@ -32,7 +32,7 @@ class Cancelled(Exception):  # noqa: N818
 
 
 def setup() -> Any:
-    """What `ovrs qgis install` wrote: `command`, `path`, `methods`, `vocabularies`.
+    """Return what `ovrs qgis install` wrote: `command`, `path`, `methods`, `vocabularies`.
 
     Raises:
         Failed: The file is gone or damaged.
@@ -114,7 +114,7 @@ def _pump(name: str, stream: Any, lines: queue.Queue[tuple[str, str | None]]) ->
 
 
 def _tell(line: str, feedback: Any) -> None:
-    """A line of standard error: progress, or a message."""
+    """Show a line of standard error: progress, or a message."""
     if line.startswith('{"event": "progress"'):
         try:
             facts = json.loads(line)
@@ -149,7 +149,7 @@ def environment(path: str | None = None) -> dict[str, str]:
 
 
 def shown(command: list[str], *, windows: bool = sys.platform == "win32") -> str:
-    """A command as one can type it on this system."""
+    """Return a command as one can type it on this system."""
     if windows:
         return subprocess.list2cmdline(command)
     return " ".join(shlex.quote(part) for part in command)

@@ -77,7 +77,7 @@ def _words(given: Given) -> list[str]:
 
 
 def _asked(given: Given) -> list[str]:
-    """Method and other options."""
+    """Return method and other options."""
     method = str(given.algorithm.parameterAsEnumString(given.parameters, "METHOD", given.context))
     own = [] if method in ("", BY_ITSELF) else [f"--method={method}"]
     return own + [f"--set={pair.strip()}" for pair in given.text("MORE").split(";") if pair.strip()]
