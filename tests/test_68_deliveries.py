@@ -231,10 +231,10 @@ def test_an_idle_pass_over_many_files_takes_seconds(site, monkeypatch):
     monkeypatch.setattr(imagery, "images", lambda *_: found)
     monkeypatch.setattr(site.ledger, "remembered", lambda _: memory)
     monkeypatch.setattr(site.ledger, "entries", lambda: entries)
-    begun = time.monotonic()
+    begun = time.process_time()  # on a machine of its own
     assert {d.state for d in site.look()} == {"done"}
     catalog.require_own_names("x", [i.name for i in found])
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 # ---- claims
