@@ -45,14 +45,14 @@ class Styled(QgsProcessingLayerPostProcessorInterface):
         layer.triggerRepaint()
 
 
+_WAITING: list[Styled] = []
+"""Styles of layers that are not loaded yet; QGIS keeps neither them nor the algorithm."""
+
+
 class Algorithm(QgsProcessingAlgorithm):
     """One command of `ovrs`."""
 
     NAME = TITLE = HELP = ""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._styles: list[Styled] = []  # QGIS does not keep them
 
     def createInstance(self) -> Any:
         """Another one, for one run."""
@@ -93,8 +93,8 @@ class Algorithm(QgsProcessingAlgorithm):
     def style(self, given: Given, path: str, *, style: str = "", table: str = "") -> str:
         """Return `path`, whose layer gets its style when QGIS loads it (arguments as `Styled`)."""
         if given.context.willLoadLayerOnCompletion(path):
-            self._styles.append(Styled(style=style, table=table))
-            given.context.layerToLoadOnCompletionDetails(path).setPostProcessor(self._styles[-1])
+            _WAITING.append(Styled(style=style, table=table))
+            given.context.layerToLoadOnCompletionDetails(path).setPostProcessor(_WAITING[-1])
         return path
 
 
