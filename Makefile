@@ -37,7 +37,7 @@ test-bad: $(VENV)/installed
 
 # QGIS, GDAL's tools and Chromium from Debian open what we write
 test-gis: $(VENV)/installed
-	infra/packages.sh python3-qgis qgis-providers gdal-bin chromium
+	infra/packages.sh python3-qgis qgis qgis-providers gdal-bin chromium
 	$(BIN)/python -m pip install --quiet playwright
 	$(BIN)/python -m pytest -m gis --timeout 900
 
