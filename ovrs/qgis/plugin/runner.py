@@ -32,7 +32,7 @@ class Cancelled(Exception):  # noqa: N818
 
 
 def setup() -> Any:
-    """Return what `ovrs qgis install` wrote: `command`, `path`, `methods`, `vocabularies`.
+    """Return what `ovrs qgis install` wrote: the command, its path, and the names of methods and vocabularies.
 
     Raises:
         Failed: The file is gone or damaged.
