@@ -30,7 +30,7 @@ from benchmarks.tables import TABLES, gains, number
 _ADAPT, _PART = "python -m benchmarks.adaptation --data DATA", "--side 320 --images 4"
 COMMANDS = {
     "left_out": "python -m benchmarks.left_out --data DATA",
-    "coninfer": 'python -m benchmarks.left_out --data DATA --sets "LoveDA, three images" Kampala --tau 50 5 1',
+    "windows": "python -m benchmarks.windows --data DATA --every 3",
     "adaptation": f"{_ADAPT} --rows text paraphrases colour",
     "adaptation_coarse": f"{_ADAPT} --sets czortho --shrink 2.4 --rows text paraphrases colour",
     "templates": f"{_ADAPT} --rows text --set bare=false",

@@ -111,6 +111,7 @@ def made_up():
         },
         "engine": dict.fromkeys(("bare Zarr loop, halo 32", "bare rasterio loop, no overlap", "ovrs, serial"), way),
         "allocator": {"glibc's own": [31.25], "two at once": [31.25, 31.25]},
+        "windows": {"Ohio": {"recommended": dict.fromkeys(("names", "scene", "straight", "ratio", "seconds"), 31.25)}},
         "speed": {"tmpa": {"ours_s": 31.25, "plain_s": 31.25, "passes": 1.0}},
     }
 
