@@ -8,6 +8,7 @@ resume`, continues.
 from __future__ import annotations
 
 import argparse
+import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,10 @@ from ovrs.words.prompts import LanguageModel
 from ._runs import asset, ends_blocks, mark, scene_name, scene_run_name, stopping
 from ._tasks import export, map_blocks, prompts, publish, report
 
+log = logging.getLogger(__name__)
+
+SUBMISSIONS = 3
+"""How often a task run is submitted that its server did not let begin: one that answers 503 is soon there again."""
 BATCHES = 16
 """Task runs per scene: bookkeeping stays at seconds however large the scene is."""
 
@@ -96,14 +101,15 @@ def in_task_runs(count: int, out: str, job: Job, names: list[str]) -> None:
     """Compute the named blocks of the job for `out` in at most `count` task runs. Markers say which ones are done."""
     progress = report(create_progress_artifact, progress=0.0, key="blocks", description=f"Blocks of {out}")
     parts, name = pipeline.batches(names, count), scene_name(str(job.scene.source["name"]))
+    called = {f"{name} batch {i} of {len(parts)}, {p[0]} to {p[-1]}": p for i, p in enumerate(parts, 1)}
     with tags(f"scene:{name}"), ends_blocks():
-        called = [f"{name} batch {i} of {len(parts)}, {part[0]} to {part[-1]}" for i, part in enumerate(parts, 1)]
-        wait(
-            [
-                map_blocks.with_options(task_run_name=n).submit(job, p, progress)
-                for n, p in zip(called, parts, strict=True)
-            ]
-        )
+        for _ in range(SUBMISSIONS):
+            runs = {n: map_blocks.with_options(task_run_name=n).submit(job, p, progress) for n, p in called.items()}
+            wait(list(runs.values()))
+            called = {n: p for n, p in called.items() if not runs[n].state.is_final()}
+            if stopping.is_set() or not called:
+                break
+            log.warning("task runs that Prefect's server did not let begin: %s", "; ".join(called))
     if stopping.is_set():
         raise CancelledRun("stopped; finished blocks are kept")
 

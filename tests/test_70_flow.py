@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 from prefect.exceptions import CancelledRun
+from prefect.states import Pending
 from typer.testing import CliRunner
 
 from ovrs import pipeline
@@ -100,6 +101,46 @@ def test_flow_retries_what_can_heal_and_never_hides_the_rest(
     assert not Path(out).exists()
     left[0] = 0
     assert run()["holes"] == []
+
+
+class Refused:
+    """A future of a task run that its server did not let begin."""
+
+    _final_state = None
+    state = Pending()
+
+    def wait(self, timeout=None):
+        """It ended long ago."""
+
+
+class Throttled:
+    """A task whose first submissions are refused by the server."""
+
+    def __init__(self, task, refusals):
+        self.task, self.left = task, refusals
+
+    def with_options(self, **options):
+        self.named = self.task.with_options(**options)
+        return self
+
+    def submit(self, *arguments):
+        self.left -= 1
+        return Refused() if self.left >= 0 else self.named.submit(*arguments)
+
+
+@pytest.mark.parametrize(("refusals", "heals"), [(2, True), (99, False)])
+def test_a_task_run_that_the_server_did_not_let_begin_is_submitted_again(
+    prefect_server, noise_scene, words, trivial, tmp_path, monkeypatch, refusals, heals
+):
+    module = importlib.import_module("ovrs.flows.map_scene")
+    monkeypatch.setattr(module, "map_blocks", Throttled(module.map_blocks, refusals))
+    scene, out = str(noise_scene(300, 260)), str(tmp_path / "m.zarr")
+    call = functools.partial(module.map_scene, scene, out, vocabulary_name="demo", products=False, batches=1)
+    if heals:
+        assert call(options=trivial())["holes"] == []
+    else:
+        with pytest.raises(IncompleteRunError):
+            call(options=trivial())
 
 
 def test_batches_cover_all_names_in_order():
