@@ -30,7 +30,11 @@ UNSEEN = {
     "sqlalchemy": "a bound for Prefect",
 }
 """Dependencies that no module imports, each with the reason."""
-BROUGHT = {"opentelemetry": "used where somebody installed it", "pydantic_core": "a part of pydantic"}
+BROUGHT = {
+    "opentelemetry": "used where somebody installed it",
+    "pydantic_core": "a part of pydantic",
+    "qgis": "QGIS's own Python runs the plugin",
+}
 CONDA = {"isal": "python-isal", "open_clip_torch": "open-clip-torch", "torch": "pytorch"}
 
 

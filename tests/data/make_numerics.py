@@ -81,7 +81,9 @@ def requests() -> dict[str, dict[str, Any]]:
     clip("watt parallel", {"method": "watt", "mode": "parallel", "rounds": 1, "inner_steps": 1})
     clip("bundled", {**frozen, "logit_scale": 28.8}, model="bundled", zoom=1)
     for name in SAM3_METHOD_NAMES:
-        sam3 = {"prior_space": "sam3", "require_probe": False} if name == "coco_sam3" else {}
+        sam3: dict[str, Any] = {"prior_space": "sam3", "require_probe": False} if name == "coco_sam3" else {}
+        if name == "proc_sam3":  # no instance of random weights is above its mask: as SegEarth-OV3 otherwise
+            sam3 = {"presence": "logit"}
         found[name] = {"model": {"model": "sam3-tiny"}, "method": {"method": name, "sam3": sam3}}
     return found
 
