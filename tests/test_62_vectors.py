@@ -81,7 +81,7 @@ def test_polygons_are_the_components_whatever_the_block(world, tmp_path, block, 
     assert corners == 10  # two closed rectangles: no vertices are left where blocks met
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), st.integers(3, 40))
 def test_random_labels_come_back_from_their_polygons(world, tmp_path, seed, block):
     folder, before = world
