@@ -333,7 +333,7 @@ def main() -> None:
             own["matrix_product_tflops"] = products(device, dtype, args.seconds / 2)
             own["agrees_with_cpu_float32"] = agreement(name, device, dtype)
             keep()
-            for method in args.methods:
+            for method in suited(args.methods, kind):
                 for classes in args.classes:
                     label = f"{method}, {classes} classes"
                     if not in_time(f"{name} {kind} {label}"):
@@ -348,6 +348,11 @@ def main() -> None:
         results["geotiff_to_zarr"] = whole_run(str(device), 16384 if device.type == "cuda" else 1024)
         print("GeoTIFF to Zarr", json.dumps(results["geotiff_to_zarr"]))
     keep()
+
+
+def suited(methods: list[str], kind: str) -> list[str]:
+    """Methods that a precision is fine enough for: half precision cannot hold the steps of layer norms."""
+    return [m for m in methods if m != "mlmp" or kind == "float32"]
 
 
 def one(

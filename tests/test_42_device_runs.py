@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import smooth
+from conftest import smooth, write_clip_directory
 from test_40_block import ArrayScene
 from test_41_device import mapped, segmenter_of  # noqa: F401 - a fixture
 from typer.testing import CliRunner
@@ -256,6 +256,24 @@ def test_labels_of_half_precision_are_those_of_float32(dtype, share, words, tmp_
         segmenter = build_clip_segmenter(model, MethodOptions(method="none"), words)
         found[kind] = mapped(scene, segmenter, pitches=8, keep=False)[0]
     assert (found[dtype] == found["float32"]).mean() >= share
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "method", ["none", "tmpa", "tmpa_shift", "tpt", "coninfer", "tent", "mlmp", "clipartt", "watt"]
+)
+def test_half_precision_maps_or_is_refused(tiny_clip, tmp_path, noise_scene, words, method, dtype):
+    """Layer norms are near one, where bfloat16 cannot hold a step of 0.001."""
+    write_clip_directory(tiny_clip, tmp_path)
+    model = {"model": str(tmp_path), "dtype": dtype}
+    given = options.build(model=model, method={"method": method}, run={"pyramid": False})
+    out = tmp_path / "m.zarr"
+    if method in ("tent", "mlmp", "clipartt", "watt"):
+        with pytest.raises(OptionError, match=f"{dtype} is too coarse for; use --set model.dtype=float32"):
+            pipeline.map_scene(noise_scene(60, 70), words, out, given)
+        assert not out.exists()
+    else:
+        assert pipeline.map_scene(noise_scene(60, 70), words, out, given)["holes"] == []
 
 
 # ---- pixels on the device

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ovrs.errors import OptionError
 from ovrs.methods.norms import Norms
 from ovrs.model.clip.dense import REDUCED, Visual, attend, mixing, position_embedding
 from ovrs.model.clip.segmenter import ClipSegmenter, EpisodicTiles, alike
@@ -151,6 +152,11 @@ class NormSegmenter(EpisodicTiles[Norms]):
     """TENT, MLMP, CLIPArTT, WATT: one set of LayerNorm parameters per tile, adapted to all its crops together."""
 
     def __init__(self, frozen: ClipSegmenter, settings: Norms, adapt: Callable[[Tensor, int], Tuned]) -> None:
+        if frozen.encoder.model.dtype != torch.float32:
+            raise OptionError(
+                "tent, mlmp, clipartt and watt move layer norms by steps that "
+                f"{str(frozen.encoder.model.dtype)[6:]} is too coarse for; use --set model.dtype=float32"
+            )
         super().__init__(frozen, settings)
         self.adapt = adapt
 
