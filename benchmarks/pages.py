@@ -46,6 +46,8 @@ COMMANDS = {
     "engine": "python -m benchmarks.engine --size 8192 --repeats 4",
     "allocator": "python -m benchmarks.allocator",
     "speed": "python -m benchmarks.speed --steps 5",
+    "sam3": "python -m benchmarks.sam3 --classes 5 20 50 --present 5 --size small --threads 1",
+    "soak": "python -m benchmarks.soak --minutes 60 --seed 22 --pace 40",
 }
 """By results file, without `--out`."""
 TABLE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.S)

@@ -1,7 +1,7 @@
 """Time and memory of SAM 3 at full size, with random weights: one vision pass shared by all prompts, or one for each.
 
     python -m benchmarks.sam3 --prompts 1 8 32
-    OMP_NUM_THREADS=1 python -m benchmarks.sam3 --classes 5 20 50 --present 5 --size small --write
+    python -m benchmarks.sam3 --classes 5 20 50 --present 5 --size small --threads 1 [--out benchmarks/results/sam3.json]
 
 Random weights cost the same as published ones. The unshared column is measured for `--unshared` prompts and multiplied.
 
@@ -12,7 +12,6 @@ are there is planted: the decoder's presence is put high for `--present` of them
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import time
@@ -21,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import record
 from ovrs.model.sam3.backend import Sam3Backend
 from ovrs.model.sam3.fuse import segearth, structure
 from ovrs.model.sam3.tiny import config as tiny_config
-
-RESULTS = Path(__file__).parent / "results" / "sam3.json"
 
 
 def network(size: str, dtype: torch.dtype):
@@ -71,8 +69,11 @@ def main() -> None:
     parser.add_argument("--size", default="full", choices=["full", "middle", "small", "tiny"])
     parser.add_argument("--classes", type=int, nargs="+", help="compare decoding all with decoding what is there")
     parser.add_argument("--present", type=int, default=5, help="classes that are there")
-    parser.add_argument("--write", action="store_true", help=f"keep the table of --classes as {RESULTS}")
+    parser.add_argument("--threads", type=int, help="of the processor; PyTorch's own number if not given")
+    parser.add_argument("--out", type=Path, help="JSON of the table of --classes")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     os.environ.setdefault("OVRS_CACHE", "build/sam3-cache")
     device = torch.device(args.device)
     started = time.perf_counter()
@@ -164,7 +165,7 @@ def compare(backend: Sam3Backend, rgb, valid, args) -> None:
                 "decoder_passes": done["decoder"], "vision_seconds": round(vision, 2), "detector_seconds": round(detector, 2),
                 "agreement": round(float(same), 4),
             })  # fmt: skip
-    if args.write:
+    if args.out:
         facts = {
             "size": args.size,
             "pixels": backend.image_size,
@@ -178,8 +179,7 @@ def compare(backend: Sam3Backend, rgb, valid, args) -> None:
             "load": [round(load, 1), round(os.getloadavg()[0], 1)],
             "torch": torch.__version__,
         }
-        RESULTS.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
-        print(f"written: {RESULTS}")
+        record.keep(args.out, {**facts, "rows": rows}, bundled=False)
 
 
 def scored(detection):

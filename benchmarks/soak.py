@@ -1,6 +1,6 @@
 """A whole installation under random kills: Prefect server and worker, Dask scheduler and workers, and clients in mid run.
 
-    python -m benchmarks.soak --minutes 60 [--seed 0] [--pace 7] [--work build/soak] [--json benchmarks/results/soak.json]
+    python -m benchmarks.soak --minutes 60 [--seed 0] [--pace 7] [--work build/soak] [--out benchmarks/results/soak.json]
 
 `--pace` is the mean number of seconds between two events: one that is shorter than a pass takes lets no pass end.
 
@@ -25,6 +25,8 @@ import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
+
+from benchmarks import record
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -311,7 +313,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=7.0)
     parser.add_argument("--work", type=Path, default=Path("build/soak"))
-    parser.add_argument("--json", type=Path, help="file for the outcome")
+    parser.add_argument("--out", type=Path, help="JSON of the outcome")
     args = parser.parse_args()
     chance = random.Random(args.seed)
     shutil.rmtree(args.work, ignore_errors=True)
@@ -343,8 +345,8 @@ def main() -> None:
         seconds_to_rest=round(settled),
         faults=faults,
     )
-    if args.json:
-        args.json.write_text(json.dumps(told, indent=1) + "\n")
+    if args.out:
+        record.keep(args.out, told, bundled=False)
     raise SystemExit(1 if faults else 0)
 
 

@@ -252,6 +252,39 @@ def speed(speed: Results) -> str:
     return table(["method", "`ovrs`, s", "plain, s"], rows)
 
 
+def sam3(sam3: Results) -> str:
+    """SAM 3: passes and seconds of decoding all classes, and of those that are there."""
+    rows = [
+        [
+            *(str(row[key]) for key in ("classes", "decode", "small_passes", "decoder_passes")),
+            *(number(row[key], ".2f") for key in ("vision_seconds", "detector_seconds", "agreement")),
+        ]
+        for row in sam3["rows"]
+    ]
+    head = ["classes", "decode", "small passes", "decoder passes", "vision, s", "detector, s", "agreement"]
+    return table(head, rows)
+
+
+def soak(soak: Results) -> str:
+    """Scale: what was killed and delivered, and how it ended."""
+
+    def counted(found: Mapping[str, int]) -> str:
+        return f"{sum(found.values())}: " + ", ".join(f"{name} {count}" for name, count in found.items())
+
+    end = "; ".join(soak["faults"]) or (
+        "every image mapped, each content once, labels and confidence equal to a serial run, pixel for pixel"
+    )
+    rows = [
+        ["killed (SIGKILL)", counted(soak["killed"])],
+        ["delivered", counted(soak["delivered"])],
+        ["at rest", f"{number(soak['seconds_to_rest'], '.0f')} s after the last kill"],
+        ["contents", str(soak["contents"])],
+        ["load of the machine", number(soak["load"])],
+        ["end", end],
+    ]
+    return table(["what", "figures"], rows)
+
+
 TABLES: dict[str, Callable[..., str]] = {
     made.__name__: made
     for made in (
@@ -272,6 +305,8 @@ TABLES: dict[str, Callable[..., str]] = {
         engine,
         allocator,
         speed,
+        sam3,
+        soak,
     )
 }
 """By name. The parameters of a table are the names of its results files."""

@@ -98,6 +98,7 @@ def made_up():
         for s in ("czortho", "dubai")
     }
     way = {"seconds": 31.25, "whole": 31.25, "peak_mb": 31.25, "agree": 1.0}
+    seconds = dict.fromkeys(("vision_seconds", "detector_seconds", "agreement"), 31.25)
     phrases = {"concepts": 4, "phrases": 8, "bare": 31.25}
     return {
         **{name: both for name in pages.COMMANDS if re.match("adaptation|templates|methods|corrupted", name)},
@@ -112,6 +113,14 @@ def made_up():
         "engine": dict.fromkeys(("bare Zarr loop, halo 32", "bare rasterio loop, no overlap", "ovrs, serial"), way),
         "allocator": {"glibc's own": [31.25], "two at once": [31.25, 31.25]},
         "windows": {"Ohio": {"recommended": dict.fromkeys(("names", "scene", "straight", "ratio", "seconds"), 31.25)}},
+        "sam3": {"rows": [{"classes": 31, "decode": "all", "small_passes": 0, "decoder_passes": 31, **seconds}]},
+        "soak": {
+            **{key: {"worker": 31} for key in ("killed", "delivered")},
+            "seconds_to_rest": 31,
+            "contents": 4,
+            "load": 31.25,
+            "faults": [],
+        },
         "speed": {"tmpa": {"ours_s": 31.25, "plain_s": 31.25, "passes": 1.0}},
     }
 
