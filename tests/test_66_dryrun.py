@@ -103,6 +103,23 @@ def test_stand_ins_have_the_papers_blocks_and_patches():
         standin.narrowed("bundled", None)
 
 
+def test_a_dry_run_shows_two_windows_a_side_at_most(world):
+    from ovrs.bench import cells, dryrun, predict, protocols, rows
+    from ovrs.options import ModelOptions
+
+    known = catalog.load(world / "c.yaml")
+    entry = known.datasets["cityscapes"]
+    data = open_set("cityscapes", entry, Path(known.resolve(entry.root)), None)
+    row, data = rows.preset_row("mlmp/full", data)
+    rgb, labels = data.read(data.samples()[0])
+    for dry, size in ((True, (336, 336)), (False, (560, 1120))):
+        cell = cells.Cell(data, row, ModelOptions(model="openai-b16"), cells.CLEAN, 0, 1024, dry)
+        ((shown, _),) = predict._pictures(cell, row.protocol, rgb, labels.shape, 0)
+        assert shown.shape[1:] == size
+    for narrow in (protocols.Protocol(crop=224), protocols.Protocol(crop=224, stride=112, whole=True)):
+        assert dryrun.shown_size((200, 240), narrow) == (200, 240)
+
+
 def test_the_papers_split_of_water_bodies_needs_its_list(tmp_path):
     from ovrs.bench import rows
     from ovrs.errors import CatalogError

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 from ovrs.cache import cache_directory
 
 if TYPE_CHECKING:
+    from ovrs.bench.protocols import Protocol
     from ovrs.bench.rows import Row
     from ovrs.options import ModelOptions
 
 IMAGES = 2
 """Of each set, unless a number is given: as many as a paper adapts together."""
+
+
+def shown_size(size: tuple[int, int], protocol: Protocol) -> tuple[int, int]:
+    """Return the height and width that a dry run shows: of the protocol's size as much as two overlapping windows a side."""
+    if protocol.whole or protocol.crop is None:
+        return size
+    most = protocol.crop + (protocol.stride or protocol.crop)
+    return min(size[0], most), min(size[1], most)
 
 
 def stand_in(model: ModelOptions) -> ModelOptions:

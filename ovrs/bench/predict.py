@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ovrs.bench import protocols
+from ovrs.bench import dryrun, protocols
 from ovrs.bench.cells import CLEAN
 from ovrs.bench.corruptions import corrupt
 from ovrs.bench.evaluate import Confusion
@@ -88,6 +88,7 @@ def _pictures(
         piece = rgb[:, part[0], part[1]]
         height, width = piece.shape[1:]
         new = (height, width) if protocol.resize is None else protocol.resize.size(height, width)
+        new = dryrun.shown_size(new, protocol) if cell.dry_run else new
         out.append((protocols.resized(piece, new), part if len(parts) > 1 else (slice(None), slice(None))))
     return out
 

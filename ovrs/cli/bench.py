@@ -37,7 +37,7 @@ def accuracy(
         bool,
         typer.Option(
             "--dry-run",
-            help="Try the command with tiny networks of random weights on two images of each set; marked as such.",
+            help="Try the command with tiny networks of random weights on two small images of each set; marked as such.",
         ),
     ] = False,
     model: Annotated[
