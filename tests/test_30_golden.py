@@ -10,11 +10,11 @@ from ovrs.engine.tiling import crop_starts
 from ovrs.methods.tmpa import TmpaCompat
 from ovrs.model.adapt import tmpa_compat
 from ovrs.model.clip.dense import dense_tokens
-from ovrs.model.clip.features import accumulate
 from ovrs.model.clip.gem import gem_tokens
 from ovrs.model.clip.head import class_scores
 from ovrs.model.clip.inputs import CropInputs
 from ovrs.model.clip.proxy import proxy_tokens
+from ovrs.model.clip.sums import accumulate
 from ovrs.model.clip.text import TextBank, embed, imagenet_templates
 from ovrs.model.clip.upsample import Bilinear, JointBilateral, load_jbu
 from ovrs.scene.grid import Window

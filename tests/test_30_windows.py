@@ -18,7 +18,7 @@ from ovrs.engine.tiling import Plan, TileGeometry
 from ovrs.errors import OptionError
 from ovrs.methods.registry import METHOD_NAMES
 from ovrs.model.clip.build import build_clip_segmenter
-from ovrs.model.clip.features import accumulate
+from ovrs.model.clip.sums import accumulate
 from ovrs.model.clip.windows import Views
 from ovrs.options import MethodOptions, ModelOptions
 from ovrs.scene.grid import Window

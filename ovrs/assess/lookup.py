@@ -21,7 +21,9 @@ class Raster(Protocol):
     """What is looked up: a layer of a map, or a file."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Return rows and columns, after any leading axes."""
+        ...
 
     def __getitem__(self, selection: Any) -> Any: ...
 

@@ -126,11 +126,13 @@ class Cell:
         return dryrun.stand_in(self.shown_model()) if self.dry_run else self.shown_model()
 
     def options(self) -> MethodOptions:
+        """Return the method's options as given by the row."""
         model = self.model.model_dump(exclude_unset=True)
         row = dryrun.with_stand_in(self.row) if self.dry_run else self.row
         return build_options(model=model, method=row.method).method
 
     def folder(self, results: Path) -> Path:
+        """Return where the cell's numbers lie: its name holds a digest of its facts."""
         digest = hashlib.sha256(canonical(self.facts()).encode()).hexdigest()[:12]
         return results / "cells" / f"{self.data.name}-{self.corruption}-{digest}"
 

@@ -23,6 +23,7 @@ class Confusion:
 
     @classmethod
     def empty(cls, classes: int) -> Confusion:
+        """Return counts of zero."""
         return cls(np.zeros((classes, classes + 1), np.int64))
 
     def add(self, prediction: NDArray[np.integer], label: NDArray[np.integer], ignore: int = IGNORE) -> Confusion:

@@ -37,6 +37,11 @@ class Strict(TyperCommand):
     """A command that refuses an option given twice, of which only the last would count, and one with an empty value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line as Typer does, after the two checks.
+
+        Raises:
+            BadParameter: An option is given twice, or with an empty value.
+        """
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         single = [p for p in order if getattr(p, "opts", None) and p.nargs == 1 and not getattr(p, "multiple", False)]
         twice = {p.opts[-1] for p in single if single.count(p) > 1 and p.param_type_name == "option" and not p.is_eager}
@@ -69,6 +74,7 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
+        """Return the exit code by which shells know the signal."""
         return 128 + self.number
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ovrs.engine.contract import Look, Segmenter
     from ovrs.engine.tiling import Plan, Tile
 
-_STRIP_PIXELS = 1 << 14
-"""Pixels finished at a time on the host: their scores stay in the processor's cache. A device finishes a tile at once."""
+_STRIP_BYTES = 1 << 21
+"""Sums finished at a time on the host: they stay in the processor's cache. A device finishes a tile at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,8 @@ class Blend:
                 rows |= {other.row_off, other.row_end}
         height = done.height
         if on_host(scored.values):
-            height = max(1, _STRIP_PIXELS // done.width)
+            values = scored.values
+            height = max(1, _STRIP_BYTES // (values.itemsize * values.shape[0] * done.width))
         for top, bottom in pairwise(sorted(r for r in rows if done.row_off <= r <= done.row_end)):
             for begin in range(top, bottom, height):
                 yield Window(begin, done.col_off, min(height, bottom - begin), done.width)

@@ -46,10 +46,14 @@ class Segmenter(Protocol):
     """A model with its classes, ready to score tiles. Calls must not change what later calls return."""
 
     @property
-    def geometry(self) -> TileGeometry: ...
+    def geometry(self) -> TileGeometry:
+        """Return crop, stride and crops of a tile."""
+        ...
 
     @property
-    def class_count(self) -> int: ...
+    def class_count(self) -> int:
+        """Return the number of classes."""
+        ...
 
     def segment(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> TileScores:
         """Score one tile.
@@ -71,7 +75,9 @@ class ManyTiles(Protocol):
     """A segmenter that looks at several tiles in one batch. A tile's scores do not depend on the others."""
 
     @property
-    def tiles_at_once(self) -> int: ...
+    def tiles_at_once(self) -> int:
+        """Return the most tiles that one call of `look` takes."""
+        ...
 
     def look(self, tiles: Sequence[TileSample]) -> list[Look]:
         """For at most `tiles_at_once` tiles, scores of each, or what `evidence` gives and events if it is frozen."""
@@ -109,7 +115,9 @@ class FrozenSegmenter(Segmenter, Protocol):
     """
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """Return the channels of the evidence: queries, or classes."""
+        ...
 
     def evidence(self, rgb: Array, valid: Array, crops: tuple[Window, ...]) -> tuple[Array, Array]:
         """Sum of the crops' evidence `(channels, height, width)` and the number of crops `(height, width)`."""

@@ -61,9 +61,11 @@ class Watch:
         self._stopped = False
 
     def start(self) -> None:
+        """Begin to look for workers."""
         self._client.loop.add_callback(self._begin)
 
     def stop(self) -> None:
+        """Look for no more workers."""
         self._stopped = True
 
     def _begin(self) -> None:
@@ -154,6 +156,7 @@ class Door:
         return sum(self.threads[a] for a in self.inside)
 
     def present(self, threads: dict[str, int]) -> None:
+        """Take note of who is present, by address, with the threads of each."""
         self.threads, self.has_looked = threads, True
         self.inside &= threads.keys()
         for address in self.left_out.keys() - threads.keys():
@@ -163,6 +166,7 @@ class Door:
         self.decide()
 
     def joined(self, address: str, introduction: Introduction) -> None:
+        """Take note of what a worker says of itself; those that are gone are passed over."""
         if address not in self.threads:
             return
         self._first_answer = self._first_answer or time.monotonic()

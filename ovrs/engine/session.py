@@ -75,9 +75,11 @@ class Backlog(Generic[Item, Result]):
         return None
 
     def next_alone(self) -> int | None:
+        """Return the number of the next piece to be tried alone; None when no such piece is left."""
         return self._apart.pop(0) if self._apart else None
 
     def put_back(self, number: int) -> None:
+        """Let a piece be the next one submitted of its kind."""
         (self._apart if self.pieces[number].alone else self._again).insert(0, number)
 
     def take_back(self) -> None:

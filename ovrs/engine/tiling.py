@@ -85,6 +85,7 @@ class Block:
 
     @property
     def name(self) -> str:
+        """Return the name by which files and records know the block."""
         return block_name(self.row, self.col)
 
 
@@ -108,6 +109,7 @@ class Plan:
 
     @property
     def block_size(self) -> int:
+        """Return the side of a block in pixels."""
         return self.block_pitches * self.geometry.pitch
 
     @property
@@ -117,11 +119,13 @@ class Plan:
 
     @property
     def block_shape(self) -> tuple[int, int]:
+        """Return the rows and columns of blocks."""
         size = self.block_size
         return -(-self.height // size), -(-self.width // size)
 
     @property
     def block_count(self) -> int:
+        """Return the number of blocks."""
         rows, cols = self.block_shape
         return rows * cols
 
@@ -145,10 +149,12 @@ class Plan:
         return name == block_name(int(row), int(col))
 
     def blocks(self) -> list[Block]:
+        """Return all blocks, row by row."""
         rows, cols = self.block_shape
         return [self.block(r, c) for r in range(rows) for c in range(cols)]
 
     def block(self, row: int, col: int) -> Block:
+        """Return the block at a row and column of blocks."""
         size = self.block_size
         core = Window(row * size, col * size, min(size, self.height - row * size), min(size, self.width - col * size))
         (top, bottom), (left, right) = (
@@ -227,7 +233,7 @@ def taper(window: Window, ramp: int) -> NDArray[np.float32]:
     Returns:
         float32 `(height, width)` in (0, 1].
     """
-    return np.outer(_ramp(window.height, ramp), _ramp(window.width, ramp)).astype(np.float32)
+    return np.outer(ramp_weights(window.height, ramp), ramp_weights(window.width, ramp)).astype(np.float32)
 
 
 def plateau(window: Window, ramp: int) -> Window | None:
@@ -237,7 +243,8 @@ def plateau(window: Window, ramp: int) -> Window | None:
     return Window(window.row_off + top, window.col_off + left, height, width) if height > 0 and width > 0 else None
 
 
-def _ramp(length: int, ramp: int) -> NDArray[np.float64]:
+def ramp_weights(length: int, ramp: int) -> NDArray[np.float64]:
+    """Return the blending weight along one side, float64 `(length,)`: `taper` is the outer product of two."""
     ramp = max(1, min(ramp, length // 2))
     rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(ramp) + 0.5) / ramp)
     weight = np.ones(length)

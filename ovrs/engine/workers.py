@@ -43,6 +43,7 @@ class Work(Generic[Item, Result]):
     """What an executor applies to items. Picklable for Dask."""
 
     def __call__(self, item: Item) -> Result:
+        """Compute the result of one item, in a worker."""
         raise NotImplementedError
 
     def label(self, item: Item) -> tuple[str, str]:  # noqa: ARG002
@@ -92,15 +93,19 @@ class Plain(Work[Item, Result]):
         self.function, self._parts, self._lost = function, parts, lost
 
     def __call__(self, item: Item) -> Result:
+        """Apply the function."""
         return self.function(item)
 
     def label(self, item: Item) -> tuple[str, str]:  # noqa: ARG002
+        """Return the function's name."""
         return getattr(self.function, "__name__", None) or type(self.function).__name__, ""
 
     def parts(self, item: Item) -> list[Item]:
+        """Divide an item by the function that was given, if any."""
         return self._parts(item) if self._parts else [item]
 
     def lost(self, item: Item, error: Exception) -> Result:
+        """Return what the function for lost items gives; without one, raise the error."""
         if self._lost is None:
             raise error
         return self._lost(item, error)
@@ -121,6 +126,7 @@ class Introduction:
 
     @property
     def who(self) -> str:
+        """Return name and host, for people."""
         return f"{self.name} on {self.host}"
 
 

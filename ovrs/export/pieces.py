@@ -26,6 +26,7 @@ class Piece:
     """Sum over pixels, 0..1 each."""
 
     def join(self, other: Piece) -> None:
+        """Take another piece of the same component in."""
         self.geometries += other.geometries
         self.pixels += other.pixels
         self.area_m2 += other.area_m2

@@ -25,9 +25,13 @@ LAYER = "classes"
 class Sink(Protocol):
     """Takes polygons one by one."""
 
-    def add(self, piece: Piece) -> None: ...
+    def add(self, piece: Piece) -> None:
+        """Write one polygon."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish the file."""
+        ...
 
 
 def open_sink(

@@ -106,6 +106,7 @@ class Claim:
 
     @property
     def key(self) -> str:
+        """Return the key of the object that stands for the claim."""
         return generation(self.name, self.number)
 
     @property

@@ -52,6 +52,7 @@ class Job:
 
     @property
     def run_dir(self) -> RunDir:
+        """Return the run directory, guarded by the claim."""
         return RunDir(self.out, self.fence)
 
     @property

@@ -71,6 +71,7 @@ class Meter:
         self.total = sum(self._of.values())
 
     def __call__(self, record: BlockRecord, done: int, total: int) -> None:
+        """Take note of a block that has ended; `done` and `total` count blocks."""
         tiles = self._of.get(record.name, 0)
         self._settled += tiles
         if record.finished:

@@ -77,6 +77,7 @@ class BlockRecord:
 
     @property
     def finished(self) -> bool:
+        """Return whether the block needs no more work."""
         return self.status in ("done", "empty")
 
 

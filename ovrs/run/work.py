@@ -59,6 +59,7 @@ class Worker(workers.Work[list[str], list[BlockRecord]]):
         return f"Worker({self.job!r})"
 
     def __call__(self, names: list[str]) -> list[BlockRecord]:
+        """Map the blocks of one piece; what a worker that died had finished is not computed again."""
         identity.refuse_changed(self.job.scene.origin)  # before any work: Dask tries a failed piece again
         found = {name: self.job.run_dir.record_of(name) for name in names}  # of a worker that died within the piece
         done = [record for record in found.values() if record is not None and record.finished]
@@ -82,15 +83,19 @@ class Worker(workers.Work[list[str], list[BlockRecord]]):
         return place.facts_here(self.job)
 
     def check_here(self) -> None:
+        """Require that this process sees scene and output."""
         place.require_seen(self.job, self.begun)
 
     def wanted(self) -> dict[str, str]:
+        """Return the answers that every worker must give."""
         return place.wanted(self.job)
 
     def admitted(self, facts: dict[str, str]) -> None:
+        """Write the kind of processors into the run directory."""
         place.note_kind(self.job.run_dir, facts)
 
     def doubts(self, records: list[BlockRecord]) -> bool:
+        """Return whether a block of a piece failed for a reason that another process may not have."""
         return place.is_of_the_place(records)
 
     def lost(self, names: list[str], error: Exception) -> list[BlockRecord]:

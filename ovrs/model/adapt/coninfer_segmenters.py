@@ -13,7 +13,7 @@ from ovrs.model.adapt import coninfer
 from ovrs.model.adapt.coninfer import Mixture
 from ovrs.model.clip.features import cosines
 from ovrs.model.clip.segmenter import ClipSegmenter, Episodic
-from ovrs.model.clip.upsample import on_pixels
+from ovrs.model.clip.upsample import Bilinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,8 +34,8 @@ def log_prior(features: TileFeatures, text: Tensor, base_text: Tensor, bank: Tex
     return (low if bank.offsets is None else low + bank.offsets).log_softmax(dim=-1)
 
 
-class JointMaps:
-    """z on the patches of each window under a fitted mixture, resized to pixels: takes an upsampler's place."""
+class JointMaps(Bilinear):
+    """z on the patches of each window under a fitted mixture, resized to pixels."""
 
     name = "joint"
 
@@ -43,14 +43,14 @@ class JointMaps:
         """Without a mixture z is the prior."""
         self.mixture, self.bank, self.settings = mixture, bank, settings
 
-    def __call__(self, features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:  # noqa: ARG002
-        """`(B, M, crop height, crop width)`; the settings hold λ."""
+    def scores(self, features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:  # noqa: ARG002
+        """Return z `(B, M, N)`; the settings hold λ."""
         prior = log_prior(features, text, base_text, self.bank, self.settings)
         z = prior.exp()
         if self.mixture is not None:
             likelihood = coninfer.log_likelihood(features.patches, self.mixture)
             z = coninfer.joined(prior, likelihood, self.settings.gaussian_tau)
-        return on_pixels(features, z.transpose(1, 2))
+        return z.transpose(1, 2)
 
 
 class ConInferSegmenter(Episodic[ConInfer]):

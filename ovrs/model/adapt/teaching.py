@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ovrs.model.adapt.taught import Examples, TeachSettings, teach
-from ovrs.model.clip.features import accumulate
 from ovrs.model.clip.segmenter import ClipSegmenter, Episodic
+from ovrs.model.clip.sums import accumulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from ovrs.engine.contract import TileScores
 from ovrs.methods.tmpa import TmpaCompat
-from ovrs.model.clip.features import accumulate
 from ovrs.model.clip.head import class_scores, entropy, join_queries
 from ovrs.model.clip.segmenter import ClipSegmenter, Episodic, given_away
+from ovrs.model.clip.sums import accumulate
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ovrs.engine.tiling import taper
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -108,33 +106,6 @@ def together(tiles: Sequence[TileFeatures]) -> TileFeatures:
         images=torch.cat([t.images for t in tiles]),
         lengths=torch.cat([t.lengths for t in tiles]),
     )
-
-
-def accumulate(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the crops' maps `(B, K, ch, cw)` on the tile `(K, H, W)`, and the sum of weights `(H, W)`.
-
-    Args:
-        features: Of one tile.
-        maps: One per crop.
-        ramp: Pixels over which a crop's weight rises from its border (the overlap of neighbours). 0 counts every crop
-            alike, as the papers do; crops then show as boxes where they disagree.
-    """
-    total, weights = accumulate_alike(features, maps[None], ramp)
-    return total[0], weights
-
-
-def accumulate_alike(features: TileFeatures, maps: Tensor, ramp: int = 0) -> tuple[Tensor, Tensor]:
-    """As `accumulate`, for tiles whose crops lie alike: maps `(T, B, K, ch, cw)` to `(T, K, H, W)` and weights `(H, W)`."""
-    total = maps.new_zeros((len(maps), maps.shape[2], *features.shape))
-    weights = maps.new_zeros(features.shape)
-    weight = torch.from_numpy(taper(features.crops[0], ramp)).to(maps.device) if ramp else None
-    if weight is None:
-        weight = maps.new_ones(features.crop_shape)
-    for crop, values in zip(features.crops, maps.unbind(1), strict=True):
-        part = (slice(crop.row_off, crop.row_end), slice(crop.col_off, crop.col_end))
-        total[(..., *part)] += values * weight
-        weights[part] += weight
-    return total, weights
 
 
 def cosines(features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:

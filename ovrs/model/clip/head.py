@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from ovrs.model.clip.text import TextBank
 
 
+STRIP_BYTES = 1 << 20
+"""Memory of a strip of rows that is worked on at once: it stays in a processor's cache."""
+
+
 def class_scores(logits: Tensor, bank: TextBank, scale: float, max_share: float = 1.0) -> Tensor:
     """Class scores from logits without temperature.
 
@@ -30,7 +34,22 @@ def class_scores(logits: Tensor, bank: TextBank, scale: float, max_share: float 
     scaled = scale * logits
     if bank.offsets is not None:
         scaled = scaled + bank.offsets.to(scaled).view(-1, *[1] * (scaled.ndim - 1))
-    return join_queries(scaled.softmax(dim=0), bank, max_share)
+    odds = (scaled - scaled.amax(dim=0)).exp()
+    return join_queries(odds, bank, max_share) / odds.sum(dim=0)  # softmax, but one division a class
+
+
+def class_scores_of_sums(
+    total: Tensor, weights: Tensor, bank: TextBank, scale: float, max_share: float = 1.0
+) -> Tensor:
+    """Class scores of a tile's weighted sums `(M, H, W)` and weights `(H, W)`, as `class_scores` of their quotient.
+
+    On a processor a strip of rows at a time, which stays in its cache.
+    """
+    rows = total.shape[1]
+    if total.device.type == "cpu":
+        rows = max(1, STRIP_BYTES // (total.element_size() * total.shape[0] * total.shape[2]))
+    pairs = zip(total.split(rows, dim=1), weights.split(rows), strict=True)
+    return torch.cat([class_scores(t / w, bank, scale, max_share) for t, w in pairs], dim=1)
 
 
 def join_queries(values: Tensor, bank: TextBank, max_share: float = 1.0) -> Tensor:

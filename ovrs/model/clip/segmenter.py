@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ovrs.engine.contract import TileScores
 from ovrs.methods.clip import Clip
-from ovrs.model.clip.features import accumulate_alike, together
-from ovrs.model.clip.head import class_scores
+from ovrs.model.clip.features import together
+from ovrs.model.clip.head import class_scores, class_scores_of_sums
 from ovrs.model.clip.memory import in_memory
+from ovrs.model.clip.sums import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +87,7 @@ class ClipSegmenter:
 
         Texts are `(M, D)` for all, or one for each of the tiles' inputs, `(T * B, M, D)`.
         """
-        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        scales: dict[int, list[Layer]] = {}
         inputs = len(tiles[0].patches)
         for same in zip(*(t.parts() for t in tiles), strict=True):
             size, rows, _ = same[0]
@@ -95,15 +96,8 @@ class ClipSegmenter:
             ramp = self.ramp
             if ramp and size > 1:  # its sum is divided by its weights, so any will do; the middle sees most
                 ramp = max(part.crop_shape) // 2
-            maps = self.upsampler(part, own, base, self.settings.cls_weight)
-            found = accumulate_alike(part, maps.unflatten(0, (len(tiles), -1)), ramp)
-            sums[size] = (sums[size][0] + found[0], sums[size][1] + found[1]) if size in sums else found
-        total, weights = sums.pop(1)
-        if not sums:
-            return total, weights
-        for wide_total, wide_weights in sums.values():
-            total = total + wide_total * (weights / wide_weights)
-        return total / (1 + len(sums)), weights
+            scales.setdefault(size, []).append(Layer(part, own, base, ramp))
+        return self.upsampler.sums(list(scales.values()), len(tiles), self.settings.cls_weight)
 
     def look(self, tiles: Sequence[TileSample]) -> list[Look]:
         """Evidence and weights of each tile."""
@@ -139,7 +133,7 @@ class ClipSegmenter:
         """`classify` for several tiles, each with its own text `(T, M, D)`, or all with the same `(M, D)`."""
         out = []
         for (total, weights), own in zip(self.sum_tiles(tiles, text, base_text), events, strict=True):
-            scores = class_scores(total / weights, self.bank, self.settings.scale, self.settings.max_share)
+            scores = class_scores_of_sums(total, weights, self.bank, self.settings.scale, self.settings.max_share)
             out.append(TileScores(given_away(scores), events=own))
         return out
 
@@ -147,7 +141,7 @@ class ClipSegmenter:
     def classify(self, features: TileFeatures, text: Tensor, base_text: Tensor, events: tuple[str, ...]) -> TileScores:
         """Scores of one tile with its own text."""
         total, weights = self.sum_crops(features, text, base_text)
-        scores = class_scores(total / weights, self.bank, self.settings.scale, self.settings.max_share)
+        scores = class_scores_of_sums(total, weights, self.bank, self.settings.scale, self.settings.max_share)
         return TileScores(given_away(scores), events=events)
 
     @torch.no_grad()

@@ -16,13 +16,18 @@ import torch.nn.functional as F
 
 from ovrs.errors import WeightsError
 from ovrs.foreign import is_file
+from ovrs.model.clip import sums
 from ovrs.model.clip.checkpoint import require_finite
 from ovrs.model.clip.features import TileFeatures, cosines, of_whole
 from ovrs.model.clip.foreign import FAULTS, one_line
 from ovrs.model.clip.jbu import STAGES, Jbu
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+
+    from ovrs.model.clip.sums import Layer
 
 FACTOR = 2**STAGES
 
@@ -43,14 +48,29 @@ class Upsampler(Protocol):
         """
         ...
 
+    def sums(self, scales: Sequence[Sequence[Layer]], tiles: int, cls_weight: float) -> tuple[Tensor, Tensor]:
+        """Return sums over the windows of T tiles, `(T, M, H, W)` and weights `(H, W)`, as `ovrs.model.clip.sums.by_window`."""
+        ...
+
 
 class Bilinear:
-    """Cosines on the patch grid, resized."""
+    """Scores of the patches, resized: of a plain CLIP, their cosines with the text."""
 
     name = "bilinear"
 
+    def scores(self, features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:
+        """Return what is resized, `(B, M, N)`; arguments as of a call."""
+        return cosines(features, text, base_text, cls_weight)
+
     def __call__(self, features: TileFeatures, text: Tensor, base_text: Tensor, cls_weight: float) -> Tensor:
-        return on_pixels(features, cosines(features, text, base_text, cls_weight))
+        return on_pixels(features, self.scores(features, text, base_text, cls_weight))
+
+    def sums(self, scales: Sequence[Sequence[Layer]], tiles: int, cls_weight: float) -> tuple[Tensor, Tensor]:
+        def scores(layer: Layer) -> Tensor:
+            return self.scores(layer.part, layer.text, layer.base_text, cls_weight)
+
+        found = sums.by_matrices(scales, tiles, scores)
+        return found or sums.by_window(scales, tiles, lambda layer: on_pixels(layer.part, scores(layer)))
 
 
 class JointBilateral:
@@ -66,7 +86,10 @@ class JointBilateral:
         full = torch.stack(maps)
         if cls_weight:
             full = full + cls_weight * of_whole(features, base_text)[:, :, None, None]
-        return _inside(features, full)
+        return sums.cut_out(full, pad=features.pad, inner=features.inner, crop=features.crop_shape)
+
+    def sums(self, scales: Sequence[Sequence[Layer]], tiles: int, cls_weight: float) -> tuple[Tensor, Tensor]:
+        return sums.by_window(scales, tiles, lambda w: self(w.part, w.text, w.base_text, cls_weight))
 
     def _crop(self, features: TileFeatures, index: int, text: Tensor) -> Tensor:
         raw = features.patches[index] * features.lengths[index, :, None]
@@ -86,10 +109,14 @@ class JointBilateral:
 
 def on_pixels(features: TileFeatures, maps: Tensor) -> Tensor:
     """Resize maps on the patches `(B, M, N)` to the pixels of the crops `(B, M, crop height, crop width)`."""
-    low = maps.unflatten(-1, features.grid)
-    if features.inner == features.input_shape:  # no padding: straight to the crop's own pixels
-        return F.interpolate(low, features.crop_shape, mode="bilinear", align_corners=False)
-    return _inside(features, F.interpolate(low, features.input_shape, mode="bilinear", align_corners=False))
+    return sums.resized(
+        maps.unflatten(-1, features.grid),
+        seen=features.input_shape,
+        pad=features.pad,
+        inner=features.inner,
+        crop=features.crop_shape,
+        direct=features.inner == features.input_shape,
+    )
 
 
 def _span(vectors: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
@@ -97,14 +124,6 @@ def _span(vectors: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
     left, strength, basis = torch.linalg.svd(vectors, full_matrices=False)
     keep = slice(None) if rank is None else slice(rank)
     return basis[keep], (left[:, keep] * strength[keep]).T
-
-
-def _inside(features: TileFeatures, full: Tensor) -> Tensor:
-    rows, cols = features.inner
-    part = full[..., features.pad[0] : features.pad[0] + rows, features.pad[1] : features.pad[1] + cols]
-    if features.inner == features.crop_shape:
-        return part
-    return F.interpolate(part, features.crop_shape, mode="bilinear", align_corners=False, antialias=True)
 
 
 def load_jbu(kind: str, path: Path, dim: int, device: torch.device) -> Jbu:
