@@ -10,7 +10,7 @@ from typing import Any
 
 from ovrs.errors import DigestMismatchError
 
-NUMERICS = 2
+NUMERICS = 3
 """Raised whenever the same options come to other scores. It enters every digest, so that no run is continued with other
 numbers, and no result of another number is taken for a present one. `tests/test_56_numerics.py` holds it to the maps."""
 
