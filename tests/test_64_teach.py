@@ -119,6 +119,42 @@ def test_examples_that_teach_nothing_change_nothing():
     assert teach(text, bank, patches, same, TeachSettings(), 30.0).event == "one_class"
 
 
+def test_a_class_that_the_text_loses_weighs_by_what_was_taught():
+    """Most of the scene is class 0, and the text calls it class 2: what the calibration finds of class 0 is no measure of it.
+
+    Of class 2 there are examples elsewhere in the features, as tracks beside fields are bare soil, too.
+    """
+    rng = torch.Generator().manual_seed(3)
+    centres = torch.nn.functional.normalize(torch.randn(3, 24, generator=rng), dim=-1)
+    labels = torch.multinomial(torch.tensor([0.55, 0.4, 0.05]), 3000, replacement=True, generator=rng)
+    patches = torch.nn.functional.normalize(centres[labels] + 0.28 * torch.randn(3000, 24, generator=rng), dim=-1)
+    text = torch.stack([0.5 * centres[0], centres[1], 0.8 * centres[0] + 0.3 * centres[2]])
+    rows = torch.cat([(labels == c).nonzero().flatten()[: (10, 10, 6)[c]] for c in range(3)])
+    examples = Examples(patches[rows], labels[rows], torch.arange(len(rows)) % 8)
+    bank = TextBank(text, torch.arange(3), 3)
+    assert accuracy(patches, labels, text, torch.zeros(3))[0] < 0.05
+    found = {}
+    for lost in (0.0, TeachSettings().lost):
+        taught = teach(text, bank, patches, examples, TeachSettings(lost=lost), 30.0)
+        assert taught.event == "taught"
+        found[lost] = accuracy(patches, labels, taught.text, taught.offsets)
+    by_calibration, by_taught = found.values()
+    assert by_calibration[0] < 0.4
+    assert by_taught[0] > 0.75
+    assert min(by_taught[1:]) > 0.8
+
+
+def test_teaching_is_done_once_where_the_text_knows_every_class():
+    patches, labels, text = scene_of()
+    text[1] *= 6  # as long as before: known
+    rows = torch.cat([(labels == c).nonzero().flatten()[:10] for c in range(3)])
+    examples = Examples(patches[rows], labels[rows], torch.arange(len(rows)) % 10)
+    bank = TextBank(text, torch.arange(3), 3)
+    once, again = (teach(text, bank, patches, examples, TeachSettings(rounds=r), 30.0) for r in (0, 2))
+    torch.testing.assert_close(once.text, again.text)
+    torch.testing.assert_close(once.offsets, again.offsets)
+
+
 def chosen(folder, **method):
     return options.build(model={"model": str(folder)}, method=method, run={"block_pitches": 1})
 

@@ -7,6 +7,9 @@ the scene leaves room, and none where it does not.
 
 *Weights.* Examples are no random sample. All examples of a class together weigh like the share of the scene that the
 calibration gives this class, over the whole sample; where examples of a class are missing, the others share its weight.
+A class that the calibration hardly knows (`lost`: it misses most of the examples) has a share that means nothing: fields
+called bare soil would weigh like the few fields that it finds. It weighs like a class among equals at first, then, as
+teaching is repeated, like the share of the scene that was taught.
 
 *Strength.* λ is chosen by leaving out regions: each region's examples are judged by what the others teach. The mean
 intersection over union of these judgements, weighted as above, decides, with a lead for the strengths that gained most
@@ -45,6 +48,10 @@ class TeachSettings:
     """Added to the judgement, 0..1, of no change and of each strength."""
     folds: int = 10
     """Regions are joined to at most so many parts."""
+    lost: float = 0.25
+    """A class of whose examples a smaller share is right before teaching is lost."""
+    rounds: int = 2
+    """How often teaching is repeated for lost classes."""
 
 
 class Examples(NamedTuple):
@@ -99,25 +106,20 @@ def teach(
         return same._replace(event="one_class")
     metric = _Metric.of(text, offsets, bank, patches, scale, settings.shrinkage)
     z, base = metric.seen(examples.features), scale * examples.features @ text.T + offsets
-    weights = _weights(examples.labels, metric.shares, settings.least_share)
     folds = _folds(examples.regions, settings.folds)
     if len(folds) < 2:
         return same._replace(event="one_region")
     problem = _Problem(z, base, examples.labels, bank.class_of, bank.class_count)
-    guesses = torch.zeros(1 + len(settings.strengths), len(examples.labels), dtype=torch.long)
-    guesses[0] = problem.base.argmax(dim=1)
-    for own in folds:
-        found = torch.zeros(bank.class_count, z.shape[1] + 1)
-        for index, strength in enumerate(settings.strengths, start=1):
-            found = problem.fitted(weights * ~own, strength, found)
-            guesses[index, own] = problem.guesses(found)[own]
-    judged = torch.stack([_overlap(guess, examples.labels, weights, bank.class_count) for guess in guesses])
-    chosen = int((judged + torch.tensor(settings.leads)).argmax())  # the first of equal ones
-    if chosen == 0 or float(judged[0]) > _ALL_RIGHT:
-        return same._replace(judged=judged, event="no_gain")
-    found = torch.zeros(bank.class_count, z.shape[1] + 1)
-    for strength in settings.strengths[:chosen]:
-        found = problem.fitted(weights, strength, found)
+    scene = _Problem(metric.seen(patches), scale * patches @ text.T + offsets, None, bank.class_of, bank.class_count)
+    lost = _lost(problem, settings.lost)
+    shares = torch.where(lost, metric.shares.clamp(min=1 / bank.class_count), metric.shares)
+    for _ in range(1 + (settings.rounds if lost.any() else 0)):
+        weights = _weights(examples.labels, shares, settings.least_share)
+        found, chosen, judged = _best(problem, weights, folds, settings)
+        if chosen == 0 or float(judged[0]) > _ALL_RIGHT:
+            return same._replace(judged=judged, event="no_gain")
+        taught = scene.chances(found).mean(dim=0)
+        shares = torch.where(lost, taught.maximum(metric.shares), metric.shares)
     shift, constant = metric.carried(found)
     return Taught(
         text + shift[bank.class_of] / scale,
@@ -126,6 +128,36 @@ def teach(
         judged,
         "taught",
     )
+
+
+def _best(
+    problem: _Problem, weights: Tensor, folds: list[Tensor], settings: TeachSettings
+) -> tuple[Tensor, int, Tensor]:
+    """Shifts and offsets `(C, D + 1)` of the best strength, its number (0: no change), and all judgements."""
+    guesses = torch.zeros(1 + len(settings.strengths), len(weights), dtype=torch.long)
+    guesses[0] = problem.base.argmax(dim=1)
+    nothing = torch.zeros(problem.base.shape[1], problem.z.shape[1])
+    for own in folds:
+        found = nothing
+        for index, strength in enumerate(settings.strengths, start=1):
+            found = problem.fitted(weights * ~own, strength, found)
+            guesses[index, own] = problem.guesses(found)[own]
+    assert problem.labels is not None
+    judged = torch.stack([_overlap(guess, problem.labels, weights, len(nothing)) for guess in guesses])
+    chosen = int((judged + torch.tensor(settings.leads)).argmax())  # the first of equal ones
+    found = nothing
+    for strength in settings.strengths[:chosen]:
+        found = problem.fitted(weights, strength, found)
+    return found, chosen, judged
+
+
+def _lost(problem: _Problem, least: float) -> Tensor:
+    """Which classes with examples have fewer than this share of them right before teaching, bool `(C,)`."""
+    assert problem.labels is not None
+    classes = problem.base.shape[1]
+    of_class = torch.bincount(problem.labels, minlength=classes)
+    right = torch.bincount(problem.labels[problem.base.argmax(dim=1) == problem.labels], minlength=classes)
+    return (of_class > 0) & (right < least * of_class)
 
 
 class _Metric(NamedTuple):
@@ -166,20 +198,25 @@ class _Metric(NamedTuple):
 
 
 class _Problem:
-    """The weighted surprise of examples under shifts and offsets."""
+    """The weighted surprise of examples under shifts and offsets; without labels, patches of the scene."""
 
-    def __init__(self, z: Tensor, base: Tensor, labels: Tensor, class_of: Tensor, classes: int) -> None:
+    def __init__(self, z: Tensor, base: Tensor, labels: Tensor | None, class_of: Tensor, classes: int) -> None:
         self.z = torch.cat([z, torch.ones(len(z), 1)], dim=1)
         self.base = _joined(base, class_of, classes)
         self.labels = labels
 
     def surprise(self, found: Tensor) -> Tensor:
         """Of each example, `(E,)`."""
+        assert self.labels is not None
         return F.cross_entropy(self.base + self.z @ found.T, self.labels, reduction="none")
 
     def guesses(self, found: Tensor) -> Tensor:
         """Class of each example, int64 `(E,)`."""
         return (self.base + self.z @ found.T).argmax(dim=1)
+
+    def chances(self, found: Tensor) -> Tensor:
+        """Probabilities of the classes, `(E, C)`."""
+        return (self.base + self.z @ found.T).softmax(dim=1)
 
     def fitted(self, weights: Tensor, strength: float, start: Tensor) -> Tensor:
         """Return the minimum, `(C, D + 1)`, by L-BFGS from `start`."""
