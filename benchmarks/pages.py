@@ -39,6 +39,7 @@ COMMANDS = {
     "corrupted_czech": f"{_ADAPT} --sets czortho --shrink 2.4 --rows text {_PART} --corruption all --severity 5",
     "corrupted_dubai": f"{_ADAPT} --sets dubai --rows text {_PART} --corruption all --severity 5",
     "teach": "python -m benchmarks.teach --data DATA",
+    "loop": "python -m benchmarks.loop --data DATA",
     "scenes": "python -m benchmarks.scenes --data DATA",
     "text": "python -m benchmarks.text",
     "demo": "python -m benchmarks.accuracy",

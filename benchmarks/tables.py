@@ -181,6 +181,20 @@ def teach(teach: Results) -> str:
     return table(["set", "points a class", "mIoU before", "mean gain", "least gain"], rows)
 
 
+def loop(loop: Results) -> str:
+    """Guide: two scenes before and after a few clicks, assessed by points set by eye."""
+    rows = []
+    for title, found in loop.items():
+        first, taught = found["first"], found["taught"]
+        overall = [f"{number(step['overall'])} ± {number(step['half'])}" for step in (first, taught)]
+        rows.append([title, str(found["clicks"]), str(first["points"]), *overall])
+        for name, told in taught["classes"].items():
+            before = first["classes"].get(name)
+            shares = [f"F1 {number(step['f1'])}, {number(step['mapped'])} ha" for step in (before, told) if step]
+            rows.append([f"… {name}", "", f"{number(told['hectares'])} ha", *(shares if before else ["–", *shares])])
+    return table(["scene", "clicks", "reference", "first map", "taught"], rows)
+
+
 def scenes(scenes: Results) -> str:
     """Model card: scene classes."""
     rows = [
@@ -298,6 +312,7 @@ TABLES: dict[str, Callable[..., str]] = {
         corrupted,
         methods,
         teach,
+        loop,
         scenes,
         text,
         demo,
