@@ -16,11 +16,9 @@ from shapely.geometry import Point
 import ovrs
 from ovrs.demo.synth import World, write_scene
 from ovrs.qgis import install
-from ovrs.words import vocabulary
 
 pytestmark = pytest.mark.gis
 WORDS = "building, road, water, tree, field, bare soil"
-COLOURS = np.array([*vocabulary.load("demo").colours, *[(255, 255, 255)] * 250], np.uint8)
 
 LOADED = """
 import json, sys
@@ -170,8 +168,9 @@ def test_layers_are_styled_when_qgis_loads_them_and_a_run_can_be_cancelled(qgis,
     assert (qgis.folder / "cut off.run").exists()
     assert told["loaded.tif"] == "paletted"
     assert told["loaded.gpkg"] == "categorizedSymbol"
-    with rasterio.open(qgis.folder / "loaded.tif") as source:
-        wanted = COLOURS[source.read(1)].astype(int)
+    with rasterio.open(qgis.folder / "loaded.tif") as source, ovrs.open(mapped) as made:
+        colours = np.array([*made.colours, *[(255, 255, 255)] * 250], np.uint8)
+        wanted = colours[source.read(1)].astype(int)
     for name, share in (("loaded.tif", 1.0), ("loaded.gpkg", 0.98)):
         seen = np.asarray(Image.open(qgis.folder / f"{name}.png").convert("RGB"))
         assert (np.abs(seen - wanted).max(-1) <= 2).mean() >= share, name
