@@ -71,7 +71,7 @@ def quantised(scores: Array) -> Array:
 def _on_host(
     scores: NDArray[np.float32], rule: DecisionRule, background_evidence: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint8]]:
-    best, labels = _highest(scores)
+    best, labels = highest(scores)
     if rule.background is not None:
         low = best < rule.threshold
         if background_evidence is not None:
@@ -88,7 +88,7 @@ _GROUPS = 6
 """Classes are compared in so many groups at once: fewer, longer steps."""
 
 
-def _highest(scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.unsignedinteger]]:
+def highest(scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.unsignedinteger]]:
     """Return the highest score of each pixel and the first class that has it.
 
     Many times faster than argmax over the leading axis: a later class has the greater number, so a maximum sets it.

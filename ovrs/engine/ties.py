@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ovrs.engine.arrays import Array, as_numpy, beside, empty, namespace, on_host
+from ovrs.engine.decide import highest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,8 +72,17 @@ def _codes(scores: Array) -> Array:
     """`winner * classes + second` of each pixel, with the winner in the place of a second that is not near; int64."""
     xp = namespace(scores)
     classes = scores.shape[0]
-    best, winner = xp.max(scores, axis=0), xp.argmax(scores, axis=0)
+    best, winner = _highest(scores)
     number = beside(np.arange(classes)[:, None, None], scores)
     rest = xp.where(number == winner[None], xp.full_like(scores, -xp.inf), scores)
-    second = xp.where((xp.max(rest, axis=0) >= NEAR * best) & (best > 0), xp.argmax(rest, axis=0), winner)
+    height, runner_up = _highest(rest)
+    second = xp.where((height >= NEAR * best) & (best > 0), runner_up, winner)
     return xp.astype(winner, xp.int64) * classes + xp.astype(second, xp.int64)
+
+
+def _highest(scores: Array) -> tuple[Array, Array]:
+    """Return the highest score of each pixel and the first class that has it."""
+    if on_host(scores):
+        return highest(np.ascontiguousarray(scores))
+    xp = namespace(scores)
+    return xp.max(scores, axis=0), xp.argmax(scores, axis=0)
