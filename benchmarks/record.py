@@ -29,9 +29,12 @@ def weights() -> str:
 
 
 def command() -> str:
-    """Return the command that runs, without the folders of this machine."""
+    """Return the command that runs, without the folders of this machine; a cache changes no figure."""
     arguments = sys.argv[1:]
-    for option, told in (("--data", "DATA"), ("--work", "FOLDER"), ("--cache", "FOLDER")):
+    if "--cache" in arguments:
+        at = arguments.index("--cache")
+        del arguments[at : at + 2]
+    for option, told in (("--data", "DATA"), ("--work", "FOLDER")):
         if option in arguments:
             arguments[arguments.index(option) + 1] = told
     if "--out" in arguments:

@@ -99,10 +99,17 @@ def made_up():
     }
     way = {"seconds": 31.25, "whole": 31.25, "peak_mb": 31.25, "agree": 1.0}
     seconds = dict.fromkeys(("vision_seconds", "detector_seconds", "agreement"), 31.25)
+    step = {
+        "points": 31,
+        "overall": 31.25,
+        "half": 8.0,
+        "classes": {"road": {"f1": 31.25, "mapped": 1.0, "hectares": 1.0}},
+    }
     phrases = {"concepts": 4, "phrases": 8, "bare": 31.25}
     return {
         **{name: both for name in pages.COMMANDS if re.match("adaptation|templates|methods|corrupted", name)},
         "teach": {"Kampala": {"10": {"before": 31.25, "gain": -31.25, "least": -31.25, "repeats": 5}}},
+        "loop": {"Cologne": {"clicks": 31, "first": step, "taught": step}},
         "scenes": {"all names": {"images": 4, "classes": 2, "class token": 31.25}},
         "text": dict.fromkeys(("held_out_words", "held_out_descriptions", "held_out_contexts"), phrases),
         "demo": {"demo scene": {"default": {"miou": 31.25, "mpx_min": 31.25}, "majority class": {"miou": 31.25}}},
