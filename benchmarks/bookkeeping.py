@@ -98,8 +98,8 @@ def fake_markers(job: Job, names: list[str]) -> None:
         time.sleep(0)
 
 
-def scene(side: int, folder: Path) -> tuple[int, list[tuple[str, float, float]]]:
-    """Blocks of the scene, and (step, seconds of the clock, resident megabytes) of the parent."""
+def scene(side: int, folder: Path) -> int:
+    """Prints each step with the parent's seconds of the clock and resident megabytes; returns the number of blocks."""
     from ovrs import options
     from ovrs.run import begin, finish, meter, work
     from ovrs.run.report import status_of
@@ -111,6 +111,7 @@ def scene(side: int, folder: Path) -> tuple[int, list[tuple[str, float, float]]]
         started = time.perf_counter()
         do()
         steps.append((name, time.perf_counter() - started, resident()))
+        print(f"| {name} | {steps[-1][1]:.2f} | {steps[-1][2]:.0f} |", flush=True)
 
     path, out, words = sparse_scene(folder, side), folder / "map.zarr", vocabulary.load("demo")
     chosen = options.build(model={"model": "trivial", "crop": 224}, run={"shards": True})
@@ -129,7 +130,7 @@ def scene(side: int, folder: Path) -> tuple[int, list[tuple[str, float, float]]]
     step("missing blocks, again", job.missing)
     step("status", lambda: status_of(out))
     step("finish: compare, overviews, checksums, record", lambda: finish.finish(job))
-    return len(names), steps
+    return len(names)
 
 
 def resident() -> float:
@@ -155,12 +156,9 @@ def main() -> None:
         print(f"\none client and scheduler carry {1 / piece:.0f} pieces a second\n")
     if args.side:
         with tempfile.TemporaryDirectory() as folder:
-            count, steps = scene(args.side, Path(folder))
-            print(
-                f"{args.side} x {args.side} pixels, {count} blocks\n\n| step of the parent | s | MB after it |\n|---|---|---|"
-            )
-            for name, seconds, megabytes in steps:
-                print(f"| {name} | {seconds:.2f} | {megabytes:.0f} |")
+            print("| step of the parent | s | MB after it |\n|---|---|---|", flush=True)
+            count = scene(args.side, Path(folder))
+            print(f"\n{args.side} x {args.side} pixels, {count} blocks")
 
 
 if __name__ == "__main__":
