@@ -1,6 +1,6 @@
 """What is done for a block besides computing it: planning, markers, the way through a Dask scheduler, the end of a run.
 
-    python -m benchmarks.bookkeeping [--pieces 2000] [--side 1000000] [--blocks 20000]
+    python -m benchmarks.bookkeeping [--pieces 2000] [--side 1000000] [--blocks 20000] [--out benchmarks/results/bookkeeping.json]
 
 The first table is the processor's time per piece or block: waiting for disks and networks is left out, and overlaps with
 other blocks. One thread of a client and scheduler carries as many pieces a second as the line below says. The second
@@ -17,9 +17,11 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from benchmarks.record import keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,20 +100,20 @@ def fake_markers(job: Job, names: list[str]) -> None:
         time.sleep(0)
 
 
-def scene(side: int, folder: Path) -> int:
-    """Prints each step with the parent's seconds of the clock and resident megabytes; returns the number of blocks."""
+def scene(side: int, folder: Path) -> dict[str, Any]:
+    """Number of blocks, and seconds of the clock and resident megabytes of the parent by step; each is printed."""
     from ovrs import options
     from ovrs.run import begin, finish, meter, work
     from ovrs.run.report import status_of
     from ovrs.words import vocabulary
 
-    steps: list[tuple[str, float, float]] = []
+    steps: dict[str, dict[str, float]] = {}
 
     def step(name: str, do: Callable[[], object]) -> None:
         started = time.perf_counter()
         do()
-        steps.append((name, time.perf_counter() - started, resident()))
-        print(f"| {name} | {steps[-1][1]:.2f} | {steps[-1][2]:.0f} |", flush=True)
+        told = steps[name] = {"seconds": time.perf_counter() - started, "mb": resident()}
+        print(f"| {name} | {told['seconds']:.2f} | {told['mb']:.0f} |", flush=True)
 
     path, out, words = sparse_scene(folder, side), folder / "map.zarr", vocabulary.load("demo")
     chosen = options.build(model={"model": "trivial", "crop": 224}, run={"shards": True})
@@ -130,7 +132,7 @@ def scene(side: int, folder: Path) -> int:
     step("missing blocks, again", job.missing)
     step("status", lambda: status_of(out))
     step("finish: compare, overviews, checksums, record", lambda: finish.finish(job))
-    return len(names)
+    return {"side": side, "blocks": len(names), "steps": steps}
 
 
 def resident() -> float:
@@ -144,6 +146,7 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=2000, help="0 leaves the first table out.")
     parser.add_argument("--blocks", type=int, default=20_000)
     parser.add_argument("--side", type=int, default=1_000_000, help="0 leaves the second table out.")
+    parser.add_argument("--out", type=Path, help="JSON to write: the second table")
     args = parser.parse_args()
     if args.pieces:
         with tempfile.TemporaryDirectory() as folder:
@@ -157,8 +160,10 @@ def main() -> None:
     if args.side:
         with tempfile.TemporaryDirectory() as folder:
             print("| step of the parent | s | MB after it |\n|---|---|---|", flush=True)
-            count = scene(args.side, Path(folder))
-            print(f"\n{args.side} x {args.side} pixels, {count} blocks")
+            found = scene(args.side, Path(folder))
+        print(f"\n{args.side} x {args.side} pixels, {found['blocks']} blocks")
+        if args.out is not None:
+            keep(args.out, found, bundled=False)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ COMMANDS = {
     "memory": "python -m benchmarks.memory --sizes 2048 8192",
     "engine": "python -m benchmarks.engine --size 8192 --repeats 4",
     "allocator": "python -m benchmarks.allocator",
-    "speed": "python -m benchmarks.speed --steps 5",
+    "speed": "python -m benchmarks.speed --steps 3",
+    "bookkeeping": "python -m benchmarks.bookkeeping --pieces 0",
     "sam3": "python -m benchmarks.sam3 --classes 5 20 50 --present 5 --size small --threads 1",
     "soak": "python -m benchmarks.soak --minutes 60 --seed 22 --pace 40",
 }

@@ -279,6 +279,13 @@ def sam3(sam3: Results) -> str:
     return table(head, rows)
 
 
+def bookkeeping(bookkeeping: Results) -> str:
+    """Scale: what the first process does for a large scene."""
+    rows = [[name, number(told["seconds"]), number(told["mb"], ".0f")] for name, told in bookkeeping["steps"].items()]
+    side, blocks = (format(bookkeeping[key], ",") for key in ("side", "blocks"))
+    return table([f"step of the first process ({side}² pixels, {blocks} blocks)", "s", "MB after it"], rows)
+
+
 def soak(soak: Results) -> str:
     """Scale: what was killed and delivered, and how it ended."""
 
@@ -321,6 +328,7 @@ TABLES: dict[str, Callable[..., str]] = {
         allocator,
         speed,
         sam3,
+        bookkeeping,
         soak,
     )
 }

@@ -121,6 +121,7 @@ def made_up():
         "allocator": {"glibc's own": [31.25], "two at once": [31.25, 31.25]},
         "windows": {"Ohio": {"recommended": dict.fromkeys(("names", "scene", "straight", "ratio", "seconds"), 31.25)}},
         "sam3": {"rows": [{"classes": 31, "decode": "all", "small_passes": 0, "decoder_passes": 31, **seconds}]},
+        "bookkeeping": {"side": 31, "blocks": 31, "steps": {"finish": {"seconds": 31.25, "mb": 31.25}}},
         "soak": {
             **{key: {"worker": 31} for key in ("killed", "delivered")},
             "seconds_to_rest": 31,
