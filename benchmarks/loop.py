@@ -2,10 +2,10 @@
 
     python -m benchmarks.loop --data DATA [--out benchmarks/results/loop.json]
 
-Reference points and clicks were set by eye by one person, who saw the ground around each point and not what the map said
-of it: `benchmarks/loop/*.geojson`. Points were drawn by `ovrs sample` from the first map of each scene, clicks were chosen
-freely before that. Ploughed land is farmland, paved yards are parking lots, allotments are farmland. The imagery is not
-part of the project.
+Reference points and clicks were set by eye by one person: `benchmarks/loop/*.geojson`. Points were drawn by `ovrs sample` from
+the first map of each scene and labelled on pictures of the ground around them, which do not show what the map said. Then clicks
+were set on a picture of the whole scene, which does not show the points. Ploughed land is farmland, paved yards are parking lots,
+allotments are farmland. The imagery is not part of the project.
 """
 
 from __future__ import annotations
