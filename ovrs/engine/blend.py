@@ -8,7 +8,6 @@ of the tiles, so a pixel's score does not depend on how the scene is cut into bl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ovrs.engine.arrays import Array, as_numpy, beside, copied, empty, namespace, on_host
@@ -90,7 +89,7 @@ class Blend:
         """Return what the segmenter says of a tile, with the weight by which it is blended; on the host as NumPy reads it."""
         if not isinstance(found, TileScores):
             values, weight = (as_numpy(a) if on_host(a) else a for a in found[:2])
-            return Scored(tile.window, values, weight, None, weighted=True)
+            return Scored(tile.window, values, weight, None, True, self._even(tile.window, weight))
         scores, background = found.scores, found.background_evidence
         if on_host(scores):
             scores, background = as_numpy(scores), None if background is None else as_numpy(background)
@@ -98,6 +97,11 @@ class Blend:
         if shape not in self._weights:
             self._weights[shape] = beside(taper(tile.window, self._ramp), scores)
         return Scored(tile.window, scores, self._weights[shape], background, False, plateau(tile.window, self._ramp))
+
+    def _even(self, window: Window, weight: Array) -> Window | None:
+        """Return where a frozen segmenter's weight is one, if that is all of a tile but its ramps; not asked of a device."""
+        plain = plateau(window, self._ramp) if on_host(weight) else None
+        return plain if plain is not None and bool((weight[plain.slices_in(window)] == 1).all()) else None
 
     def add(self, tile: Tile, scored: Scored) -> Iterator[tuple[Window, TileScores]]:
         """Add a tile; yields the parts that it finishes. Tiles without valid pixels are left out of the calls.
@@ -112,8 +116,8 @@ class Blend:
         right = max(self._rights[tile.window.col_off], inside.col_off)
         height, width = bottom - inside.row_off, right - inside.col_off
         if height and width:
-            for part in self._parts(scored, Window(inside.row_off, inside.col_off, height, width)):
-                yield part, self._finished(scored, part)
+            for part, alone in self._parts(scored, Window(inside.row_off, inside.col_off, height, width)):
+                yield part, self._finished(scored, part, alone=alone)
         if inside.row_end > bottom and width:
             self._hand_down(scored, Window(bottom, inside.col_off, inside.row_end - bottom, width))
         if inside.col_end > right:
@@ -131,40 +135,48 @@ class Blend:
         if self._left is not None and self._left.window.col_off != inside.col_off:
             self._left = None  # a tile between them has no valid pixel
 
-    def _parts(self, scored: Scored, done: Window) -> Iterator[Window]:
-        """Return strips of finished pixels, cut where sums from above or the weight of one tile begin or end."""
-        rows = {done.row_off, done.row_end}
-        for other in (None if self._top is None else self._top.window, scored.plain):
-            if other is not None:
-                rows |= {other.row_off, other.row_end}
+    def _parts(self, scored: Scored, done: Window) -> Iterator[tuple[Window, bool]]:
+        """Return finished pixels in strips, and whether nobody but this tile speaks of them, with a weight of one."""
+        own = self._alone(scored, done) if on_host(scored.values) else None
+        if own is None:
+            for part in self._strips(scored, done):
+                yield part, False
+            return
+        for part in around(own, done):
+            for strip in self._strips(scored, part):
+                yield strip, part is own
+
+    def _alone(self, scored: Scored, done: Window) -> Window | None:
+        """Return the part of finished pixels in which this tile's weight is one and no earlier tile left anything."""
+        if scored.plain is None or (found := scored.plain.intersect(done)) is None:
+            return None
+        row = found.row_off if self._top is None else max(found.row_off, self._top.window.row_end)
+        col = found.col_off if self._left is None else max(found.col_off, self._left.window.col_end)
+        height, width = found.row_end - row, found.col_end - col
+        return Window(row, col, height, width) if height > 0 and width > 0 else None
+
+    def _strips(self, scored: Scored, done: Window) -> Iterator[Window]:
+        """Cut pixels into rows that fit the processor's cache."""
         height = done.height
         if on_host(scored.values):
-            values = scored.values
-            height = max(1, _STRIP_BYTES // (values.itemsize * values.shape[0] * done.width))
-        for top, bottom in pairwise(sorted(r for r in rows if done.row_off <= r <= done.row_end)):
-            for begin in range(top, bottom, height):
-                yield Window(begin, done.col_off, min(height, bottom - begin), done.width)
+            height = max(1, _STRIP_BYTES // (scored.values.itemsize * scored.values.shape[0] * done.width))
+        for begin in range(done.row_off, done.row_end, height):
+            yield Window(begin, done.col_off, min(height, done.row_end - begin), done.width)
 
-    def _finished(self, scored: Scored, part: Window) -> TileScores:
-        """Mean scores of a part."""
-        sums, xp = self._summed(scored, part, "part"), self._xp
-        weight = xp.where(sums.weight > 0, sums.weight, xp.ones_like(sums.weight))
-        for cols in self._heavy(scored, part):
-            xp.divide(sums.values[:, :, cols], weight[:, cols], out=sums.values[:, :, cols])
-        if self.frozen is not None:
-            return self.frozen.finish(sums.values)
-        return TileScores(sums.values, None if sums.background is None else sums.background / weight)
-
-    def _heavy(self, scored: Scored, part: Window) -> list[slice]:
-        """Columns of a part whose sum of weights may differ from one."""
-        plain = scored.plain
-        above = self._top is not None and part.intersect(self._top.window) is not None
-        if plain is None or above or part.row_off < plain.row_off or part.row_end > plain.row_end:
-            return [slice(None)]
-        begin = max(plain.col_off, part.col_off if self._left is None else self._left.window.col_end) - part.col_off
-        end = plain.col_end - part.col_off
-        found = [slice(0, begin), slice(end, part.width)] if begin < end else [slice(None)]
-        return [s for s in found if s.start is None or s.start < min(s.stop, part.width)]
+    def _finished(self, scored: Scored, part: Window, *, alone: bool) -> TileScores:
+        """Mean scores of a part; where a tile is alone, these are its own, in place."""
+        xp = self._xp
+        if alone:
+            rows, cols = part.slices_in(scored.window)
+            values, background = scored.values[:, rows, cols], scored.background
+            background = None if background is None else background[rows, cols]
+        else:
+            sums = self._summed(scored, part, "part")
+            weight = xp.where(sums.weight > 0, sums.weight, xp.ones_like(sums.weight))
+            values, background = sums.values, sums.background
+            xp.divide(values, weight, out=values)
+            background = None if background is None else background / weight
+        return TileScores(values, background) if self.frozen is None else self.frozen.finish(values)
 
     def _earlier(self, part: Window) -> list[_Sums]:
         """Return the sums that earlier tiles left for a part: from the left, else from above."""
@@ -234,6 +246,22 @@ class Blend:
 def _add(to: Array, values: Array) -> None:
     if values is not None:
         to += values
+
+
+def around(inner: Window, outer: Window) -> Iterator[Window]:
+    """Cut `outer` into what lies above, left of, in, right of and below `inner`, which is yielded itself."""
+    corners = (
+        (outer.row_off, outer.col_off, inner.row_off, outer.col_end),
+        (inner.row_off, outer.col_off, inner.row_end, inner.col_off),
+        None,
+        (inner.row_off, inner.col_end, inner.row_end, outer.col_end),
+        (inner.row_end, outer.col_off, outer.row_end, outer.col_end),
+    )
+    for corner in corners:
+        if corner is None:
+            yield inner
+        elif corner[2] > corner[0] and corner[3] > corner[1]:
+            yield Window(corner[0], corner[1], corner[2] - corner[0], corner[3] - corner[1])
 
 
 def _ends(starts: list[int], end: int) -> dict[int, int]:
