@@ -33,7 +33,7 @@ from training.crops import looked_up, normalised, photometric, scene_boxes
 from training.infrared import colour_infrared
 from training.losses import agreement_loss, caption_loss, class_loss, dense_loss, noun_loss
 from training.material import SCENE_SIDE, Material
-from training.model import build, start
+from training.model import build, float_depthwise, start
 from training.mosaics import find
 
 SIDE = 160
@@ -97,6 +97,8 @@ def student(work: Path, device: torch.device, *, resume: bool) -> Student:
     else:
         start(visual)
     visual = visual.to(device)
+    if device.type == "cpu":
+        float_depthwise(visual)
     scales = [nn.Parameter(s.data.to(device)) for s in (dense_scale, image_scale)]
     return Student(visual, copy.deepcopy(visual).requires_grad_(False), *scales)
 
