@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/ovrs demo -o demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # kill -9 and resume, seams of real adaptation at 8192 px, memory, a server that hangs, the text tower whole
 test-slow: $(VENV)/installed

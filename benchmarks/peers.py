@@ -1,6 +1,7 @@
 """Our engine beside other tiled inference engines: the same scene, model, tiles; time and memory of whole processes.
 
     python -m benchmarks.peers --size 8192 [--python PEER=/path/to/its/python …] [--only NAME …] [--work DIR]
+                               [--out benchmarks/results/peers.json]
 
 A peer that is not installed is left out, and said to be. Peers do not all fit one environment; `--python` names the
 interpreter of one by the first word of its name (`--python geoai=… --python TerraTorch=…`), the others run in this one.
@@ -15,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import engine
+from benchmarks import engine, record
 from benchmarks.peer_ways import PEERS
 
 OURS = ("ovrs, serial", "ovrs, 2 threads", "bare Zarr loop, halo 32", "bare rasterio loop, no overlap")
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH")
     parser.add_argument("--only", nargs="*", help="beginnings of names")
     parser.add_argument("--work", type=Path, default=Path("build/engine"))
+    parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -56,6 +58,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     engine.make(args.work, args.size)
     print("| engine | whole process, s | of it mapping, s | peak MB | agree |\n|---|---|---|---|---|")
+    measured = {}
     for name in (*OURS, *PEERS):
         if args.only and not name.startswith((*OURS, *args.only)):
             continue
@@ -65,6 +68,9 @@ def main() -> None:
             continue
         numbers = f"{found['whole']:.1f} | {found['seconds']:.1f} | {found['peak_mb']:.0f} | {found['agree']:.4f}"
         print(f"| {name} | {numbers} |", flush=True)
+        measured[name] = {key: found[key] for key in ("whole", "seconds", "peak_mb", "agree")}
+    if args.out is not None:
+        record.keep(args.out, measured, bundled=False)
 
 
 if __name__ == "__main__":

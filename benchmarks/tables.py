@@ -254,6 +254,21 @@ def engine(engine: Results) -> str:
     return table(head, rows)
 
 
+def peers(peers: Results) -> str:
+    """Memory: the engine beside other programs' tiling."""
+    rows = [
+        [
+            name,
+            number(found["whole"]),
+            number(found["seconds"]),
+            f"{found['peak_mb']:,.0f}",
+            number(found["agree"], ".4f"),
+        ]
+        for name, found in sorted(peers.items(), key=lambda one: one[1]["whole"])
+    ]
+    return table(["engine", "whole process, s", "of it after imports, s", "peak MB", "agree"], rows)
+
+
 def allocator(allocator: Results) -> str:
     """Memory: batches per second under each rule of the allocator."""
     rows = [[rule, " + ".join(number(rate, ".2f") for rate in rates)] for rule, rates in allocator.items()]
@@ -325,6 +340,7 @@ TABLES: dict[str, Callable[..., str]] = {
         demo,
         memory,
         engine,
+        peers,
         allocator,
         speed,
         sam3,

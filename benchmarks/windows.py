@@ -83,7 +83,8 @@ def main() -> None:
     table: dict[str, dict[str, dict[str, float]]] = {}
     for title in args.sets:
         given = UNSEEN[title]
-        images = len(list((args.data / given.folder / "images").iterdir())) // given.every
+        names = [i.name for i in sorted((args.data / given.folder / "images").iterdir()) if given.only in i.name]
+        images = sum(name.startswith(given.held_out) for name in names[:: given.every])
         if images > 20:
             given = replace(given, every=given.every * args.every)
         table[title] = {choice: measured(given, args.data, wide) for choice, wide in CHOICES.items()}

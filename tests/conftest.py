@@ -19,6 +19,14 @@ DATA = Path(__file__).parent / "data"
 ovrs.__path__.append(str(DATA.parents[1]))  # `ovrs.flows` of this tree, which need not be the one that is installed
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Two processes share the tests file by file; what starts servers, schedulers and workers stays in one of them."""
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        number = int(item.path.name.split("_")[1])
+        processes = 50 <= number < 60 or 65 <= number < 80
+        item.add_marker(pytest.mark.xdist_group("processes" if processes else item.path.name))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Text vectors are cached per session, never in the user's home."""

@@ -118,6 +118,7 @@ def made_up():
             "export": {"64": {"peak_mb": 31.25, "seconds": 1.0}},
         },
         "engine": dict.fromkeys(("bare Zarr loop, halo 32", "bare rasterio loop, no overlap", "ovrs, serial"), way),
+        "peers": {"xbatcher": way},
         "allocator": {"glibc's own": [31.25], "two at once": [31.25, 31.25]},
         "windows": {"Ohio": {"recommended": dict.fromkeys(("names", "scene", "straight", "ratio", "seconds"), 31.25)}},
         "sam3": {"rows": [{"classes": 31, "decode": "all", "small_passes": 0, "decoder_passes": 31, **seconds}]},
