@@ -49,7 +49,7 @@ class Ties:
         values = (as_numpy(scores) if on_host(scores) else scores)[:, inside[0], inside[1]]
         if 0 in values.shape:
             return
-        codes = _codes(values)
+        codes = _on_host(values) if on_host(scores) else _codes(values)
         if self._codes is None:
             self._codes = empty(self._shape, codes)
         self._codes[tuple(places)] = codes
@@ -68,21 +68,24 @@ class Ties:
         return found
 
 
+def _on_host(scores: NDArray[np.float32]) -> NDArray[np.int32]:
+    """`_codes` in NumPy."""
+    classes, rest = scores.shape[0], np.array(scores, order="C")
+    best, winner = highest(rest)
+    number = np.arange(classes, dtype=winner.dtype)[:, None, None]
+    np.copyto(rest, -np.inf, where=number == winner)
+    height, runner_up = highest(rest)
+    near = (height >= NEAR * best) & (best > 0)
+    return np.where(near, runner_up, winner) + winner.astype(np.int32) * classes
+
+
 def _codes(scores: Array) -> Array:
     """`winner * classes + second` of each pixel, with the winner in the place of a second that is not near; int64."""
     xp = namespace(scores)
     classes = scores.shape[0]
-    best, winner = _highest(scores)
+    best, winner = xp.max(scores, axis=0), xp.argmax(scores, axis=0)
     number = beside(np.arange(classes)[:, None, None], scores)
     rest = xp.where(number == winner[None], xp.full_like(scores, -xp.inf), scores)
-    height, runner_up = _highest(rest)
+    height, runner_up = xp.max(rest, axis=0), xp.argmax(rest, axis=0)
     second = xp.where((height >= NEAR * best) & (best > 0), runner_up, winner)
     return xp.astype(winner, xp.int64) * classes + xp.astype(second, xp.int64)
-
-
-def _highest(scores: Array) -> tuple[Array, Array]:
-    """Return the highest score of each pixel and the first class that has it."""
-    if on_host(scores):
-        return highest(np.ascontiguousarray(scores))
-    xp = namespace(scores)
-    return xp.max(scores, axis=0), xp.argmax(scores, axis=0)
