@@ -44,7 +44,7 @@ COMMANDS = {
     "text": "python -m benchmarks.text",
     "demo": "python -m benchmarks.accuracy",
     "memory": "python -m benchmarks.memory --sizes 2048 8192",
-    "engine": "python -m benchmarks.engine --size 8192 --repeats 4",
+    "engine": "python -m benchmarks.engine --size 8192 --repeats 3",
     "peers": "python -m benchmarks.peers --size 8192",
     "allocator": "python -m benchmarks.allocator",
     "speed": "python -m benchmarks.speed --steps 3",

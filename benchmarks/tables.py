@@ -266,7 +266,7 @@ def peers(peers: Results) -> str:
         ]
         for name, found in sorted(peers.items(), key=lambda one: one[1]["whole"])
     ]
-    return table(["engine", "whole process, s", "of it after imports, s", "peak MB", "agree"], rows)
+    return table(["engine", "whole process, s", "of it mapping, s", "peak MB", "agree"], rows)
 
 
 def allocator(allocator: Results) -> str:
