@@ -76,7 +76,8 @@ def _on_host(scores: NDArray[np.float32]) -> NDArray[np.int32]:
     np.copyto(rest, -np.inf, where=number == winner)
     height, runner_up = highest(rest)
     near = (height >= NEAR * best) & (best > 0)
-    return np.where(near, runner_up, winner) + winner.astype(np.int32) * classes
+    codes: NDArray[np.int32] = winner.astype(np.int32) * classes + np.where(near, runner_up, winner)
+    return codes
 
 
 def _codes(scores: Array) -> Array:
