@@ -32,7 +32,7 @@ def build() -> open_clip.CLIP:
 
 
 class FloatDepthwise(nn.Conv2d):
-    """A depthwise convolution that stays float32 under autocast: in bfloat16 its gradient takes a CPU three times as long."""
+    """A depthwise convolution that stays float32 under autocast: in bfloat16 its gradient is slow on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, C, h, w)` of any precision to float32 of the same kind."""
