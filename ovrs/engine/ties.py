@@ -24,6 +24,8 @@ STEP = 4
 """Pixels from one that is counted to the next, along both axes."""
 NEAR = 0.4
 """Share of the winner's score from which the second best counts as nearly as high."""
+_TOGETHER = 1 << 18
+"""Bytes of scores that are compared at once on the host: few long steps, in the processor's cache."""
 
 
 class Ties:
@@ -36,6 +38,7 @@ class Ties:
             max(0, -(-(length - first) // STEP)) for length, first in zip(window.shape, self._first, strict=True)
         )
         self._codes: Array | None = None
+        self._waiting: list[tuple[tuple[slice, ...], NDArray[np.float32]]] = []
 
     def add(self, part: tuple[slice, slice], scores: Array) -> None:
         """Take scores `(class, y, x)` of a part of the block."""
@@ -46,16 +49,37 @@ class Ties:
             start = first + -(-max(0, span.start - first) // STEP) * STEP
             inside.append(slice(start - span.start, span.stop - span.start, STEP))
             places.append(slice((start - first) // STEP, (start - first) // STEP + len(range(start, span.stop, STEP))))
-        values = (as_numpy(scores) if on_host(scores) else scores)[:, inside[0], inside[1]]
-        if 0 in values.shape:
+        if 0 in (len(range(*span.indices(span.stop))) for span in inside):
             return
-        codes = _on_host(values) if on_host(scores) else _codes(values)
+        if not on_host(scores):
+            self._put(tuple(places), _codes(scores[:, inside[0], inside[1]]))
+            return
+        # copied, as a part shares memory with what follows
+        self._waiting.append((tuple(places), np.array(as_numpy(scores)[:, inside[0], inside[1]], order="C")))
+        if sum(values.nbytes for _, values in self._waiting) >= _TOGETHER:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Compare the scores that wait, as one row of pixels."""
+        if not self._waiting:
+            return
+        rows = [values.reshape(self.classes, -1) for _, values in self._waiting]
+        codes = _on_host(np.concatenate(rows, axis=1) if len(rows) > 1 else rows[0])
+        begin = 0
+        for places, values in self._waiting:
+            shape = values.shape[1:]
+            self._put(places, codes[begin : begin + shape[0] * shape[1]].reshape(shape))
+            begin += shape[0] * shape[1]
+        self._waiting.clear()
+
+    def _put(self, places: tuple[slice, ...], codes: Array) -> None:
         if self._codes is None:
             self._codes = empty(self._shape, codes)
-        self._codes[tuple(places)] = codes
+        self._codes[places] = codes
 
     def counts(self, valid: NDArray[np.bool_]) -> dict[str, int]:
         """Return counted valid pixels of each winner under `i`, and near ties of winner and second under `i_j`."""
+        self._compare()
         if self._codes is None:
             return {}
         codes = as_numpy(self._codes)[valid[self._first[0] :: STEP, self._first[1] :: STEP]]
@@ -69,14 +93,12 @@ class Ties:
 
 
 def _on_host(scores: NDArray[np.float32]) -> NDArray[np.int32]:
-    """`_codes` in NumPy."""
-    classes, rest = scores.shape[0], np.array(scores, order="C")
-    best, winner = highest(rest)
-    number = np.arange(classes, dtype=winner.dtype)[:, None, None]
-    np.copyto(rest, -np.inf, where=number == winner)
-    height, runner_up = highest(rest)
+    """`_codes` in NumPy, of pixels in a row; writes to the scores."""
+    best, winner = highest(scores)
+    scores[winner, np.arange(scores.shape[1])] = -np.inf
+    height, runner_up = highest(scores)
     near = (height >= NEAR * best) & (best > 0)
-    codes: NDArray[np.int32] = winner.astype(np.int32) * classes + np.where(near, runner_up, winner)
+    codes: NDArray[np.int32] = winner.astype(np.int32) * scores.shape[0] + np.where(near, runner_up, winner)
     return codes
 
 

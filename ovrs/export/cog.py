@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from ovrs.export.product import CLASSES, CONFIDENCE, Kind, Product
 from ovrs.export.rendering import rendered
 from ovrs.export.warp import is_coarser, target_grid
 from ovrs.store.cautions import SKETCH, is_sketch
+from ovrs.store.codec import pixel_crc
 from ovrs.store.pyramid import strips
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _write_plain(geobox: GeoBox, band: _Band, plain: Path) -> int:
         for part in _parts((geobox.height, geobox.width)):
             rows, cols = part.toslices()
             pixels = np.ascontiguousarray(values[rows, cols])
-            sent = zlib.crc32(pixels.tobytes(), sent)
+            sent = pixel_crc((pixels,), sent)
             raster.write(pixels, 1, window=part)
     return sent
 
@@ -180,7 +180,7 @@ def _warp(plain: Path, warped: Path, band: _Band, own: GeoBox) -> int:
         for part in _parts((goal.height, goal.width)):
             pixels = np.ascontiguousarray(vrt.read(1, window=part))
             arrived = arrived or bool((pixels != band.nodata).any())
-            sent = zlib.crc32(pixels.tobytes(), sent)
+            sent = pixel_crc((pixels,), sent)
             out.write(pixels, 1, window=part)
         if not arrived and any((source.read(1, window=p) != band.nodata).any() for p in _parts(source.shape)):
             raise OptionError(
@@ -198,7 +198,7 @@ def _check_pixels(raster: Path, sent: int, out: Path) -> None:
     found = 0
     with rasterio.open(raster) as source:
         for part in _parts(source.shape):
-            found = zlib.crc32(source.read(1, window=part).tobytes(), found)
+            found = pixel_crc((source.read(1, window=part),), found)
     if found != sent:
         raise OutputError(f"{out} cannot be written: not all pixels reached the disk; is it full?")
 

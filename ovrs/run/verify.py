@@ -25,6 +25,7 @@ from ovrs.provenance import canonical
 from ovrs.run import adaptation
 from ovrs.run.rundir import RunDir
 from ovrs.store import layout as store
+from ovrs.store.codec import pixel_crc
 from ovrs.store.keys import hidden
 from ovrs.store.target import target_of
 
@@ -254,11 +255,7 @@ def _names(out: Place) -> list[str]:
 
 def block_crc(label: NDArray[Any], confidence: NDArray[Any], score: NDArray[Any] | None = None) -> str:
     """CRC-32 over the block's label bytes, then its confidence bytes, then its score bytes."""
-    crc = 0
-    for values in (label, confidence, score):
-        if values is not None:
-            crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
-    return f"{crc:08x}"
+    return f"{pixel_crc(values for values in (label, confidence, score) if values is not None):08x}"
 
 
 def damaged_blocks(path: Path | Store, plan: Plan, records: dict[str, BlockRecord]) -> Iterator[tuple[str, Problem]]:

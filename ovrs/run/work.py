@@ -239,6 +239,7 @@ def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
     known = np.minimum(result.label, classes)  # "no data" is a large number
     counts = np.stack([np.bincount(row, minlength=classes)[:classes] for row in known])
     areas = row_areas_m2(job.scene.geobox, block.core) @ counts
+    unknown = int(np.count_nonzero(result.confidence == CONFIDENCE_NODATA))
     histogram = {str(i): int(n) for i, n in enumerate(counts.sum(axis=0)) if n}
     return BlockRecord(
         name=block.name,
@@ -246,7 +247,7 @@ def _record(job: Job, block: Block, result: BlockMap) -> BlockRecord:
         tiles=result.tiles,
         histogram=histogram,
         areas_m2={k: float(areas[int(k)]) for k in histogram},
-        confidence_sum=int(result.confidence.sum(dtype=np.int64, where=result.confidence != CONFIDENCE_NODATA)),
+        confidence_sum=int(result.confidence.sum(dtype=np.int64)) - CONFIDENCE_NODATA * unknown,
         crc=verify.block_crc(result.label, result.confidence, result.score),
         events=result.events,
         ties=result.ties,

@@ -1,4 +1,4 @@
-"""zarr's gzip codec, several times faster: the same name and format, compressed by ISA-L.
+"""zarr's gzip codec, several times faster: the same name and format, compressed by ISA-L; and CRC-32 of pixels by it.
 
 Every gzip reader opens what it writes. The header holds no time of day, so equal chunks are equal files. Choosing it
 is the libraries' own mechanism: zarr's configuration names the class for format 3, numcodecs' registry for format 2.
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numcodecs
+import numpy as np
 import zarr
 from isal import igzip, isal_zlib
 from numcodecs.compat import ensure_contiguous_ndarray
@@ -18,8 +19,9 @@ from zarr.core.buffer.cpu import as_numpy_array_wrapper
 from zarr.registry import register_codec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from numpy.typing import NDArray
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer
 
@@ -60,6 +62,13 @@ class TimelessGzip(numcodecs.GZip):  # type: ignore[misc]
         """Pack any array or buffer with gzip; the same bytes give the same result."""
         packed: bytes = igzip.compress(ensure_contiguous_ndarray(buf), min(self.level, HIGHEST_LEVEL), mtime=0)
         return packed
+
+
+def pixel_crc(arrays: Iterable[NDArray[Any]], crc: int = 0) -> int:
+    """CRC-32 of the bytes of arrays in C order, one after the other, going on from `crc`; by ISA-L four times faster than zlib's."""
+    for values in arrays:
+        crc = isal_zlib.crc32(np.ascontiguousarray(values).data, crc)
+    return crc
 
 
 def install() -> None:

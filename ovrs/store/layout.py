@@ -269,7 +269,13 @@ def sweep(path: Path) -> None:
 
 
 class Layer(zarr.Array[Any]):
-    """An array whose damaged chunks are told in one line."""
+    """An array whose damaged chunks are told in one line, and that is written to as quickly as its pixels allow."""
+
+    def __setitem__(self, selection: Any, value: Any) -> None:
+        if np.equal(value, self.fill_value).any():
+            super().__setitem__(selection, value)
+        else:  # spare zarr's slow look at every chunk for "nothing but fill value"
+            zarr.Array(self.async_array.with_config({"write_empty_chunks": True}))[selection] = value
 
     def __getitem__(self, selection: Any) -> Any:
         try:

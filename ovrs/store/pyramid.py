@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from ovrs.errors import StoreError
 from ovrs.scene.grid import Window
 from ovrs.store import geozarr
 from ovrs.store import layout as store
+from ovrs.store.codec import pixel_crc
 from ovrs.store.levels import Levels, part
 from ovrs.store.levels import strips as strips
 
@@ -50,7 +50,7 @@ def block_crc(root: zarr.Group, levels: Levels, core: Window) -> str:
     crc = 0
     for factor in levels.by_block:
         try:
-            crc = _crc(_read(root, factor, part(core, factor)), crc)
+            crc = pixel_crc(_read(root, factor, part(core, factor)), crc)
         except StoreError:
             return ""
     return f"{crc:08x}"
@@ -101,7 +101,7 @@ def _written(root: zarr.Group, window: Window, factors: tuple[int, ...], pair: P
     for factor in factors:
         label, confidence = mode2(label, nodata), mean2(confidence)
         _write(root, factor, part(window, factor), (label, confidence))
-        crc = _crc((label, confidence), crc)
+        crc = pixel_crc((label, confidence), crc)
     return f"{crc:08x}"
 
 
@@ -137,12 +137,6 @@ def _write(root: zarr.Group, factor: int, window: Window, pair: Pair) -> None:
 
 def _slices(window: Window) -> tuple[slice, slice]:
     return slice(window.row_off, window.row_end), slice(window.col_off, window.col_end)
-
-
-def _crc(pair: Pair, crc: int) -> int:
-    for values in pair:
-        crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
-    return crc
 
 
 def mode2(label: NDArray[Any], nodata: int) -> NDArray[Any]:
