@@ -11,6 +11,7 @@ loops have none. Everybody has two threads: in ours of two threads, each compute
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shutil
 import subprocess
@@ -142,9 +143,6 @@ class ConvSegmenter:
 
 
 def ours(source: Path, out: Path, executor: str = "serial") -> None:
-    from ovrs.engine import allocator
-
-    allocator.keep_freed_memory()
     from ovrs import options, pipeline
     from ovrs.run import segmenters
     from ovrs.words import vocabulary
@@ -165,6 +163,10 @@ WAYS = {
 
 
 def one(name: str, folder: Path) -> None:
+    if name.startswith("ovrs"):
+        from ovrs.engine import allocator
+
+        allocator.keep_freed_memory()  # as the command line does
     import rasterio  # noqa: F401
     import torch  # noqa: F401
     import zarr  # noqa: F401
@@ -172,6 +174,8 @@ def one(name: str, folder: Path) -> None:
     import ovrs.run.job  # noqa: F401
 
     print(json.dumps(measured(WAYS[name][0], folder, folder / WAYS[name][1])))
+    if name.startswith("ovrs"):
+        gc.freeze()  # as the command line does
 
 
 def measured(work: Callable[[Path, Path], None], folder: Path, out: Path) -> dict[str, float | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -353,4 +354,6 @@ def main() -> None:
     """Entry point: every error becomes one message and its exit code (`ovrs.errors.EXIT_CODES`)."""
     allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
     with redact.guarded_output():
-        sys.exit(edge.run(app))
+        code = edge.run(app)
+        gc.freeze()  # or Python looks for cycles among all objects of torch several times before it ends
+        sys.exit(code)
