@@ -80,19 +80,23 @@ def crop_inputs(model: LoadedModel, rgb: Array, valid: Array, crops: tuple[Windo
     stack = _shown(both, crops, views.zoom)
     height, width = stack.shape[2:]
     shape = (height + -height % patch, width + -width % patch)
-    inputs, pad = _padded(stack, shape)
-    stacks, wide, count = [inputs], [], len(crops)
+    stack, pad = _padded(stack, shape)
+    images, validity, wide, count = [stack[:, :3]], [stack[:, 3:]], [], len(crops)
     for size, windows in views.wide_windows(crops):
         part = _shown(both, windows, views.wide_zoom(windows[0]))
         inner = (part.shape[2], part.shape[3])
         part, own_pad = _padded(part, shape)
         flip = views.turn(size)
         wide.append(WideWindows(size, slice(count, count + len(windows)), windows, own_pad, inner, flip))
-        stacks.append(part)
+        images.append(part[:, :3].flip(flip))
+        validity.append(part[:, 3:])
         count += len(windows)
-    images = torch.cat(stacks)
-    seen = [images[: len(crops), :3], *(images[w.rows, :3].flip(w.flip) for w in wide)]
-    return CropInputs(torch.cat(seen), pad, (height, width), crops, mask, images[:, 3:], tuple(wide))
+    return CropInputs(_joined(images), pad, (height, width), crops, mask, _joined(validity), tuple(wide))
+
+
+def _joined(stacks: list[Tensor]) -> Tensor:
+    """Join stacks in one piece of memory, each copied once."""
+    return stacks[0].contiguous() if len(stacks) == 1 else torch.cat(stacks)
 
 
 def _shown(image: Tensor, windows: tuple[Window, ...], zoom: float) -> Tensor:
@@ -108,6 +112,8 @@ def _padded(stack: Tensor, shape: tuple[int, int]) -> tuple[Tensor, tuple[int, i
     """Mean colour, not valid, on all sides up to `shape`; and its rows and columns before the first pixel."""
     lack = (shape[0] - stack.shape[2], shape[1] - stack.shape[3])
     pad = (lack[0] // 2, lack[1] // 2)
+    if not any(lack):
+        return stack, pad
     return F.pad(stack, (pad[1], lack[1] - pad[1], pad[0], lack[0] - pad[0])), pad
 
 
