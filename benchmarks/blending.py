@@ -3,7 +3,8 @@
     python -m benchmarks.blending [--against TREE] [--repeats 5] [--out RESULTS.json]
 
 Segmenters give the same array for every tile, so that only the engine is timed: adapted per tile with 6 and 20 classes,
-frozen with 36 and 66 queries. `--against` names another checkout of the repository; both are measured in turns, each in
+frozen with 36 and 66 queries. Crops of frozen ones fade into each other, as by default, or their weights are uneven all
+over. `--against` names another checkout of the repository; both are measured in turns, each in
 a process of its own, with one thread, and the least of their processor times counts. `equal` says whether labels and confidence
 of the two are the same, on scores that differ from tile to tile.
 """
@@ -19,28 +20,46 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 CASES = {
-    "6 classes, adapted": (6, False),
-    "20 classes, adapted": (20, False),
-    "36 queries": (36, True),
-    "66 queries": (66, True),
+    "6 classes, adapted": (6, ""),
+    "20 classes, adapted": (20, ""),
+    "36 queries": (36, "fading"),
+    "66 queries": (66, "fading"),
+    "36 queries, uneven": (36, "uneven"),
 }
+"""Channels, and the weights of a frozen segmenter's crops."""
 ROOT = Path(__file__).parents[1]
+
+
+def fading(geometry) -> np.ndarray:
+    """Sum of the weights of a tile's crops, each rising over the overlap with its neighbours, `(side, side)`."""
+    ramp = geometry.crop - geometry.stride
+    rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(ramp) + 0.5) / ramp)
+    one = np.ones(geometry.crop)
+    one[:ramp] = rise
+    one[geometry.crop - ramp :] = rise[::-1]
+    line = np.zeros(geometry.tile)
+    for start in range(0, geometry.tile - geometry.crop + 1, geometry.stride):
+        line[start : start + geometry.crop] += one
+    return np.outer(line, line).astype(np.float32)
 
 
 class Given:
     """A segmenter whose answers are made beforehand, one for each of four tiles in turn."""
 
-    def __init__(self, channels: int, geometry) -> None:
+    def __init__(self, channels: int, geometry, weights: str) -> None:
         self.class_count = self.channels = channels
         self.geometry = geometry
         rng = np.random.default_rng(0)
         side = geometry.tile
         self.scores = [rng.random((channels, side, side), np.float32) for _ in range(4)]
         self.weight = rng.uniform(0.1, 4, (side, side)).astype(np.float32)
+        if weights == "fading":
+            self.weight = fading(geometry)
 
     def of(self, rgb):
         index = int(rgb[0, 0, 0]) % len(self.scores)
@@ -74,11 +93,9 @@ class Scene:
         self.rgb = np.random.default_rng(1).integers(0, 255, (3, side, side), np.uint8)
 
     def read(self, window):
-        from ovrs.scene.raster import Pixels
-
         rows, cols = slice(window.row_off, window.row_end), slice(window.col_off, window.col_end)
         rgb = self.rgb[:, rows, cols]
-        return Pixels(rgb, np.ones(rgb.shape[1:], bool))
+        return SimpleNamespace(rgb=rgb, valid=np.ones(rgb.shape[1:], bool))
 
 
 def measured(name: str) -> dict[str, float | str]:
@@ -87,9 +104,9 @@ def measured(name: str) -> dict[str, float | str]:
     from ovrs.engine.decide import DecisionRule
     from ovrs.engine.tiling import Plan, TileGeometry
 
-    channels, frozen = CASES[name]
+    channels, weights = CASES[name]
     geometry = TileGeometry(crop=224, stride=112)
-    segmenter = (GivenFrozen if frozen else Given)(channels, geometry)
+    segmenter = (GivenFrozen if weights else Given)(channels, geometry, weights)
     scene = Scene(3584)
     plan = Plan(height=3584, width=3584, geometry=geometry, block_pitches=8)
     pixels = scene.read(plan.block(0, 0).read)
