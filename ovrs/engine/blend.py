@@ -223,29 +223,44 @@ class Blend:
         return sums
 
     def _sum_into(self, to: _Sums, scored: Scored) -> None:
-        """Write a tile's own, weighted, and add what earlier tiles left there."""
+        """Write a tile's own, weighted, plus what earlier tiles left there."""
         rows, cols = to.window.slices_in(scored.window)
-        values, weight = scored.values[:, rows, cols], scored.weight[rows, cols]
-        if scored.weighted:
-            to.values[...] = values
-        else:
-            self._xp.multiply(values, weight, out=to.values)
-        to.weight[...] = weight
         earlier = self._earlier(to.window)
         if scored.background is not None:
-            to.background = scored.background[rows, cols] * weight
+            to.background = scored.background[rows, cols] * scored.weight[rows, cols]
         elif any(sums.background is not None for sums in earlier):
             to.background = empty(to.window.shape, scored.weight)
-        for sums in earlier:
-            own = to.of(sums.window)
-            _add(own.values, sums.values)
-            _add(own.weight, sums.weight)
-            _add(own.background, sums.background)
+        for part, sums in _shared_out(to.window, earlier):
+            self._put(to.of(part), scored, None if sums is None else sums.of(part))
+
+    def _put(self, to: _Sums, scored: Scored, earlier: _Sums | None) -> None:
+        """Write a part that one earlier tile left something for all over, or none; each number is written once."""
+        rows, cols = to.window.slices_in(scored.window)
+        values, weight, xp = scored.values[:, rows, cols], scored.weight[rows, cols], self._xp
+        if not scored.weighted:
+            values = xp.multiply(values, weight, out=to.values)
+        if earlier is None:
+            to.weight[...] = weight
+            if scored.weighted:
+                to.values[...] = values
+            return
+        xp.add(values, earlier.values, out=to.values)
+        xp.add(weight, earlier.weight, out=to.weight)
+        if to.background is not None and earlier.background is not None:
+            to.background += earlier.background
 
 
-def _add(to: Array, values: Array) -> None:
-    if values is not None:
-        to += values
+def _shared_out(window: Window, earlier: list[_Sums]) -> Iterator[tuple[Window, _Sums | None]]:
+    """Cut a window into the parts that earlier sums cover, with these, and the rest. Earlier sums do not overlap."""
+    for index, sums in enumerate(earlier):
+        if (common := window.intersect(sums.window)) is not None:
+            for part in around(common, window):
+                if part is common:
+                    yield part, sums
+                else:
+                    yield from _shared_out(part, earlier[index + 1 :])
+            return
+    yield window, None
 
 
 def around(inner: Window, outer: Window) -> Iterator[Window]:
