@@ -45,7 +45,7 @@ COMMANDS = {
     "demo": "python -m benchmarks.accuracy",
     "memory": "python -m benchmarks.memory --sizes 2048 8192",
     "engine": "python -m benchmarks.engine --size 8192 --repeats 3",
-    "peers": "python -m benchmarks.peers --size 8192",
+    "peers": "python -m benchmarks.peers --size 8192 --repeats 3",
     "allocator": "python -m benchmarks.allocator",
     "speed": "python -m benchmarks.speed --steps 3",
     "bookkeeping": "python -m benchmarks.bookkeeping --pieces 0",

@@ -388,3 +388,23 @@ def test_chunks_are_gzip_for_every_reader_and_equal_chunks_are_equal_files(tmp_p
     script = f"import zarr; print(zarr.open_group({str(tmp_path / 'a.zarr')!r}, mode='r')['label'][:].sum(dtype=int))"
     there = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     assert int(there) == label.sum(dtype=int)  # the libraries' own codecs, in a process that never heard of ours
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_chunks_of_nothing_but_no_data_are_no_files(tmp_path, holes):
+    """Whether or not zarr is spared the look for them: a block without gaps has none, another one is looked through."""
+    group = zarr.open_group(tmp_path / "store.zarr", mode="w")
+    plain = group.create_array("plain", shape=(90, 70), chunks=(30, 30), dtype="uint8", fill_value=255)
+    group.create_array("layer", shape=(90, 70), chunks=(30, 30), dtype="uint8", fill_value=255)
+    values = np.arange(60 * 70, dtype=np.uint16).reshape(60, 70).astype(np.uint8) % 200
+    if holes:
+        values[:30, 30:60] = 255
+    plain[30:] = values
+    store.array(group, "layer")[30:] = values
+    assert np.array_equal(store.array(group, "layer")[:], plain[:])
+    chunks = [
+        {p.relative_to(tmp_path / "store.zarr" / n).as_posix() for p in (tmp_path / "store.zarr" / n / "c").rglob("*")}
+        for n in ("plain", "layer")
+    ]
+    assert chunks[0] == chunks[1]
+    assert ("c/1/1" in chunks[1]) is not holes
