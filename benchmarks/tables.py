@@ -256,6 +256,15 @@ def engine(engine: Results) -> str:
 
 def peers(peers: Results) -> str:
     """Memory: the engine beside other programs' tiling."""
+    return _beside(peers)
+
+
+def peers_large(peers_large: Results) -> str:
+    """Memory: the engine beside the quickest of them on a scene of four times the size."""
+    return _beside(peers_large)
+
+
+def _beside(peers: Results) -> str:
     rows = [
         [
             name,
@@ -267,6 +276,15 @@ def peers(peers: Results) -> str:
         for name, found in sorted(peers.items(), key=lambda one: one[1]["whole"])
     ]
     return table(["engine", "whole process, s", "of it mapping, s", "peak MB", "agree"], rows)
+
+
+def startup(startup: Results) -> str:
+    """Memory: seconds from a command to its first tile, and what imports cost."""
+    rows = [
+        [name, number(found["wall"]), number(found["processor"]), ", ".join(found.get("imported", ())) or "–"]
+        for name, found in startup.items()
+    ]
+    return table(["process", "seconds", "processor seconds", "heavy packages imported"], rows)
 
 
 def allocator(allocator: Results) -> str:
@@ -341,6 +359,8 @@ TABLES: dict[str, Callable[..., str]] = {
         memory,
         engine,
         peers,
+        peers_large,
+        startup,
         allocator,
         speed,
         sam3,
