@@ -46,7 +46,7 @@ COMMANDS = {
     "memory": "python -m benchmarks.memory --sizes 2048 8192",
     "engine": "python -m benchmarks.engine --size 8192 --repeats 3",
     "peers": "python -m benchmarks.peers --size 8192 --repeats 3",
-    "peers_large": "python -m benchmarks.peers --size 16384 --repeats 2 --only xbatcher",
+    "peers_large": "python -m benchmarks.peers --size 16384 --repeats 2 --only xbatcher --work FOLDER",
     "startup": "python -m benchmarks.startup --repeats 3",
     "allocator": "python -m benchmarks.allocator",
     "speed": "python -m benchmarks.speed --steps 3",
