@@ -350,14 +350,9 @@ def _progress(form: str = "auto") -> Any:
     return metered(form)
 
 
-_OBJECTS_BETWEEN_COLLECTIONS = 20_000
-"""By Python's own 700 a tenth of the time to the first tile goes to searches for cycles while packages are imported."""
-
-
 def main() -> None:
     """Entry point: every error becomes one message and its exit code (`ovrs.errors.EXIT_CODES`)."""
     allocator.keep_freed_memory()  # first of all: threads that exist already keep heaps of their own
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     with redact.guarded_output():
         code = edge.run(app)
         gc.freeze()  # or Python looks for cycles among all objects of torch several times before it ends
