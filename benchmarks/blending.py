@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def fading(geometry) -> np.ndarray:
-    """Sum of the weights of a tile's crops, each rising over the overlap with its neighbours, `(side, side)`."""
+    """Sum of the weights of a tile's crops, as `ovrs.engine.tiling.taper` gives them; another tree may keep that elsewhere, `(side, side)`."""
     ramp = geometry.crop - geometry.stride
     rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(ramp) + 0.5) / ramp)
     one = np.ones(geometry.crop)
